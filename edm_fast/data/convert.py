@@ -7,12 +7,14 @@ with [name, label] pairs or null; a folder, or a zip whose members are stored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from edm_fast.data._output import encode_labels, encode_png, member_name, open_dest
+from edm_fast.data._output import check_dest, encode_labels, encode_png, member_name, open_dest
+from edm_fast.data._sources import open_source
+from edm_fast.data._transforms import make_transform
 from edm_fast.errors import UserError
 
 Item = tuple[np.ndarray | None, Any]  # image (H, W) or (H, W, C) uint8, or None where skipped; label or None
@@ -37,6 +39,27 @@ def check_image(image: np.ndarray, first: tuple[int, int, int] | None) -> tuple[
     return height, width, channels
 
 
+def convert(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    max_images: int | None = None,
+    transform: str | None = None,
+    resolution: tuple[int, int] | None = None,
+    progress: Callable[[Iterable[Item], int], Iterable[Item]] = lambda items, count: items,
+    report: Callable[[str], None] = print,
+) -> int:
+    """Convert `source` to `dest`; the number of images written.
+
+    transform: None (resize only), "center-crop" or "center-crop-wide"; resolution: (width, height).
+    progress(items, count) may wrap the loop; report(line) is told of entries left out.
+    """
+    apply = make_transform(transform, resolution)
+    check_dest(dest)
+    count, items = open_source(source, max_images, report)
+    changed = ((apply(image), label) for image, label in items)
+    return write_dataset(dest, progress(changed, count))
+
+
 def write_dataset(dest: str | os.PathLike[str], items: Iterable[Item]) -> int:
     """Write (image, label) items to a folder or .zip; the number of images written. A skipped item leaves a gap."""
     labels: list[tuple[str, Any]] = []
@@ -54,6 +77,6 @@ def write_dataset(dest: str | os.PathLike[str], items: Iterable[Item]) -> int:
             write(name, encode_png(image))
             labels.append((name, label))
         if not labels:
-            raise UserError("no images in the source; expected at least one")
+            raise UserError("no image to write; expected at least one in the source that the transform does not skip")
         write("dataset.json", encode_labels(labels))
     return len(labels)

@@ -1,0 +1,68 @@
+"""Crops and resizing of the dataset conversion. Images (H, W) or (H, W, 3) uint8; Pillow's Lanczos filter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+
+from edm_fast.errors import UserError
+
+Transform = Callable[[np.ndarray], np.ndarray | None]  # None: the image is skipped
+TRANSFORMS = ("center-crop", "center-crop-wide")
+
+
+def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The image at (height, width); the aspect ratio is not kept. A fitting image comes back as it is."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.LANCZOS))
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Gray (H, W) repeated to (H, W, 3)."""
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
+def center_crop(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The largest centred square, as RGB, resized to (height, width)."""
+    rows, cols = image.shape[:2]
+    m = min(rows, cols)
+    square = image[(rows - m) // 2 : (rows + m) // 2, (cols - m) // 2 : (cols + m) // 2]
+    return resize(to_rgb(square), width, height)
+
+
+def center_crop_wide(image: np.ndarray, width: int, height: int) -> np.ndarray | None:
+    """Full width, centred rows, resized to (height, width), on a black (width, width) square; None if too small.
+
+    ch = round(width H / W) rows are kept, as published; images with W < width or ch < height are skipped.
+    """
+    rows, cols = image.shape[:2]
+    ch = round(width * rows / cols)
+    if cols < width or ch < height:
+        return None
+    band = resize(to_rgb(image[(rows - ch) // 2 : (rows + ch) // 2]), width, height)
+    canvas = np.zeros((width, width, 3), dtype=np.uint8)
+    canvas[(width - height) // 2 : (width + height) // 2] = band
+    return canvas
+
+
+def make_transform(name: str | None, resolution: tuple[int, int] | None) -> Transform:
+    """image -> image for `--transform` and `--resolution` (width, height)."""
+    if name is not None and name not in TRANSFORMS:
+        raise UserError(f"unknown transform {name!r}; expected one of {', '.join(TRANSFORMS)}")
+    if resolution is None:
+        if name is not None:
+            raise UserError(f"the transform {name} needs a resolution; expected --resolution=WxH")
+        return lambda image: image
+    width, height = resolution
+    if width < 1 or height < 1:
+        raise UserError(f"resolution {width}x{height} has no pixels; expected two positive numbers")
+    if name is None:
+        return lambda image: resize(image, width, height)
+    if name == "center-crop":
+        return lambda image: center_crop(image, width, height)
+    if height > width:
+        raise UserError(f"center-crop-wide at {width}x{height} is not wide; expected a width of at least the height")
+    return lambda image: center_crop_wide(image, width, height)
