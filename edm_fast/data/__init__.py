@@ -1,0 +1,6 @@
+"""Data sets and the order in which training reads them."""
+
+from edm_fast.data.dataset import ImageFolderDataset
+from edm_fast.data.index_stream import InfiniteSampler
+
+__all__ = ["ImageFolderDataset", "InfiniteSampler"]

@@ -1,0 +1,75 @@
+"""Training losses: L(D; sigma) = lambda(sigma) (D(y + n; sigma) - y)^2, n ~ N(0, sigma^2 I), for three noise distributions.
+
+Every loss is called as `loss(net, images, labels=None, augment_pipe=None)` with images (N, C, H, W) in [-1, 1] and returns
+the weighted squared error per pixel (N, C, H, W), unreduced. Draws from the global generator of the device, in this order:
+noise level, augmentation, normals (row-major NCHW whatever the layout of the images), then whatever the network draws.
+Karras et al. 2022, Table 1 and Section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Net = Callable[..., Tensor]
+Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def weighted_error(
+    net: Net, images: Tensor, labels: Tensor | None, augment_pipe: Augment | None, sigma: Tensor, weight: Tensor
+) -> Tensor:
+    """weight (D(y + sigma n; sigma, labels, a) - y)^2 with (y, a) = augment(images), n ~ N(0, I); sigma, weight (N, 1, 1, 1)."""
+    y, augment_labels = augment_pipe(images) if augment_pipe is not None else (images, None)
+    # not randn_like: it would fill a channels_last tensor in another order
+    noise = torch.randn(y.shape, device=y.device, dtype=y.dtype)
+    denoised = net(y + noise * sigma, sigma, labels, augment_labels=augment_labels)
+    return weight * (denoised - y) ** 2
+
+
+class VPLoss:
+    """u ~ U(0, 1), t = 1 + u (epsilon_t - 1), sigma = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), lambda = 1 / sigma^2."""
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5) -> None:
+        self.beta_d = beta_d
+        self.beta_min = beta_min
+        self.epsilon_t = epsilon_t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return ((0.5 * self.beta_d * t**2 + self.beta_min * t).exp() - 1).sqrt()
+
+    def __call__(self, net: Net, images: Tensor, labels: Tensor | None, augment_pipe: Augment | None = None) -> Tensor:
+        u = torch.rand([images.shape[0], 1, 1, 1], device=images.device)
+        sigma = self.sigma(1 + u * (self.epsilon_t - 1))  # (N, 1, 1, 1)
+        return weighted_error(net, images, labels, augment_pipe, sigma, 1 / sigma**2)
+
+
+class VELoss:
+    """u ~ U(0, 1), sigma = sigma_min (sigma_max / sigma_min)^u, lambda = 1 / sigma^2."""
+
+    def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100) -> None:
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def __call__(self, net: Net, images: Tensor, labels: Tensor | None, augment_pipe: Augment | None = None) -> Tensor:
+        u = torch.rand([images.shape[0], 1, 1, 1], device=images.device)
+        sigma = self.sigma_min * (self.sigma_max / self.sigma_min) ** u  # (N, 1, 1, 1)
+        return weighted_error(net, images, labels, augment_pipe, sigma, 1 / sigma**2)
+
+
+class EDMLoss:
+    """ln sigma ~ N(P_mean, P_std^2), lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
+
+    def __init__(self, P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5) -> None:
+        self.P_mean = P_mean
+        self.P_std = P_std
+        self.sigma_data = sigma_data
+
+    def __call__(
+        self, net: Net, images: Tensor, labels: Tensor | None = None, augment_pipe: Augment | None = None
+    ) -> Tensor:
+        normal = torch.randn([images.shape[0], 1, 1, 1], device=images.device)
+        sigma = (self.P_mean + self.P_std * normal).exp()  # (N, 1, 1, 1)
+        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        return weighted_error(net, images, labels, augment_pipe, sigma, weight)
