@@ -1,0 +1,102 @@
+"""The program edm-fast: one file per verb, loaded when the verb is used, and one place that prints errors."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from edm_fast.errors import UserError
+
+# the summaries stand here so that listing the verbs imports none of them
+VERBS = {
+    "generate": "Draw images from a network.",
+    "train": "Train a network on a dataset.",
+    "fid": "Compute Frechet distances between sets of images.",
+    "dataset": "Convert images into a dataset, or check one.",
+    "convert": "Convert checkpoints between formats.",
+    "bench": "Measure speed against the peers.",
+    "verify": "Measure each backend's error.",
+    "doctor": "Say what is installed, what is missing, and what will run.",
+}
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("edm-fast")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def error_line(error: BaseException) -> str | None:
+    """The one line that tells a user what went wrong, or None where a traceback serves better."""
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, OSError) and not isinstance(error, UserError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    elif isinstance(error, (UserError, OSError)):
+        text = str(error)
+    elif isinstance(error, MemoryError) or _is_out_of_memory(error):
+        text = f"out of memory: {error}" if str(error) else "out of memory"
+    else:
+        return None
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch is not imported for this: the device allocator has a class of its own, the host allocator a phrase
+    host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return host or type(error).__name__ == "OutOfMemoryError"
+
+
+class Program(click.Group):
+    """Loads verbs on demand; prints `Error: <one line>` and exits with 2 on bad input."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [verb for verb in VERBS if importlib.util.find_spec(f"{__name__}.{verb}")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return importlib.import_module(f"{__name__}.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, VERBS[verb]) for verb in self.list_commands(ctx)])
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            status = super().main(*args, standalone_mode=False, **kwargs)
+        except (click.Abort, KeyboardInterrupt):
+            _stop("interrupted", 130)
+        except BrokenPipeError:
+            # whoever read our output has left; a second flush at exit would complain again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except BaseException as error:
+            if isinstance(error, click.UsageError) and error.ctx and "\n" in error.format_message():
+                click.echo(error.format_message(), err=True)  # no verb given: click's message is the help page
+                sys.exit(2)
+            line = error_line(error)
+            if line is None:
+                raise
+            _stop(line, 2)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    click.echo(f"Error: {line}", err=True)
+    sys.exit(code)
+
+
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version(), prog_name="edm-fast")
+def main() -> None:
+    """Sampling and training of EDM diffusion models with fused kernels."""

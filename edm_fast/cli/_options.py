@@ -1,0 +1,71 @@
+"""Option types the verbs share. Each refuses bad values with one line."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import click
+
+from edm_fast.errors import UserError
+
+# far above any published use (50,000 images); a slip such as 0-99999999999 must not fill the memory
+MAX_INTS = 10_000_000
+
+
+def parse_int_list(text: str) -> list[int]:
+    """`"1,2,5-10"` -> [1, 2, 5, ..., 10]: both ends included, order and repeats kept, `9-8` is empty."""
+    if isinstance(text, (list, tuple)):
+        return [int(value) for value in text]
+    result: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"(\d+)-(\d+)", part)
+        try:
+            numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else (int(part),)
+        except ValueError:
+            raise UserError(f"{part!r} is not an integer or a range such as 0-63 (in {text!r})") from None
+        if len(result) + max(numbers[-1] - numbers[0] + 1 if numbers else 0, 0) > MAX_INTS:
+            raise UserError(f"{text!r} stands for more than {MAX_INTS:,} integers")
+        result.extend(numbers)
+    return result
+
+
+class IntList(click.ParamType):
+    """Comma-separated integers and ranges."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            return parse_int_list(value)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Float(click.FloatRange):
+    """A float in a range; NaN is never one, and infinity only where allowed."""
+
+    name = "float"
+
+    def __init__(
+        self, min: float | None = None, *, min_open: bool = False, max: float | None = None, inf: bool = False
+    ):
+        super().__init__(min=min, min_open=min_open, max=max)
+        self.inf = inf
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number) or (math.isinf(number) and not self.inf):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+INT_LIST = IntList()
+POSITIVE_INT = click.IntRange(min=1)
+NON_NEGATIVE_INT = click.IntRange(min=0)
+POSITIVE = Float(0, min_open=True)
+NON_NEGATIVE = Float(0)
+NON_NEGATIVE_OR_INF = Float(0, inf=True)
+FINITE = Float()
+PROBABILITY = Float(0, max=1)
