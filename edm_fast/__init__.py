@@ -1,0 +1,37 @@
+"""edm-fast: custom kernels for the diffusion models of Karras et al. 2022 (EDM).
+
+Public names load on first use, so that `import edm_fast` is quick, prints nothing and cannot fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "edm_sampler": "sampling",
+    "ablation_sampler": "sampling",
+    "StackedRandomGenerator": "sampling",
+    "use_backend": "backend",
+    "explain": "backend",
+    "UserError": "errors",
+}
+_PACKAGES = ("checkpoint", "data", "evaluation", "networks", "ops", "sampling", "training")
+
+__all__ = ["__version__", *_HOMES, *_PACKAGES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"edm_fast.{_HOMES[name]}"), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"edm_fast.{name}")
+    raise AttributeError(f"module 'edm_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

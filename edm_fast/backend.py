@@ -1,0 +1,173 @@
+"""The Op class: picks an implementation for each call and says why. use_backend() forces one, explain() reports.
+
+Each op has a reference (plain torch, the definition) and any number of candidates, tried in the order given. A
+candidate carries a `reason` function: None if it can take this call, otherwise one phrase saying why not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from edm_fast.errors import UserError
+
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+class BackendError(UserError):
+    """A backend was requested by name and cannot take the call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One implementation of an op; `forward` and `reason` share the signature of the op's reference."""
+
+    forward: Callable[..., Any]
+    reason: Callable[..., str | None]
+    differentiable: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a call runs on, and why every other implementation was passed over."""
+
+    op: str
+    backend: str
+    reasons: dict[str, str]
+    calls: int = 0
+
+    def __str__(self) -> str:
+        why = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+        calls = f" ({self.calls} calls)" if self.calls else ""
+        return f"{self.op}: {self.backend}{calls}" + (f" | {why}" if why else "")
+
+
+def _checked(name: str) -> str:
+    if name not in NAMES:
+        raise UserError(f"unknown backend {name!r}; expected one of {', '.join(NAMES)}")
+    return name
+
+
+# process-wide, as torch's own backend switches: threads of one program see the same choice
+_requested: dict[str | None, str] = {None: os.environ.get("EDM_FAST_BACKEND") or "auto"}
+_ops: dict[str, Op] = {}
+
+
+class use_backend:
+    """Run every op (or only the named `ops`) on one backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Takes effect at once; as a context manager it is undone at the end of the block. An explicit request never falls
+    back: an op that cannot honour it raises BackendError with the reason.
+
+    >>> with use_backend("reference"):
+    ...     images = edm_sampler(net, latents)
+    """
+
+    def __init__(self, name: str, *ops: str) -> None:
+        _checked(name)
+        for op in ops:
+            if op not in _ops:
+                raise UserError(f"unknown op {op!r}; expected one of {', '.join(_ops)}")
+        self._saved = dict(_requested)
+        if ops:
+            _requested.update(dict.fromkeys(ops, name))
+        else:
+            _requested.clear()
+            _requested[None] = name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _requested.clear()
+        _requested.update(self._saved)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+class Op:
+    """A function with one definition (`reference`) and several implementations.
+
+    `check(*args)` raises UserError on bad input before anything runs; candidates get checked input only.
+    """
+
+    def __init__(
+        self, name: str, reference: Callable[..., Any], check: Callable[..., None], **candidates: Candidate
+    ) -> None:
+        self.name = name
+        self.reference = reference
+        self.check = check
+        self.candidates = candidates
+        self.__doc__ = reference.__doc__
+        self._calls: dict[str, int] = {}
+        self._last: dict[str, str] = {}
+        _ops[name] = self
+
+    def choose(self, *args: Any, **kwargs: Any) -> Choice:
+        """The backend this call would run on. Raises BackendError if an explicit request cannot be honoured."""
+        request = _requested.get(self.name, _requested[None])
+        if request == "reference":
+            return Choice(self.name, "reference", {})
+        _checked(request)
+        if request != "auto":
+            reason = self._reason(request, args, kwargs)
+            if reason is not None:
+                raise BackendError(f"{self.name}: backend {request!r} was requested, but {reason}")
+            return Choice(self.name, request, {})
+        reasons = {}
+        for name in self.candidates:
+            reason = self._reason(name, args, kwargs)
+            if reason is None:
+                return Choice(self.name, name, reasons)
+            reasons[name] = reason
+        return Choice(self.name, "reference", reasons)
+
+    def _reason(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        candidate = self.candidates.get(name)
+        if candidate is None:
+            return "this op has no such implementation"
+        if not candidate.differentiable and torch.is_grad_enabled():
+            if any(t.requires_grad for t in _tensors((*args, *kwargs.values()))):
+                return "it has no backward and a gradient is needed"
+        return candidate.reason(*args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.check(*args, **kwargs)
+        choice = self.choose(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            self._calls[choice.backend] = self._calls.get(choice.backend, 0) + 1
+            self._last = choice.reasons
+        if choice.backend == "reference":
+            return self.reference(*args, **kwargs)
+        return self.candidates[choice.backend].forward(*args, **kwargs)
+
+    def explain(self) -> list[Choice]:
+        """One Choice per backend that has run since the last reset, with the reasons of the latest call."""
+        return [Choice(self.name, name, self._last, calls) for name, calls in self._calls.items()]
+
+    def reset(self) -> None:
+        self._calls.clear()
+
+
+def explain(reset: bool = False) -> list[Choice]:
+    """What each op has run on so far, how often, and why not on something else. Print the items to read them."""
+    choices = [choice for op in _ops.values() for choice in op.explain()]
+    if reset:
+        for op in _ops.values():
+            op.reset()
+    return choices
+
+
+def ops() -> dict[str, Op]:
+    """All ops by name."""
+    return dict(_ops)

@@ -1,0 +1,86 @@
+"""build(): a network from its class name and keywords, both possibly out of a file, so everything is checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from edm_fast.errors import UserError
+from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
+
+# far above anything published, far below anything that would exhaust memory while building
+_LIMITS = {
+    "img_resolution": 4096,
+    "img_channels": 1024,
+    "label_dim": 1_000_000,
+    "augment_dim": 4096,
+    "model_channels": 8192,
+    "channel_mult_emb": 64,
+    "channel_mult_noise": 64,
+    "num_blocks": 64,
+    "M": 100_000,
+}
+_MAY_BE_ZERO = ("label_dim", "augment_dim", "num_blocks")
+_LISTS = {"channel_mult": int, "attn_resolutions": int, "resample_filter": float}
+_FROM_PRECOND = ("img_resolution", "in_channels", "out_channels", "label_dim")
+
+
+def keywords(class_name: str, model_type: str) -> set[str]:
+    """All keywords the preconditioner `class_name` takes around a `model_type` network."""
+    own = {name for name in inspect.signature(PRECONDS[class_name]).parameters if name != "model_kwargs"}
+    inner = set(inspect.signature(UNETS[model_type]).parameters) - set(_FROM_PRECOND)
+    return own | inner
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _checked(name: str, value: Any) -> Any:
+    expected = None
+    if name in _LIMITS:
+        low = 0 if name in _MAY_BE_ZERO else 1
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _LIMITS[name]:
+            expected = f"an integer from {low} to {_LIMITS[name]}"
+    elif name in _LISTS:
+        ok = isinstance(value, (list, tuple)) and len(value) <= 64
+        if not ok or not all(_is_number(v) and (_LISTS[name] is float or isinstance(v, int)) for v in value):
+            expected = f"a list of at most 64 {'numbers' if _LISTS[name] is float else 'integers'}"
+        elif name != "attn_resolutions" and not value:
+            expected = "a list of at least one value"
+        elif name == "channel_mult" and not 1 <= min(value) <= max(value) <= 64:
+            expected = "multipliers from 1 to 64"
+    elif name == "use_fp16":
+        if not isinstance(value, (bool, int)):
+            expected = "true or false"
+        value = bool(value)
+    elif name.endswith("_type"):
+        if not isinstance(value, str):
+            expected = "a name"
+    elif not _is_number(value):
+        expected = "a number"
+    if expected is not None:
+        raise UserError(f"network keyword {name}={str(value)[:80]!r}; expected {expected}")
+    return list(value) if name in _LISTS else value
+
+
+def build(class_name: str, kwargs: Mapping[str, Any]) -> _Precond:
+    """A freshly initialised preconditioner with its network, e.g. build("EDMPrecond", net.init_kwargs).
+
+    Raises UserError for unknown classes or keywords and for values of a wrong type or an absurd size.
+    """
+    if class_name not in PRECONDS:
+        raise UserError(f"unknown network class {str(class_name)[:80]!r}; expected one of {', '.join(PRECONDS)}")
+    cls = PRECONDS[class_name]
+    model_type = kwargs.get("model_type", inspect.signature(cls).parameters["model_type"].default)
+    if model_type not in UNETS:
+        raise UserError(f"model_type={str(model_type)[:80]!r}; expected one of {', '.join(UNETS)}")
+    unknown = sorted(str(name)[:80] for name in set(kwargs) - keywords(class_name, model_type))
+    if unknown:
+        raise UserError(f"{class_name} with {model_type} takes no keyword {', '.join(unknown)}")
+    missing = [name for name in ("img_resolution", "img_channels") if name not in kwargs]
+    if missing:
+        raise UserError(f"network keyword {', '.join(missing)} is missing")
+    return cls(**{name: _checked(name, value) for name, value in kwargs.items()})

@@ -1,0 +1,234 @@
+"""The preconditioners VPPrecond, VEPrecond, iDDPMPrecond and EDMPrecond: D(x; sigma) from a raw network F.
+
+Karras et al. 2022, Eq. 7 and Table 1. One call for all:
+
+    D = net(x, sigma, class_labels=None, force_fp32=False, augment_labels=None)
+
+x: (N, C, R, R), any float dtype; sigma: one level per image or a single one for all; class_labels: (N or 1, label_dim),
+None means all zeros; D: (N, C, R, R) float32. Positions and names of the keywords are those of the published classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+
+from edm_fast.diffusion import precond as formulas
+from edm_fast.errors import UserError
+from edm_fast.networks._dhariwal import DhariwalUNet
+from edm_fast.networks._songunet import SongUNet
+from edm_fast.ops import solver_update
+
+UNETS: dict[str, type[torch.nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+
+
+class _Precond(torch.nn.Module):
+    """What the four have in common. Subclasses set sigma_min and sigma_max and give the coefficients."""
+
+    sigma_min: float
+    sigma_max: float
+    init_kwargs: dict[str, Any]
+    """The constructor's keywords as given, without those left at their default: enough to build the network again."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int,
+        use_fp16: bool,
+        model_type: str,
+        model_kwargs: dict[str, Any],
+        outputs_per_channel: int = 1,
+        **own: Any,
+    ) -> None:
+        super().__init__()
+        if model_type not in UNETS:
+            raise UserError(f"model_type={model_type!r}; expected one of {', '.join(UNETS)}")
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.label_dim = label_dim
+        self.use_fp16 = use_fp16
+        for name, value in own.items():
+            setattr(self, name, value)
+        given = {
+            "img_resolution": img_resolution,
+            "img_channels": img_channels,
+            "label_dim": label_dim,
+            "use_fp16": use_fp16,
+            "model_type": model_type,
+            **own,
+        }
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        changed = {name: value for name, value in given.items() if value != defaults.get(name)}
+        self.init_kwargs = {**changed, **model_kwargs}
+        self.model = UNETS[model_type](
+            img_resolution=img_resolution,
+            in_channels=img_channels,
+            out_channels=img_channels * outputs_per_channel,
+            label_dim=label_dim,
+            **model_kwargs,
+        )
+
+    def coefficients(self, sigma: torch.Tensor) -> formulas.Coefficients:
+        """c_skip, c_out, c_in, c_noise for sigma (N or 1, 1, 1, 1) float32."""
+        raise NotImplementedError
+
+    def labels(self, class_labels: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+        """Labels as the network wants them: None without label_dim, otherwise (N or 1, label_dim) float32."""
+        if self.label_dim == 0:
+            return None
+        if class_labels is None:
+            return torch.zeros([1, self.label_dim], device=device)
+        return class_labels.to(torch.float32).reshape(-1, self.label_dim)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        force_fp32: bool = False,
+        **model_kwargs: Any,
+    ) -> torch.Tensor:
+        x = x.to(torch.float32)
+        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
+        half = self.use_fp16 and not force_fp32 and x.is_cuda
+        dtype = torch.float16 if half else torch.float32
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        c_in_x = (c_in * x).to(dtype)
+        F_x = self.model(c_in_x, c_noise.flatten(), class_labels=self.labels(class_labels, x.device), **model_kwargs)
+        F_x = F_x[:, : self.img_channels].to(torch.float32)
+        D_x, _ = solver_update(x, terms=[F_x], weights=[c_out], a=c_skip)
+        return D_x
+
+    def round_sigma(self, sigma: torch.Tensor | float) -> torch.Tensor:
+        """The nearest noise level the network was trained at: sigma itself, unless a subclass has a table."""
+        return torch.as_tensor(sigma)
+
+
+class VPPrecond(_Precond):
+    """Variance preserving (Song et al. 2021): c_skip 1, c_out -sigma, c_in 1/sqrt(sigma^2 + 1)."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        M: int = 1000,
+        epsilon_t: float = 1e-5,
+        model_type: str = "SongUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        own = {"beta_d": beta_d, "beta_min": beta_min, "M": M, "epsilon_t": epsilon_t}
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, **own)
+        self.sigma_min = float(self.sigma(epsilon_t))
+        self.sigma_max = float(self.sigma(1))
+
+    beta_d: float
+    beta_min: float
+    M: int
+
+    def sigma(self, t: torch.Tensor | float) -> torch.Tensor:
+        """sigma(t); a Python number gives a float32 tensor."""
+        return formulas.vp_sigma(_tensor(t), self.beta_d, self.beta_min)
+
+    def sigma_inv(self, sigma: torch.Tensor | float) -> torch.Tensor:
+        """t(sigma); a Python number gives a float32 tensor."""
+        return formulas.vp_t(_tensor(sigma), self.beta_d, self.beta_min)
+
+    def coefficients(self, sigma: torch.Tensor) -> formulas.Coefficients:
+        return formulas.vp(sigma, self.beta_d, self.beta_min, self.M)
+
+
+class VEPrecond(_Precond):
+    """Variance exploding (Song et al. 2021): c_skip 1, c_out sigma, c_in 1."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        sigma_min: float = 0.02,
+        sigma_max: float = 100,
+        model_type: str = "SongUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        own = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, **own)
+
+    def coefficients(self, sigma: torch.Tensor) -> formulas.Coefficients:
+        return formulas.ve(sigma)
+
+
+class iDDPMPrecond(_Precond):
+    """Improved DDPM (Nichol & Dhariwal 2021): trained at the levels u_j; the network also predicts unused variances."""
+
+    u: torch.Tensor
+    M: int
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        C_1: float = 0.001,
+        C_2: float = 0.008,
+        M: int = 1000,
+        model_type: str = "DhariwalUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        own = {"C_1": C_1, "C_2": C_2, "M": M}
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, 2, **own)
+        u = formulas.iddpm_table(C_1, C_2, M)
+        self.register_buffer("u", u)
+        self.sigma_min = float(u[M - 1])
+        self.sigma_max = float(u[0])
+
+    def coefficients(self, sigma: torch.Tensor) -> formulas.Coefficients:
+        index = formulas.iddpm_index(sigma, self.u).to(torch.float32)
+        return formulas.iddpm(sigma, index, self.M)
+
+    def round_sigma(self, sigma: torch.Tensor | float, return_index: bool = False) -> torch.Tensor:
+        """The nearest u_j in the dtype of sigma, or its index j (int64)."""
+        sigma = torch.as_tensor(sigma)
+        index = formulas.iddpm_index(sigma, self.u)
+        return index if return_index else self.u.to(sigma.device)[index].to(sigma.dtype)
+
+
+class EDMPrecond(_Precond):
+    """Karras et al. 2022: unit variance at the input and target of the network at every noise level."""
+
+    sigma_data: float
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        sigma_min: float = 0,
+        sigma_max: float = math.inf,
+        sigma_data: float = 0.5,
+        model_type: str = "DhariwalUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        own = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, **own)
+
+    def coefficients(self, sigma: torch.Tensor) -> formulas.Coefficients:
+        return formulas.edm(sigma, self.sigma_data)
+
+
+def _tensor(value: torch.Tensor | float) -> torch.Tensor:
+    """Python numbers become float32 on the CPU, whatever default device is set."""
+    return value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+PRECONDS: dict[str, type[_Precond]] = {c.__name__: c for c in (VPPrecond, VEPrecond, iDDPMPrecond, EDMPrecond)}

@@ -1,0 +1,66 @@
+"""The published architectures and models by name. Karras et al. 2022, Tables 2 and 7."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edm_fast.errors import UserError
+from edm_fast.networks._build import build
+from edm_fast.networks._precond import _Precond
+
+# keywords of the three architectures the training command offers as --arch
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ddpmpp": {
+        "model_type": "SongUNet",
+        "embedding_type": "positional",
+        "encoder_type": "standard",
+        "decoder_type": "standard",
+        "channel_mult_noise": 1,
+        "resample_filter": [1, 1],
+        "model_channels": 128,
+        "channel_mult": [2, 2, 2],
+    },
+    "ncsnpp": {
+        "model_type": "SongUNet",
+        "embedding_type": "fourier",
+        "encoder_type": "residual",
+        "decoder_type": "standard",
+        "channel_mult_noise": 2,
+        "resample_filter": [1, 3, 3, 1],
+        "model_channels": 128,
+        "channel_mult": [2, 2, 2],
+    },
+    "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
+}
+
+
+def _model(cls: str, arch: str, resolution: int, **changes: Any) -> tuple[str, dict[str, Any]]:
+    return cls, {"img_resolution": resolution, "img_channels": 3, **ARCHITECTURES[arch], **changes}
+
+
+def _published() -> dict[str, tuple[str, dict[str, Any]]]:
+    table = {}
+    for suffix, arch in (("vp", "ddpmpp"), ("ve", "ncsnpp")):
+        table[f"edm-cifar10-32x32-cond-{suffix}"] = _model("EDMPrecond", arch, 32, augment_dim=9, label_dim=10)
+        table[f"edm-cifar10-32x32-uncond-{suffix}"] = _model("EDMPrecond", arch, 32, augment_dim=9)
+        for data in ("ffhq", "afhqv2"):
+            table[f"edm-{data}-64x64-uncond-{suffix}"] = _model(
+                "EDMPrecond", arch, 64, augment_dim=9, channel_mult=[1, 2, 2, 2]
+            )
+        baseline = "VPPrecond" if suffix == "vp" else "VEPrecond"
+        table[f"baseline-cifar10-32x32-uncond-{suffix}"] = _model(baseline, arch, 32, channel_mult=[1, 2, 2, 2])
+    table["edm-imagenet-64x64-cond-adm"] = _model("EDMPrecond", "adm", 64, label_dim=1000, use_fp16=True)
+    table["baseline-imagenet-64x64-cond-adm"] = _model("iDDPMPrecond", "adm", 64, label_dim=1000, use_fp16=True)
+    return table
+
+
+# published model name -> (preconditioner class, keywords); the names are those of the released .pkl files
+PRESETS = _published()
+
+
+def preset(name: str, **changes: Any) -> _Precond:
+    """The network of a published model with fresh weights, e.g. preset("edm-cifar10-32x32-cond-vp", dropout=0.13)."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}; expected one of {', '.join(sorted(PRESETS))}")
+    class_name, kwargs = PRESETS[name]
+    return build(class_name, {**kwargs, **changes})

@@ -1,0 +1,89 @@
+"""solver_update: the arithmetic of one solver stage, every kind of it, in one pass over memory.
+
+    d = (p x - q D) / t                                            the slope, if D is given
+    y = a base + h (sum_k weights_k terms_k + w d) + c noise       evaluated in this order
+
+With base = x and the defaults this is Euler on Karras et al. 2022, Eq. 1 (d = (x - D)/t, y = x + h d); Heun's second
+stage is terms = [d_0], weights = [1/2], w = 1/2 (Alg. 1, line 8); noise injection is a base + c noise (Alg. 2, line 6);
+Eq. 4 of the general schedule sets p = sigma'/sigma + s'/s and q = sigma' s/sigma with t = 1; a multistep solver has
+terms = [D_k]; preconditioning (Eq. 7) is a = c_skip, terms = [F], weights = [c_out].
+
+All tensors have one shape and dtype. Coefficients are Python floats (host scalars: no device sync); a, and the weights,
+may also be tensors that broadcast. A factor of exactly 1 and an absent term cost nothing and round nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from edm_fast.backend import Op
+from edm_fast.errors import UserError
+
+Scalar = float | torch.Tensor
+
+
+def _times(c: Scalar, x: torch.Tensor) -> torch.Tensor:
+    return x if isinstance(c, (int, float)) and c == 1 else c * x
+
+
+def reference(
+    base: torch.Tensor,
+    x: torch.Tensor | None = None,
+    D: torch.Tensor | None = None,
+    *,
+    p: float = 1.0,
+    q: float = 1.0,
+    t: float = 1.0,
+    a: Scalar = 1.0,
+    h: float = 1.0,
+    w: float = 1.0,
+    terms: Sequence[torch.Tensor] = (),
+    weights: Sequence[Scalar] = (),
+    noise: torch.Tensor | None = None,
+    c: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns (y, d); d is None when no D is given. The slope is taken at x, the step starts from base."""
+    d = None
+    if x is not None and D is not None:
+        d = _times(p, x) - _times(q, D)
+        d = d if t == 1 else d / t
+    total = None
+    pairs = [*zip(weights, terms, strict=True)] + ([(w, d)] if d is not None else [])
+    for weight, term in pairs:
+        part = _times(weight, term)
+        total = part if total is None else total + part
+    y = _times(a, base)
+    if total is not None:
+        y = y + _times(h, total)
+    if noise is not None:
+        y = y + _times(c, noise)
+    return y, d
+
+
+def check(
+    base: torch.Tensor,
+    x: torch.Tensor | None = None,
+    D: torch.Tensor | None = None,
+    *,
+    terms: Sequence[torch.Tensor] = (),
+    weights: Sequence[Scalar] = (),
+    noise: torch.Tensor | None = None,
+    **coefficients: Scalar,
+) -> None:
+    op = "solver_update"
+    if not isinstance(base, torch.Tensor) or not base.is_floating_point():
+        raise UserError(f"{op}: base must be a floating-point tensor")
+    if (x is None) != (D is None):
+        raise UserError(f"{op}: x and D go together")
+    if len(terms) != len(weights):
+        raise UserError(f"{op}: {len(terms)} terms but {len(weights)} weights")
+    for tensor in (x, D, noise, *terms):
+        if tensor is not None and (tensor.shape != base.shape or tensor.dtype != base.dtype):
+            raise UserError(
+                f"{op}: a tensor is {tensor.dtype} {tuple(tensor.shape)}; expected {base.dtype} {tuple(base.shape)}"
+            )
+
+
+solver_update = Op("solver_update", reference, check)

@@ -1,0 +1,97 @@
+"""Reads a golden folder (index.json and .npz files) and compares results at the tolerance each entry states."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(os.environ.get("EDM_FAST_GOLDEN") or Path(__file__).parent / "golden").resolve()
+Entry = dict[str, Any]
+
+
+def _revive(value: Any) -> Any:
+    """The text "inf" stands for infinity in configs."""
+    if isinstance(value, dict):
+        return {k: _revive(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_revive(v) for v in value]
+    return float("inf") if value == "inf" else value
+
+
+@functools.cache
+def index() -> dict[str, Entry]:
+    entries = json.loads((ROOT / "index.json").read_text())["entries"]
+    for entry in entries:
+        entry["config"] = _revive(entry["config"])
+    return {entry["id"]: entry for entry in entries}
+
+
+def entries(kind: str, where: Callable[[Entry], bool] = lambda entry: True) -> list[Entry]:
+    """All entries of a kind for which `where` holds, in the order of the index."""
+    return [entry for entry in index().values() if entry["kind"] == kind and where(entry)]
+
+
+def entry_id(entry: Entry) -> str:
+    return entry["id"]
+
+
+def by_id(id: str) -> Entry:
+    return index()[id]
+
+
+def path(entry: Entry, name: str | None = None) -> Path:
+    """Absolute path of `name` (default: the entry's own file) in the golden folder."""
+    return ROOT / (name or entry["file"])
+
+
+def arrays(entry: Entry) -> dict[str, np.ndarray]:
+    if not str(entry.get("file", "")).endswith(".npz"):
+        return {}
+    with np.load(path(entry)) as npz:
+        return {name: npz[name] for name in npz.files}
+
+
+def tolerance(entry: Entry, name: str = "") -> dict[str, Any]:
+    """The terms that apply to array `name`: `grad_rtol` replaces rtol for arrays called grad, grad/..., .../grad."""
+    table = entry["tolerance"]
+    terms = ("exact", "rtol", "atol", "atol_rel_max")
+    prefixes = [k[: -len(t) - 1] for k in table for t in terms if k.endswith("_" + t) and k not in terms]
+    parts = name.split("/")
+    for prefix in sorted(set(prefixes), key=len, reverse=True):
+        if any(part == prefix or part.startswith(prefix) for part in parts):
+            own = {t: table[f"{prefix}_{t}"] for t in terms if f"{prefix}_{t}" in table}
+            return own
+    return {t: table[t] for t in terms if t in table}
+
+
+def check(entry: Entry, name: str, got: Any, want: Any = None) -> None:
+    """Assert |got - want| <= rtol |want| + atol + atol_rel_max max|want| for every element."""
+    want = np.asarray(arrays(entry)[name] if want is None else want)
+    got = np.asarray(got.detach().cpu().numpy() if hasattr(got, "detach") else got)
+    assert got.shape == want.shape, f"{entry['id']}:{name}: shape {got.shape}, golden {want.shape}"
+    if want.dtype.kind not in "fc":
+        np.testing.assert_array_equal(got, want, err_msg=f"{entry['id']}:{name}")
+        return
+    limits = tolerance(entry, name)
+    assert limits, f"{entry['id']}:{name}: no tolerance given"
+    if limits.get("exact"):
+        np.testing.assert_array_equal(got, want, err_msg=f"{entry['id']}:{name}")
+        return
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(want)
+    np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=f"{entry['id']}:{name}")
+    if not finite.any():
+        return
+    got, want = got[finite], want[finite]
+    bound = limits.get("rtol", 0) * np.abs(want) + limits.get("atol", 0)
+    bound = bound + limits.get("atol_rel_max", 0) * np.abs(want).max()
+    error = np.abs(got - want)
+    worst = int(np.argmax(error - bound))
+    ok = np.all(error <= bound)  # false for nan, too
+    assert ok, f"{entry['id']}:{name}: |{got[worst]} - {want[worst]}| = {error[worst]:.3g} > {bound[worst]:.3g}"
