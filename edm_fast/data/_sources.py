@@ -37,11 +37,7 @@ def decode_image(file: IO[bytes] | io.BytesIO, name: str) -> np.ndarray:
     """(H, W) uint8 of a gray file, (H, W, C) of others. Palettes and CMYK become RGB, black-and-white becomes gray."""
     try:
         with PIL.Image.open(file) as image:
-            if image.mode == "1":
-                image = image.convert("L")
-            elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-                image = image.convert("RGB")
-            pixels = np.array(image)
+            pixels = np.array(_plain_mode(image))
     except MemoryError:
         raise UserError(f"image {name} is too large for the memory") from None
     except DAMAGED as error:
@@ -49,6 +45,16 @@ def decode_image(file: IO[bytes] | io.BytesIO, name: str) -> np.ndarray:
     if pixels.dtype != np.uint8:
         raise UserError(f"image {name} holds {pixels.dtype} pixels; expected 8 bits per channel")
     return pixels
+
+
+def _plain_mode(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        return image.convert("RGBA")  # four channels: refused later rather than losing the transparency
+    if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+        return image.convert("RGB")
+    return image
 
 
 def parse_labels(data: bytes, where: str) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def parse_labels(data: bytes, where: str) -> dict[str, Any]:
         return {str(name).replace("\\", "/"): label for name, label in labels}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"cannot read {where}: {_one_line(error)}; expected {{\"labels\": [[name, label], ...]}} or null labels"
+            f'cannot read {where}: {_one_line(error)}; expected {{"labels": [[name, label], ...]}} or null labels'
         ) from None
 
 
@@ -104,7 +110,11 @@ def open_zip(path: Path, max_images: int | None = None) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             members = set(archive.namelist())
-            labels = parse_labels(archive.read("dataset.json"), f"dataset.json in {path}") if "dataset.json" in members else {}
+            labels = (
+                parse_labels(archive.read("dataset.json"), f"dataset.json in {path}")
+                if "dataset.json" in members
+                else {}
+            )
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"cannot read {path}: {_one_line(error)}; expected an undamaged zip file") from None
     names = _limited(sorted(name for name in members if is_image_name(name)), max_images)

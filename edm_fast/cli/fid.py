@@ -1,0 +1,149 @@
+"""edm-fast fid: the Frechet Inception distance of an image set to reference statistics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import torch
+import tqdm
+
+from edm_fast import distributed, files
+from edm_fast.errors import UserError, UserOSError
+from edm_fast.evaluation import fid
+
+DETECTOR_HELP = f"""no detector; expected --detector FILE: the TorchScript archive of the 2015 Inception-v3 network, \
+published as {fid.DETECTOR_FILE} with the metrics of the StyleGAN family"""
+
+
+def find_detector(path: str | None) -> str:
+    """The file given, or the one in the cache folder."""
+    if path is not None:
+        return str(files.fetch(path))
+    cached = files.cache_folder() / fid.DETECTOR_FILE
+    if not cached.is_file():
+        raise UserOSError(f"{DETECTOR_HELP}; or put it at {cached}")
+    return str(cached)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for, else this rank's GPU, else the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", distributed.local_rank())
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def progress(batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
+    return tqdm.tqdm(batches, unit="batch", disable=distributed.rank() != 0 or not sys.stderr.isatty())
+
+
+detector_option = click.option(
+    "--detector", help="TorchScript file of the Inception detector (a program: use a trusted one)", metavar="PATH|URL"
+)
+device_option = click.option("--device", help="Where the detector runs  [default: cuda if there is one, else cpu]")
+batch_option = click.option(
+    "--batch", help="Images per batch and process", type=click.IntRange(min=1), default=64, show_default=True
+)
+
+
+@click.group()
+def command() -> None:
+    """Frechet Inception distance (FID) of images to reference statistics.
+
+    \b
+    edm-fast fid calc --images=out --ref=cifar10-32x32.npz --detector=inception-2015-12-05.pt
+    edm-fast fid ref --data=cifar10-32x32.zip --dest=cifar10-32x32.npz --detector=inception-2015-12-05.pt
+    torchrun --standalone --nproc_per_node=8 -m edm_fast fid calc ...
+
+    The detector is the TorchScript archive (.pt) of the 2015 Inception-v3 network, which the metrics code of the
+    StyleGAN family publishes. It is not part of this package. A TorchScript file is a program: take it from a place
+    you trust. Put into the cache folder, it is found without --detector.
+
+    Published figures are the minimum of three runs on 50000 images each, seeds 0-49999, 50000-99999 and
+    100000-149999. A distance of fewer images is larger, and comparable only with ones of as many.
+    """
+
+
+@command.command()
+@click.option("--images", "image_path", help="Folder or zip of images", metavar="PATH|ZIP", required=True)
+@click.option("--ref", "ref_path", help="Reference statistics", metavar="NPZ|URL", required=True)
+@click.option(
+    "--num", "num_expected", help="How many images", type=click.IntRange(min=2), default=50000, show_default=True
+)
+@click.option("--seed", help="Seed of the random choice of images", type=int, default=0, show_default=True)
+@batch_option
+@detector_option
+@device_option
+def calc(
+    image_path: str, ref_path: str, num_expected: int, seed: int, batch: int, detector: str | None, device: str | None
+) -> None:
+    """Print the FID of images; the number is alone on the last line."""
+    where = pick_device(device)
+    distributed.init(where)
+    mu_ref, sigma_ref = fid.load_statistics(fetch_once(ref_path))
+    dataset = fid.open_images(image_path, num_expected, seed)
+    detector = find_detector(detector)
+    features = fid.load_detector(detector, where)
+    height, width = dataset.image_shape[1:]
+    dim = fid.feature_dim(features, height, width, where)
+    if dim != mu_ref.size:
+        raise UserError(
+            f"{ref_path} describes {mu_ref.size} features and the detector gives {dim}; expected equal counts"
+        )
+    print_protocol(dataset, image_path, detector, batch, where, {"seed": seed, "reference": ref_path})
+    if num_expected <= dim:
+        distributed.print0(f"note: {num_expected} images for {dim} features: the distance is ill-conditioned")
+    mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
+    if distributed.rank() == 0:
+        click.echo(f"{fid.frechet_distance(mu, sigma, mu_ref, sigma_ref):g}")
+    distributed.barrier()
+
+
+@command.command()
+@click.option("--data", "dataset_path", help="Folder or zip of images", metavar="PATH|ZIP", required=True)
+@click.option("--dest", "dest_path", help="Statistics to write", metavar="NPZ", required=True)
+@batch_option
+@detector_option
+@device_option
+def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, device: str | None) -> None:
+    """Compute reference statistics of all images of a dataset."""
+    where = pick_device(device)
+    distributed.init(where)
+    if Path(dest_path).is_dir():
+        raise UserOSError(f"{dest_path} is a folder; expected the name of an .npz file")
+    dataset = fid.open_images(dataset_path)
+    detector = find_detector(detector)
+    features = fid.load_detector(detector, where)
+    print_protocol(dataset, dataset_path, detector, batch, where, {"statistics": dest_path})
+    mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
+    if distributed.rank() == 0:
+        fid.save_statistics(dest_path, mu, sigma)
+    distributed.barrier()
+
+
+def fetch_once(path: str) -> str:
+    """A local path; a URL is downloaded by the first rank."""
+    if distributed.rank() != 0:
+        distributed.barrier()
+    local = str(files.fetch(path))
+    if distributed.rank() == 0:
+        distributed.barrier()
+    return local
+
+
+def print_protocol(
+    dataset: fid.ImageFolderDataset, path: str, detector: str, batch: int, device: torch.device, more: dict[str, object]
+) -> None:
+    channels, height, width = dataset.image_shape
+    repeated = ", gray repeated to RGB" if channels == 1 else ""
+    lines = {"images": f"{len(dataset)} of {path}, {width}x{height}{repeated}", **more, "detector": detector}
+    for key, value in lines.items():
+        distributed.print0(f"{key}: {value}")
+    distributed.print0(f"batch: {batch} x {distributed.world_size()} on {device.type}")

@@ -1,0 +1,1 @@
+"""How good samples are: the Frechet distance between image sets."""

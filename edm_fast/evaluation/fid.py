@@ -1,0 +1,221 @@
+"""Frechet Inception distance (Heusel et al. 2017), with the protocol of Karras et al. 2022.
+
+Features f (n, D) of n uint8 RGB images, in float64: S1 = sum f, S2 = sum f f^T, summed over batches and ranks,
+    mu = S1 / n,  Sigma = (S2 - n mu mu^T) / (n - 1),
+    FID = Re(|mu - mu_r|^2 + tr(Sigma + Sigma_r - 2 (Sigma Sigma_r)^(1/2))).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+import torch.distributed as dist
+
+from edm_fast import distributed
+from edm_fast.data.dataset import ImageFolderDataset
+from edm_fast.errors import UserError, UserOSError
+from edm_fast.files import atomic_write
+
+Features = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 -> (N, D)
+Statistics = tuple[np.ndarray, np.ndarray]  # mu (D,), sigma (D, D), float64
+DETECTOR_FILE = "inception-2015-12-05.pt"
+
+
+class FeatureSums:
+    """Running S1 (D,), S2 (D, D) and n, in float64 on `device`."""
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.s1 = torch.zeros([dim], dtype=torch.float64, device=device)
+        self.s2 = torch.zeros([dim, dim], dtype=torch.float64, device=device)
+        self.count = torch.zeros([], dtype=torch.float64, device=device)
+
+    def add(self, features: torch.Tensor) -> None:
+        """Add a batch of features (N, D)."""
+        features = features.to(torch.float64)
+        self.s1 += features.sum(0)
+        self.s2 += features.T @ features
+        self.count += len(features)
+
+    def reduce(self) -> None:
+        """Sum over all ranks."""
+        if distributed.world_size() > 1:
+            for tensor in (self.s1, self.s2, self.count):
+                dist.all_reduce(tensor)
+
+    def statistics(self) -> Statistics:
+        n = self.count
+        if n < 2:
+            raise UserError(f"statistics of {int(n)} images are undefined; expected at least 2")
+        mu = self.s1 / n
+        sigma = (self.s2 - torch.outer(mu, mu) * n) / (n - 1)
+        return mu.cpu().numpy(), sigma.cpu().numpy()
+
+
+def deal_batches(count: int, batch: int, rank: int, world: int) -> list[np.ndarray]:
+    """This rank's parts of 0...count-1.
+
+    B = (floor((count-1) / (batch world)) + 1) world consecutive parts, sizes equal but for one, larger ones first;
+    the rank takes parts rank, rank + world, ...; empty ones are left out.
+    """
+    parts = ((count - 1) // (batch * world) + 1) * world
+    return [part for part in np.array_split(np.arange(count), parts)[rank::world] if len(part)]
+
+
+class _Quiet(torch.utils.data.Dataset):
+    """Images only, an unreadable one as its error text: a loader's worker would add its traceback to an exception."""
+
+    def __init__(self, dataset: ImageFolderDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        try:
+            return self.dataset[index][0]
+        except (UserError, OSError) as error:
+            return str(error)
+
+
+def _collate(items: list[np.ndarray | str]) -> torch.Tensor | str:
+    for item in items:
+        if isinstance(item, str):
+            return item
+    return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]
+
+
+def open_images(path: str | os.PathLike[str], num: int | None = None, seed: int = 0) -> ImageFolderDataset:
+    """The images of a folder or zip, by name; `num` of them at random (sorted) if given. Fewer are an error."""
+    dataset = ImageFolderDataset(path=str(path), max_size=num, random_seed=seed)
+    wanted = 2 if num is None else num
+    if len(dataset) < wanted:
+        raise UserError(f"{path} holds {len(dataset)} images; expected at least {wanted}")
+    if dataset.num_channels not in (1, 3):
+        raise UserError(f"images of {path} have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
+    return dataset
+
+
+def image_batches(dataset: ImageFolderDataset, batch: int = 64, workers: int = 3) -> Iterator[torch.Tensor]:
+    """This rank's batches (N, 3, H, W) uint8; gray images are repeated to three channels."""
+    parts = deal_batches(len(dataset), batch, distributed.rank(), distributed.world_size())
+    loader = torch.utils.data.DataLoader(
+        _Quiet(dataset),
+        batch_sampler=[part.tolist() for part in parts],
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        collate_fn=_collate,
+    )
+    for images in loader:
+        if isinstance(images, str):
+            raise UserOSError(images)
+        yield images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
+
+
+def compute_statistics(
+    dataset: ImageFolderDataset,
+    features: Features,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+    workers: int = 3,
+    progress: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = lambda batches: batches,
+) -> Statistics:
+    """mu (D,) and sigma (D, D) of the images' features, the same on every rank. progress(batches) may wrap the loop."""
+    height, width = dataset.image_shape[1:]
+    sums = FeatureSums(feature_dim(features, height, width, device), device)
+    for images in progress(image_batches(dataset, batch, workers)):
+        with torch.no_grad():
+            sums.add(features(images.to(device)))
+    sums.reduce()
+    return sums.statistics()
+
+
+def feature_dim(features: Features, height: int, width: int, device: torch.device | str = "cpu") -> int:
+    """D, from one black image."""
+    with torch.no_grad():
+        return features(torch.zeros([1, 3, height, width], dtype=torch.uint8, device=device)).shape[1]
+
+
+def frechet_distance(mu: np.ndarray, sigma: np.ndarray, mu_ref: np.ndarray, sigma_ref: np.ndarray) -> float:
+    """Frechet distance of two Gaussians: the principal root of sigma @ sigma_ref by scipy's sqrtm, no jitter."""
+    if mu.shape != mu_ref.shape or sigma.shape != sigma_ref.shape:
+        raise UserError(
+            f"statistics of {mu.size} features do not compare with ones of {mu_ref.size}; expected equal counts"
+        )
+    # a singular product, as of fewer images than features, makes older scipy print and newer scipy warn
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root = scipy.linalg.sqrtm(sigma @ sigma_ref)
+    return float(np.real(np.square(mu - mu_ref).sum() + np.trace(sigma + sigma_ref - 2 * root)))
+
+
+def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndarray) -> None:
+    """Write `mu` and `sigma` to an uncompressed .npz, whole or not at all; missing folders are made."""
+    with atomic_write(path) as file:
+        np.savez(file, mu=np.asarray(mu, np.float64), sigma=np.asarray(sigma, np.float64))
+
+
+def load_statistics(path: str | os.PathLike[str]) -> Statistics:
+    """`mu` (D,) and `sigma` (D, D) of an .npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            mu, sigma = (np.asarray(npz[key], np.float64) for key in ("mu", "sigma"))
+    except FileNotFoundError:
+        raise UserOSError(f"no file {path}; expected reference statistics (.npz)") from None
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"cannot read {path}: {text}; expected an .npz file with arrays mu and sigma") from None
+    if mu.ndim != 1 or sigma.shape != (mu.size, mu.size):
+        raise UserError(f"{path} has mu {mu.shape} and sigma {sigma.shape}; expected (D,) and (D, D)")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise UserError(f"{path} holds values that are not finite numbers")
+    return mu, sigma
+
+
+def load_detector(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Features:
+    """The feature extractor in a TorchScript archive, as a function of uint8 images.
+
+    It is called as module(images, return_features=True). A TorchScript archive is a program: load only one from a
+    place you trust. Pickles are not loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserOSError(f"no file {path}; expected a TorchScript archive of the Inception detector")
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} is not a TorchScript archive (a zip file); pickles are not loaded: expected the .pt edition "
+            f"of the detector, published as {DETECTOR_FILE}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot load {path} as TorchScript: {_first_line(error)}") from None
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        try:
+            result: Any = module(images, return_features=True)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise UserError("the detector ran out of memory; expected to fit with a smaller --batch") from None
+            raise UserError(
+                f"the detector {path} failed on images {tuple(images.shape)}: {_first_line(error)}"
+            ) from None
+        if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(images):
+            raise UserError(f"the detector {path} does not return features; expected a tensor (N, D)")
+        return result
+
+    return features
+
+
+def _first_line(error: BaseException) -> str:
+    """The last non-empty line of TorchScript's long messages says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
