@@ -119,8 +119,8 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
     except urllib.error.HTTPError as error:
         raise UserOSError(f"{url}: the server answered {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserOSError(f"{url}: cannot be downloaded ({' '.join(str(reason).split())})") from None
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        raise UserOSError(f"{url}: cannot be downloaded ({reason})") from None
 
 
 def _check_digest(path: Path, name: str, sha256: str) -> None:

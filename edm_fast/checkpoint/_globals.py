@@ -1,0 +1,239 @@
+"""The allow-list: every (module, name) pair a published checkpoint may contain, and what each one means here."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from edm_fast.checkpoint._records import (
+    Budget,
+    CheckpointError,
+    Global,
+    ModuleDictRecord,
+    NumpyDtype,
+    Persistent,
+    Storage,
+    make_tensor_record,
+    quote,
+)
+from edm_fast.checkpoint._unpickle import Reader, plain_keys, refuse_global
+
+PRECONDITIONERS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
+NETWORKS = ("SongUNet", "DhariwalUNet")
+LAYERS = ("UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "FourierEmbedding")
+LOSSES = ("VPLoss", "VELoss", "EDMLoss")
+CLASS_NAMES = frozenset((*PRECONDITIONERS, *NETWORKS, *LAYERS, *LOSSES, "AugmentPipe"))
+
+META_KEYS = {"type", "version", "module_src", "class_name", "state"}
+META_VERSION = 6
+
+STORAGE_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# numpy type code -> struct letter
+SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b"}
+SCALARS |= {"u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?"}
+
+MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's old file layout
+OLD_LAYOUT_PROTOCOL = 1001
+
+
+class StorageRules:
+    """Inside the bytes of a storage: one storage class, one persistent id, otherwise plain data."""
+
+    def __init__(self) -> None:
+        self.declared: tuple[str, torch.dtype, int] | None = None
+
+    def find_global(self, module: str, name: str) -> Global:
+        if module == "torch" and name in STORAGE_DTYPES:
+            return Global(module, name)
+        raise refuse_global(module, name)
+
+    def reduce(self, function: Any, args: tuple[Any, ...]) -> Any:
+        raise CheckpointError("refused: a call inside the bytes of a storage")
+
+    new_object = build = reduce
+
+    def persistent_id(self, pid: Any) -> str:
+        key, self.declared = read_storage_id(pid)[0], read_storage_id(pid)
+        return key
+
+
+class SnapshotRules:
+    """The objects of a snapshot or training state. `storage_of` resolves persistent ids (zip layout only)."""
+
+    def __init__(self, budget: Budget, storage_of: Callable[[Any], Storage] | None = None):
+        self.budget = budget
+        self.storage_of = storage_of
+
+    def find_global(self, module: str, name: str) -> Global:
+        if (module, name) in CALLS or (module, name) in CLASSES:
+            return Global(module, name)
+        if module == "torch" and name in STORAGE_DTYPES and self.storage_of is not None:
+            return Global(module, name)
+        raise refuse_global(module, name)
+
+    def reduce(self, function: Any, args: tuple[Any, ...]) -> Any:
+        call = CALLS.get((function.module, function.name)) if isinstance(function, Global) else None
+        if call is None:
+            raise CheckpointError("refused: a call of something that is not a function of the allow-list")
+        return call(self, args)
+
+    def new_object(self, cls: Any, args: tuple[Any, ...]) -> Any:
+        kind = CLASSES.get((cls.module, cls.name)) if isinstance(cls, Global) else None
+        if kind is None or args:
+            raise CheckpointError("refused: an object of a class that is not on the allow-list")
+        return kind()
+
+    def build(self, target: Any, state: Any) -> None:
+        if isinstance(target, ModuleDictRecord) and isinstance(state, dict):
+            target.state = state
+        elif isinstance(target, NumpyDtype) and isinstance(state, tuple):
+            if len(state) != 8 or state[0] != 3 or state[1] not in ("<", "|", "=") or state[2:5] != (None, None, None):
+                raise CheckpointError("a numpy type that is not a plain number")
+            target.byte_order = "<"
+        else:
+            raise CheckpointError("refused: state for an object that takes none")
+
+    def persistent_id(self, pid: Any) -> Storage:
+        if self.storage_of is None:
+            raise CheckpointError("refused: a reference to data outside the pickle")
+        return self.storage_of(pid)
+
+
+def read_storage_id(pid: Any) -> tuple[str, torch.dtype, int]:
+    """('storage', class, key, device, numel[, None]) -> key, dtype, numel. The device is ignored."""
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or not isinstance(pid[0], str) or pid[0] != "storage":
+        raise CheckpointError("damaged checkpoint: a malformed reference to a storage")
+    kind, key, device, numel = pid[1:5]
+    if not isinstance(kind, Global) or kind.name not in STORAGE_DTYPES or not isinstance(device, str):
+        raise CheckpointError("damaged checkpoint: a malformed reference to a storage")
+    if not isinstance(key, str) or not isinstance(numel, int) or not 0 <= numel < 2**60 or (len(pid) == 6 and pid[5]):
+        raise CheckpointError("damaged checkpoint: a malformed reference to a storage")
+    return key, STORAGE_DTYPES[kind.name], numel
+
+
+def read_storage_bytes(data: memoryview, budget: Budget) -> Storage:
+    """The old torch layout: five pickles (magic, protocol, system, object, keys), then int64 numel and raw values."""
+    rules, position, values = StorageRules(), 0, []
+    for _ in range(5):
+        reader = Reader(data, rules, budget, position)
+        values.append(reader.load())
+        position = reader.position
+        if type(values[0]) is not int or values[0] != MAGIC:
+            raise CheckpointError("refused: storage bytes that are not in torch's old layout")
+    _, protocol, system, key, keys = values
+    if type(protocol) is not int or protocol != OLD_LAYOUT_PROTOCOL or not isinstance(system, dict):
+        raise CheckpointError("storage bytes of an unknown layout")
+    if system.get("little_endian") is not True:
+        raise CheckpointError("storage bytes of a big-endian machine; only little-endian is supported")
+    if rules.declared is None or type(keys) is not list or len(keys) != 1 or type(keys[0]) is not str:
+        raise CheckpointError("storage bytes of an unknown layout")
+    name, dtype, numel = rules.declared
+    if type(key) is not str or key != name or keys[0] != name:
+        raise CheckpointError("storage bytes of an unknown layout")
+    raw = data[position:]
+    if len(raw) != 8 + numel * dtype.itemsize or struct.unpack("<q", raw[:8])[0] != numel:
+        raise CheckpointError(f"a storage of {numel} elements has {max(len(raw) - 8, 0)} bytes")
+    return Storage(dtype, raw[8:], numel)
+
+
+def _persistent_object(rules: SnapshotRules, args: tuple[Any, ...]) -> Persistent:
+    meta = args[0] if len(args) == 1 else None
+    if not isinstance(meta, dict) or set(meta) != META_KEYS:
+        raise CheckpointError("a stored object with unexpected fields")
+    kind, version, source, name = (meta[k] for k in ("type", "version", "module_src", "class_name"))
+    if not isinstance(kind, str) or kind != "class" or type(version) is not int or version != META_VERSION:
+        raise CheckpointError(f"a stored object of another version; expected {META_VERSION}")
+    if not isinstance(name, str) or name not in CLASS_NAMES:
+        raise CheckpointError(f"refused: a stored object of the unknown class {quote(name)}")
+    if not isinstance(source, str) or not isinstance(meta["state"], dict):
+        raise CheckpointError("a stored object with malformed fields")
+    return Persistent(name, meta["state"], source)
+
+
+def _tensor(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
+    if len(args) not in (6, 7):
+        raise CheckpointError("a tensor with malformed arguments")
+    return make_tensor_record(*args[:4])
+
+
+def _parameter(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
+    if len(args) != 3:
+        raise CheckpointError("a parameter with malformed arguments")
+    return args[0]
+
+
+def _storage(rules: SnapshotRules, args: tuple[Any, ...]) -> Storage:
+    if len(args) != 1 or not isinstance(args[0], memoryview):
+        raise CheckpointError("a storage without bytes")
+    return read_storage_bytes(args[0], rules.budget)
+
+
+def _dtype(rules: SnapshotRules, args: tuple[Any, ...]) -> NumpyDtype:
+    if len(args) not in (1, 3) or not isinstance(args[0], str) or args[0] not in SCALARS:
+        raise CheckpointError("a numpy type that is not a plain number")
+    return NumpyDtype(args[0])
+
+
+def _scalar(rules: SnapshotRules, args: tuple[Any, ...]) -> float | int | bool:
+    """A numpy number becomes the equal Python number: it then acts without dtype promotion, as published."""
+    if len(args) != 2 or not isinstance(args[0], NumpyDtype) or not isinstance(args[1], memoryview):
+        raise CheckpointError("a numpy number with malformed arguments")
+    layout = "<" + SCALARS[args[0].code]
+    if len(args[1]) != struct.calcsize(layout):
+        raise CheckpointError("a numpy number with malformed arguments")
+    return struct.unpack(layout, args[1])[0]
+
+
+def _ordered_dict(rules: SnapshotRules, args: tuple[Any, ...]) -> dict[Any, Any]:
+    if args:
+        raise CheckpointError("an ordered dict with arguments")
+    return {}
+
+
+def _set(rules: SnapshotRules, args: tuple[Any, ...]) -> set[Any]:
+    items = args[0] if len(args) == 1 else []
+    if not isinstance(items, list) or len(args) > 1:
+        raise CheckpointError("a set with malformed arguments")
+    rules.budget.spend_instructions(len(items))  # the list may be used again, so its copy is paid for
+    return set(plain_keys(items))
+
+
+def _encode(rules: SnapshotRules, args: tuple[Any, ...]) -> memoryview:
+    """Bytes as protocols 0 to 2 write them: text of code points 0 to 255."""
+    if len(args) != 2 or not isinstance(args[0], str) or not isinstance(args[1], str) or args[1] != "latin1":
+        raise CheckpointError("malformed bytes")
+    rules.budget.spend_bytes(len(args[0]))
+    return memoryview(args[0].encode("latin1"))
+
+
+CALLS: dict[tuple[str, str], Callable[[SnapshotRules, tuple[Any, ...]], Any]] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("numpy", "dtype"): _dtype,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
+    ("_codecs", "encode"): _encode,
+}
+CLASSES: dict[tuple[str, str], Callable[[], Any]] = {
+    ("torch.nn.modules.container", "ModuleDict"): ModuleDictRecord,
+    ("dnnlib.util", "EasyDict"): dict,
+}

@@ -1,0 +1,94 @@
+"""From a class name, keywords and the tensors a file really holds to a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from edm_fast import networks
+from edm_fast.checkpoint._globals import PRECONDITIONERS
+from edm_fast.checkpoint._records import CheckpointError, quote
+from edm_fast.errors import UserError
+
+Shape = tuple[int, ...]
+
+MAX_LIST = 64
+
+
+class _NoWeights(TorchFunctionMode):
+    """While a network is built: random weights become shapes without memory (they are about to be replaced, and the
+    generator does not move), and all other memory together stays below `limit` elements."""
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.left = limit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.rand, torch.randn):
+            kwargs["device"] = "meta"
+        elif func in (torch.ones, torch.zeros, torch.empty, torch.full, torch.arange, torch.linspace):
+            self.left -= func(*args, **{**kwargs, "device": "meta"}).numel()
+            if self.left < 0:
+                raise CheckpointError("its keywords imply more memory than its tensors take")
+        return func(*args, **kwargs)
+
+
+def rebuild(
+    class_name: str,
+    init_kwargs: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    read: Callable[[str], torch.Tensor],
+) -> torch.nn.Module:
+    """Build the network, compare every name and shape with the file, then take the file's tensors as its weights.
+
+    Nothing large is allocated before the comparison: a small file cannot ask for a large network. Returned in eval
+    mode, float32, without gradients, on the CPU.
+    """
+    check_limits(class_name, init_kwargs, len(shapes))
+    try:
+        with _NoWeights(limit=2 * sum(math.prod(shape) for shape in shapes.values()) + 1_000_000):
+            net = networks.build(class_name, dict(init_kwargs))
+    except CheckpointError:
+        raise
+    except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CheckpointError(f"its {class_name} cannot be built: {reason}") from None
+    compare_shapes({name: tuple(t.shape) for name, t in net.state_dict().items()}, shapes)
+    tensors = {name: read(name).to(torch.float32) for name in shapes}
+    net.load_state_dict(tensors, strict=True, assign=True)
+    if any(t.is_meta for t in (*net.parameters(), *net.buffers())):
+        raise CheckpointError(f"its {class_name} has weights that the file does not hold")
+    return net.eval().requires_grad_(False)
+
+
+def check_limits(class_name: str, init_kwargs: Mapping[str, Any], num_tensors: int) -> None:
+    """Refuse what would take long to build. networks.build checks each keyword's name, type and range."""
+    if class_name not in PRECONDITIONERS:
+        raise CheckpointError(f"a network of class {quote(class_name)}; expected one of {', '.join(PRECONDITIONERS)}")
+    for key, value in init_kwargs.items():
+        if not isinstance(key, str):
+            raise CheckpointError("a keyword that is not text")
+        if isinstance(value, dict) or (isinstance(value, list | tuple) and len(value) > MAX_LIST):
+            raise CheckpointError(f"keyword {quote(key)} is too long; expected at most {MAX_LIST} values")
+    levels, blocks = init_kwargs.get("channel_mult", []), init_kwargs.get("num_blocks", 0)
+    # every block has at least eight tensors, so this never refuses a real network
+    if isinstance(levels, list | tuple) and isinstance(blocks, int) and len(levels) * blocks > max(num_tensors, 1):
+        raise CheckpointError(f"its keywords imply more layers than its {num_tensors} tensors")
+
+
+def compare_shapes(wanted: Mapping[str, Shape], stored: Mapping[str, Shape]) -> None:
+    """One line for the first difference between what the keywords imply and what the file holds."""
+    missing = [name for name in wanted if name not in stored]
+    if missing:
+        raise CheckpointError(f"misses {len(missing)} of {len(wanted)} tensors, the first is {quote(missing[0])}")
+    extra = [name for name in stored if name not in wanted]
+    if extra:
+        raise CheckpointError(f"holds {len(extra)} tensors too many, the first is {quote(extra[0])}")
+    for name, shape in wanted.items():
+        if tuple(stored[name]) != shape:
+            raise CheckpointError(f"{quote(name)} has shape {list(stored[name])}; its keywords imply {list(shape)}")
