@@ -1,0 +1,179 @@
+"""The one sampling loop. A method is data: a list of steps whose coefficients are Python floats, made beforehand.
+
+A step first adds noise, x_hat = scale x + noise eps, then runs its stages. A stage evaluates the denoiser and moves:
+
+    D = D(x/s; sigma)                                   skipped where sigma is None
+    d = (p x - q D) / t                                 the slope of the ODE (Karras et al. 2022, Eq. 4)
+    x = a x_hat + h sum_k weights_k history_k           history, newest first: d or D, whichever the stage keeps
+
+The history outlives the step, so one-step methods (Euler, Heun), multistep ones (weights over several steps) and
+predictor-correctors (a second stage at the end point, the next step starting with a stage without sigma) are all lists
+of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm_fast.errors import UserError
+from edm_fast.ops import solver_update
+
+RandnLike = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """Where the denoiser is evaluated, D(x/s; sigma), and the slope made of it, d = (p x - q D) / t."""
+
+    sigma: float
+    s: float = 1.0
+    p: float = 1.0
+    q: float = 1.0
+    t: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """x = a x_hat + h sum_k weights_k history_k; `at` None takes no evaluation, `keep` says what enters the history."""
+
+    at: Slope | None
+    h: float = 1.0
+    weights: tuple[float, ...] = (1.0,)
+    a: float = 1.0
+    keep: str = "slope"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """x_hat = scale x + noise eps, then the stages."""
+
+    stages: tuple[Stage, ...]
+    scale: float = 1.0
+    noise: float = 0.0
+
+
+def second_order(
+    slope_at: Callable[[float], Slope], t: float, t_next: float, alpha: float = 1, t_prime: float | None = None
+) -> tuple[Stage, Stage]:
+    """Two stages, the second at t' = t + alpha h with weights 1 - 1/(2 alpha) and 1/(2 alpha).
+
+    alpha = 1: Heun, 1/2: midpoint, 2/3: Ralston. Karras et al. 2022, Alg. 3. `t_prime` replaces t + alpha h where the
+    caller knows it without rounding.
+    """
+    h = t_next - t
+    last = 1 / (2 * alpha)
+    return (
+        Stage(slope_at(t), h=alpha * h),
+        Stage(slope_at(t + alpha * h if t_prime is None else t_prime), h=h, weights=(last, 1 - last)),
+    )
+
+
+def first_order(slope_at: Callable[[float], Slope], t: float, t_next: float) -> tuple[Stage]:
+    """Euler: x + h d."""
+    return (Stage(slope_at(t), h=t_next - t),)
+
+
+def run(
+    net: Any,
+    x: Tensor,
+    steps: Sequence[Step],
+    class_labels: Tensor | None = None,
+    randn_like: RandnLike = torch.randn_like,
+) -> Tensor:
+    """Take x (N, C, H, W) float64 through `steps`. `randn_like` is called once per step, used or not."""
+    check(steps)
+    depth = max((len(stage.weights) for step in steps for stage in step.stages), default=0)
+    history: list[Tensor] = []
+    for step in steps:
+        # row-major whatever the layout: a generator fills a tensor in memory order
+        eps = randn_like(x.contiguous())
+        x_hat = x
+        if step.noise != 0 or step.scale != 1:
+            x_hat, _ = solver_update(x, a=step.scale, noise=eps, c=step.noise)
+        x = x_hat
+        for stage in step.stages:
+            x = _advance(net, x_hat, x, stage, class_labels, history)
+            del history[depth:]
+    return x
+
+
+def _advance(net: Any, x_hat: Tensor, x: Tensor, stage: Stage, labels: Tensor | None, history: list[Tensor]) -> Tensor:
+    """One stage; `history` is extended in place, newest first."""
+    at, weights = stage.at, stage.weights
+    D = _denoise(net, x, at, labels) if at is not None else None
+    if at is None or stage.keep == "denoised":
+        if D is not None:
+            history.insert(0, D)
+        x, _ = solver_update(x_hat, a=stage.a, h=stage.h, terms=history[: len(weights)], weights=weights)
+        return x
+    older = len(weights) - 1
+    x, d = solver_update(
+        x_hat,
+        x,
+        D,
+        p=at.p,
+        q=at.q,
+        t=at.t,
+        a=stage.a,
+        h=stage.h,
+        w=weights[0],
+        terms=history[:older],
+        weights=weights[1:],
+    )
+    history.insert(0, d)
+    return x
+
+
+def _denoise(net: Any, x: Tensor, at: Slope, labels: Tensor | None) -> Tensor:
+    # filled on the device: no copy from the host, so no wait
+    sigma = torch.full((), at.sigma, dtype=torch.float64, device=x.device)
+    return net(x if at.s == 1 else x / at.s, sigma, labels).to(torch.float64)
+
+
+def check(steps: Sequence[Step]) -> None:
+    """UserError if a level at which the denoiser would be evaluated is not a positive number."""
+    for i, step in enumerate(steps):
+        for stage in step.stages:
+            if stage.at is not None and not 0 < stage.at.sigma < math.inf:
+                raise UserError(
+                    f"step {i} of {len(steps)} would evaluate the network at noise level {stage.at.sigma}; "
+                    "expected a positive number (check sigma_min, sigma_max, rho and alpha)"
+                )
+
+
+def limits(net: Any, sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    """(lo, hi): the range asked for, cut to what the network supports."""
+    lo, hi = max(float(sigma_min), float(net.sigma_min)), min(float(sigma_max), float(net.sigma_max))
+    if not 0 < lo < hi < math.inf:
+        raise UserError(
+            f"sigma_min {lo:g} and sigma_max {hi:g} (after cutting to the network's own range "
+            f"{float(net.sigma_min):g} to {float(net.sigma_max):g}); expected 0 < sigma_min < sigma_max, both finite"
+        )
+    return lo, hi
+
+
+def check_steps(num_steps: int, rho: float) -> int:
+    if int(num_steps) != num_steps or num_steps < 2:
+        raise UserError(
+            f"num_steps is {num_steps}; expected an integer of at least 2 (the grid spans two noise levels)"
+        )
+    if not 0 < rho < math.inf:
+        raise UserError(f"rho is {rho}; expected a positive number")
+    return int(num_steps)
+
+
+def round_sigma(net: Any, sigmas: Tensor) -> Tensor:
+    """The network's nearest supported levels, float64 on the host. The only place that may wait for a device."""
+    return torch.as_tensor(net.round_sigma(sigmas)).to(device="cpu", dtype=torch.float64)
+
+
+def churn(sigmas: Tensor, num_steps: int, S_churn: float, S_min: float, S_max: float) -> Tensor:
+    """gamma_i = min(S_churn / N, sqrt(2) - 1) where S_min <= sigma_i <= S_max, else 0. Alg. 2, line 4. (N,)"""
+    gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
+    return gamma * ((sigmas >= S_min) & (sigmas <= S_max)).to(torch.float64)

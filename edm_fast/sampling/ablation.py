@@ -1,0 +1,106 @@
+"""The sampler of the ablations: any solver, discretisation, schedule and scaling. Karras et al. 2022, Alg. 2 and 3."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm_fast.diffusion import schedule as grids
+from edm_fast.errors import UserError
+from edm_fast.sampling import _loop
+
+SOLVERS = ("euler", "heun")
+
+
+def ablation_sampler(
+    net: Any,
+    latents: Tensor,
+    class_labels: Tensor | None = None,
+    randn_like: _loop.RandnLike = torch.randn_like,
+    num_steps: int = 18,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7,
+    solver: str = "heun",
+    discretization: str = "edm",
+    schedule: str = "linear",
+    scaling: str = "none",
+    epsilon_s: float = 1e-3,
+    C_1: float = 0.001,
+    C_2: float = 0.008,
+    M: int = 1000,
+    alpha: float = 1,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = float("inf"),
+    S_noise: float = 1,
+) -> Tensor:
+    """Denoise latents (N, C, H, W) ~ N(0, I) along dx/dt = (sigma'/sigma + s'/s) x - (sigma' s/sigma) D(x/s; sigma).
+
+    Noise levels from `discretization`, sigma(t) from `schedule`, s(t) from `scaling`; "heun" is the second-order family
+    with parameter alpha. `randn_like` is called once per step, also when no noise enters. Returns float64, not clipped.
+    """
+    _check_names(solver, discretization, schedule, scaling, alpha)
+    num_steps = _loop.check_steps(num_steps, rho)
+    low, high = grids.default_limits(discretization, epsilon_s)
+    lo, hi = _loop.limits(net, low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max)
+    sigmas = {
+        "vp": lambda: grids.vp_sigmas(num_steps, lo, hi, epsilon_s),
+        "ve": lambda: grids.ve_sigmas(num_steps, lo, hi),
+        "iddpm": lambda: grids.iddpm_sigmas(num_steps, lo, hi, C_1, C_2, M),
+        "edm": lambda: grids.edm_sigmas(num_steps, lo, hi, rho),
+    }[discretization]()  # (N,)
+    if len(sigmas) == 0:
+        raise UserError(f"no entry of the iddpm table lies between sigma_min {lo:g} and sigma_max {hi:g}")
+    process = grids.make_schedule(schedule, *grids.vp_betas(lo, hi, epsilon_s))
+    scale = grids.make_scaling(scaling, process)
+
+    t = process.sigma_inv(_loop.round_sigma(net, sigmas))  # (N,)
+    level = process.sigma(t)
+    gamma = _loop.churn(level, num_steps, S_churn, S_min, S_max)
+    t_hat = process.sigma_inv(_loop.round_sigma(net, level + gamma * level))
+    # round trips t(sigma(t)) may come out slightly below where they started
+    variance = (process.sigma(t_hat) ** 2 - level**2).clip(min=0)
+    noise = variance.sqrt() * scale.s(t_hat) * S_noise
+    rescale = scale.s(t_hat) / scale.s(t)
+
+    def slope_at(time: float) -> _loop.Slope:
+        return _slope(process, scale, time)
+
+    steps = []
+    for i, (here, there) in enumerate(zip(t_hat.tolist(), [*t[1:].tolist(), 0.0], strict=True)):
+        if solver == "euler" or i == num_steps - 1:
+            stages: tuple[_loop.Stage, ...] = _loop.first_order(slope_at, here, there)
+        else:
+            stages = _loop.second_order(slope_at, here, there, alpha)
+        steps.append(_loop.Step(stages, scale=rescale[i].item(), noise=noise[i].item()))
+    start = (level[0] * scale.s(t[0])).item()
+    return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
+
+
+def _slope(process: grids.Schedule, scale: grids.Scaling, time: float) -> _loop.Slope:
+    """d = (sigma'/sigma + s'/s) x - (sigma' s/sigma) D, all at `time`."""
+    t = torch.tensor(time, dtype=torch.float64, device="cpu")
+    sigma, sigma_deriv, s, s_deriv = process.sigma(t), process.sigma_deriv(t), scale.s(t), scale.s_deriv(t)
+    return _loop.Slope(
+        sigma=sigma.item(),
+        s=s.item(),
+        p=(sigma_deriv / sigma + s_deriv / s).item(),
+        q=(sigma_deriv * s / sigma).item(),
+    )
+
+
+def _check_names(solver: str, discretization: str, schedule: str, scaling: str, alpha: float) -> None:
+    for kind, value, known in (
+        ("solver", solver, SOLVERS),
+        ("discretization", discretization, grids.DISCRETIZATIONS),
+        ("schedule", schedule, grids.SCHEDULES),
+        ("scaling", scaling, grids.SCALINGS),
+    ):
+        if value not in known:
+            raise UserError(f"{kind} is {value!r}; expected one of {', '.join(known)}")
+    if not 0 < alpha < math.inf:
+        raise UserError(f"alpha is {alpha}; expected a positive number")
