@@ -58,15 +58,14 @@ def arrays(entry: Entry) -> dict[str, np.ndarray]:
 
 
 def tolerance(entry: Entry, name: str = "") -> dict[str, Any]:
-    """The terms that apply to array `name`: `grad_rtol` replaces rtol for arrays called grad, grad/..., .../grad."""
+    """The terms that apply to array `name`: grad_rtol, say, is for names like grad/w, out/grad_in_0 and x_grad."""
     table = entry["tolerance"]
     terms = ("exact", "rtol", "atol", "atol_rel_max")
     prefixes = [k[: -len(t) - 1] for k in table for t in terms if k.endswith("_" + t) and k not in terms]
     parts = name.split("/")
     for prefix in sorted(set(prefixes), key=len, reverse=True):
-        if any(part == prefix or part.startswith(prefix) for part in parts):
-            own = {t: table[f"{prefix}_{t}"] for t in terms if f"{prefix}_{t}" in table}
-            return own
+        if any(part.startswith(prefix) or part.endswith(f"_{prefix}") for part in parts):
+            return {t: table[f"{prefix}_{t}"] for t in terms if f"{prefix}_{t}" in table}
     return {t: table[t] for t in terms if t in table}
 
 

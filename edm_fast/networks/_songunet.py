@@ -85,12 +85,15 @@ class SongUNet(torch.nn.Module):
         self.map_layer1 = Linear(emb_channels, emb_channels, **INIT)
 
         widths = [model_channels * mult for mult in channel_mult]
-        skips = self._make_encoder(in_channels, widths, num_blocks, attn_resolutions, encoder_type, resample_filter)
+        skips = self._make_encoder(
+            in_channels, model_channels, widths, num_blocks, attn_resolutions, encoder_type, resample_filter
+        )
         self._make_decoder(out_channels, widths, num_blocks, attn_resolutions, decoder_type, resample_filter, skips)
 
     def _make_encoder(
         self,
         in_channels: int,
+        model_channels: int,
         widths: Sequence[int],
         num_blocks: int,
         attn_resolutions: Sequence[int],
@@ -105,8 +108,8 @@ class SongUNet(torch.nn.Module):
         for level, width in enumerate(widths):
             res = self.img_resolution >> level
             if level == 0:
-                self.enc[f"{res}x{res}_conv"] = Conv2d(channels, widths[0], kernel=3, **INIT)
-                channels = widths[0]
+                self.enc[f"{res}x{res}_conv"] = Conv2d(channels, model_channels, kernel=3, **INIT)
+                channels = model_channels
             else:
                 self.enc[f"{res}x{res}_down"] = UNetBlock(channels, channels, down=True, **self.block_kwargs)
                 if encoder_type == "skip":
