@@ -60,7 +60,9 @@ def command() -> None:
     \b
     edm-fast fid calc --images=out --ref=cifar10-32x32.npz --detector=inception-2015-12-05.pt
     edm-fast fid ref --data=cifar10-32x32.zip --dest=cifar10-32x32.npz --detector=inception-2015-12-05.pt
-    torchrun --standalone --nproc_per_node=8 -m edm_fast fid calc ...
+    torchrun --standalone --nproc_per_node=8 -m -- edm_fast fid calc ...
+
+    (Mind the two dashes after -m: without them torchrun takes --num for an option of its own.)
 
     The detector is the TorchScript archive (.pt) of the 2015 Inception-v3 network, which the metrics code of the
     StyleGAN family publishes. It is not part of this package. A TorchScript file is a program: take it from a place

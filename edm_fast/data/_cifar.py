@@ -25,7 +25,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     """Stands in for numpy's helper of pickle protocol 5."""
     return np.frombuffer(data, dtype.integer()).reshape(shape, order=order)
 
@@ -34,7 +34,8 @@ class _Dtype:
     """Stands in for numpy.dtype, so that no state from the file reaches a real one."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = code, "|"
+        self.code = code
+        self.order: Any = "|"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1]

@@ -105,13 +105,17 @@ def open_images(path: str | os.PathLike[str], num: int | None = None, seed: int 
 def image_batches(dataset: ImageFolderDataset, batch: int = 64, workers: int = 3) -> Iterator[torch.Tensor]:
     """This rank's batches (N, 3, H, W) uint8; gray images are repeated to three channels."""
     parts = deal_batches(len(dataset), batch, distributed.rank(), distributed.world_size())
-    loader = torch.utils.data.DataLoader(
-        _Quiet(dataset),
-        batch_sampler=[part.tolist() for part in parts],
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        collate_fn=_collate,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # three workers are the protocol, also on two cores
+        loader = iter(
+            torch.utils.data.DataLoader(
+                _Quiet(dataset),
+                batch_sampler=[part.tolist() for part in parts],
+                num_workers=workers,
+                prefetch_factor=2 if workers else None,
+                collate_fn=_collate,
+            )
+        )
     for images in loader:
         if isinstance(images, str):
             raise UserOSError(images)
