@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from edm_fast.errors import UserError
+from edm_fast.cli._errors import error_line
 
 # the summaries stand here so that listing the verbs imports none of them
 VERBS = {
@@ -31,27 +31,6 @@ def version() -> str:
         return importlib.metadata.version("edm-fast")
     except importlib.metadata.PackageNotFoundError:
         return "unknown (not installed)"
-
-
-def error_line(error: BaseException) -> str | None:
-    """The one line that tells a user what went wrong, or None where a traceback serves better."""
-    if isinstance(error, click.ClickException):
-        text = error.format_message()
-    elif isinstance(error, OSError) and not isinstance(error, UserError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    elif isinstance(error, (UserError, OSError)):
-        text = str(error)
-    elif isinstance(error, MemoryError) or _is_out_of_memory(error):
-        text = f"out of memory: {error}" if str(error) else "out of memory"
-    else:
-        return None
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch is not imported for this: the device allocator has a class of its own, the host allocator a phrase
-    host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return host or type(error).__name__ == "OutOfMemoryError"
 
 
 class Program(click.Group):

@@ -2,6 +2,17 @@
 
 from edm_fast.sampling.ablation import ablation_sampler
 from edm_fast.sampling.edm import edm_sampler
-from edm_fast.sampling.random import StackedRandomGenerator
+from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
+from edm_fast.sampling.seeds import StackedRandomGenerator, deal_seeds, sample_seeds
 
-__all__ = ["StackedRandomGenerator", "ablation_sampler", "edm_sampler"]
+__all__ = [
+    "StackedRandomGenerator",
+    "ablation_sampler",
+    "arrange",
+    "deal_seeds",
+    "edm_sampler",
+    "sample_seeds",
+    "save_grid",
+    "save_png",
+    "to_uint8",
+]

@@ -1,0 +1,273 @@
+"""edm-fast generate: images from a network, one PNG per seed, on one process or many (torchrun)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+import tqdm
+
+from edm_fast import distributed
+from edm_fast.backend import use_backend
+from edm_fast.checkpoint import load
+from edm_fast.cli import _options as opt
+from edm_fast.cli._errors import error_line
+from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
+from edm_fast.errors import UserError
+from edm_fast.sampling import (
+    ablation_sampler,
+    deal_seeds,
+    edm_sampler,
+    sample_seeds,
+    save_grid,
+    save_png,
+    to_uint8,
+)
+from edm_fast.sampling.images import image_name, made_with, read_png
+
+PRECISIONS = ("exact", "fp32", "tf32", "bf16", "fp16")
+MAX_GRID = 10_000
+T = TypeVar("T")
+
+
+@click.command()
+@click.option("--network", "network_pkl", metavar="PATH|URL", help="Checkpoint.  [default: the demo model inside]")
+@click.option("--outdir", metavar="DIR", required=True, help="Where to write the images.")
+@click.option("--seeds", metavar="LIST", type=opt.INT_LIST, default="0-63", show_default=True, help="As in 1,2,5-10.")
+@click.option("--subdirs", is_flag=True, help="Make a folder for each thousand seeds.")
+@click.option("--class", "class_idx", metavar="INT", type=opt.NON_NEGATIVE_INT, help="Class.  [default: by seed]")
+@click.option("--batch", "max_batch_size", metavar="INT", type=opt.POSITIVE_INT, default=64, show_default=True)
+@click.option("--steps", "num_steps", metavar="INT", type=opt.POSITIVE_INT, default=18, show_default=True)
+@click.option("--sigma_min", metavar="FLOAT", type=opt.POSITIVE, help="Lowest noise level.  [default: by sampler]")
+@click.option("--sigma_max", metavar="FLOAT", type=opt.POSITIVE, help="Highest noise level.  [default: by sampler]")
+@click.option("--rho", metavar="FLOAT", type=opt.POSITIVE, default=7, show_default=True, help="Exponent of the grid.")
+@click.option("--S_churn", "S_churn", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True)
+@click.option("--S_min", "S_min", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True)
+@click.option("--S_max", "S_max", metavar="FLOAT", type=opt.NON_NEGATIVE_OR_INF, default="inf", show_default=True)
+@click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True)
+@click.option("--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.")
+@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).")
+@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="[default: as stored in the checkpoint]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--grid", metavar="FILE.png", help="Also write all images as one picture.")
+@click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
+def command(**options: Any) -> None:
+    """Draw one image per seed and save it as DIR/000000.png and so on.
+
+    \b
+    edm-fast generate --outdir=out --grid=out/grid.png
+    torchrun --standalone --nproc_per_node=2 -m edm_fast generate --network=model.pkl --outdir=out
+    """
+    check_options(options)
+    device = resolve_device(options["device"])
+    distributed.init(device)
+    generate(device, options)
+    distributed.shutdown()
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """UserError for what can be told wrong before anything is loaded."""
+    if not options["seeds"]:
+        raise UserError("--seeds is an empty list; expected integers or ranges such as 0-63, the lower end first")
+    if options["num_steps"] < 2:
+        raise UserError("--steps is 1; expected at least 2 (the noise levels run from sigma_max to sigma_min)")
+    low, high = options["sigma_min"], options["sigma_max"]
+    if low is not None and high is not None and low >= high:
+        raise UserError(f"--sigma_min {low:g} is not below --sigma_max {high:g}")
+    if options["grid"] is not None:
+        if Path(options["grid"]).suffix.lower() != ".png":
+            raise UserError(f"--grid is {options['grid']!r}; expected the name of a .png file")
+        if len(options["seeds"]) > MAX_GRID:
+            raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device named, or the best at hand for "auto"; under torchrun, the local rank's GPU."""
+    has_cuda = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N (samplers need float64)")
+    if device.type == "cuda":
+        index = distributed.local_rank() if device.index is None else device.index
+        if not has_cuda or index >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: torch sees {torch.cuda.device_count() if has_cuda else 0} CUDA devices")
+        device = torch.device("cuda", index)
+    return device
+
+
+def default_network() -> Path:
+    """The demo checkpoint inside the package."""
+    path = Path(str(importlib.resources.files("edm_fast"))) / "assets" / "demo-mnist.safetensors"
+    if not path.is_file():
+        raise UserError("this installation has no demo model; expected --network=PATH or URL")
+    return path
+
+
+def sampler_for(options: dict[str, Any]) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
+    """(sampler, its keywords): the ablation sampler if any of its own four options is given. Only what is set is passed."""
+    names = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise")
+    own = ("solver", "discretization", "schedule", "scaling")
+    kwargs = {name: options[name] for name in (*names, *own) if options[name] is not None}
+    return (ablation_sampler if any(name in kwargs for name in own) else edm_sampler), kwargs
+
+
+@contextlib.contextmanager
+def prepared(net: torch.nn.Module, precision: str | None, device: torch.device) -> Iterator[torch.nn.Module]:
+    """`net` ready to run at this precision; None runs it as stored, with torch's own settings.
+
+    Accelerated plans will come in here: they take the place of `net` and keep its attributes.
+    """
+    if precision is None:
+        yield net
+        return
+    if precision == "bf16" or (precision in ("tf32", "fp16") and device.type != "cuda"):
+        raise UserError(f"--precision {precision} does not run on {device.type} yet; expected fp32 or exact")
+    flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    saved = [flag.allow_tf32 for flag in flags]
+    net.use_fp16 = precision == "fp16"
+    try:
+        for flag in flags:
+            flag.allow_tf32 = precision == "tf32"
+        with use_backend("reference") if precision == "exact" else contextlib.nullcontext():
+            yield net
+    finally:
+        for flag, value in zip(flags, saved, strict=True):
+            flag.allow_tf32 = value
+
+
+def fingerprint(net: torch.nn.Module, device: torch.device, options: dict[str, Any]) -> str:
+    """Names the settings that decide an image besides its seed: network, sampler, class, precision, kind of device.
+
+    Stored in every PNG, so that --skip-existing keeps nothing made otherwise.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    sampler, kwargs = sampler_for(options)
+    settings = {
+        "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
+        "sampler": [sampler.__name__, kwargs],
+        "class": options["class_idx"],
+        "precision": options["precision"] or ("stored" if device.type == "cuda" else "fp32"),
+        "device": device.type,
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def generate(device: torch.device, options: dict[str, Any]) -> None:
+    """The whole command, on each rank."""
+    net = load_network(device, options["network_pkl"])
+    check_network(net, options["class_idx"])
+    seeds, outdir = options["seeds"], Path(options["outdir"])
+    names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}
+    mark = on_first_rank(lambda: fingerprint(net, device, options))
+    finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
+    world = distributed.world_size()
+    # cut as if nothing were there: a continued run computes each image in the batch it would have had
+    parts = deal_seeds(seeds, options["max_batch_size"], world)[distributed.rank() :: world]
+    parts = [part for part in parts if not finished.issuperset(part)]
+    sampler, kwargs = sampler_for(options)
+    start = time.perf_counter()
+    with prepared(net, options["precision"], device) as run:
+        with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
+            for part in parts:
+                x = sample_seeds(run, sampler, part, options["class_idx"], device, **kwargs)
+                save_images(x, part, finished, outdir, names, mark)
+                progress.update(len(part))
+    distributed.barrier()
+    report(len(set(seeds)) - len(finished), len(finished), time.perf_counter() - start, outdir)
+    if options["grid"] is not None:
+        on_first_rank(lambda: save_grid(options["grid"], [read_png(outdir / names[seed]) for seed in seeds]))
+
+
+def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
+    """The first rank loads (and downloads) before the others do."""
+    if name is None:
+        name = str(default_network())
+        distributed.print0("No --network given: using the demo model that comes with edm-fast (MNIST digits, 32x32).")
+    first: list[torch.nn.Module] = []
+    on_first_rank(lambda: first.append(load(name, device=device)))
+    return first[0] if first else load(name, device=device)
+
+
+def check_network(net: torch.nn.Module, class_idx: int | None) -> None:
+    label_dim, channels = int(net.label_dim), int(net.img_channels)
+    if channels not in (1, 3):
+        raise UserError(f"the network makes images of {channels} channels; a PNG takes 1 or 3")
+    if class_idx is not None and label_dim == 0:
+        raise UserError(f"--class {class_idx}: the network is unconditional; expected no --class")
+    if class_idx is not None and class_idx >= label_dim:
+        raise UserError(f"--class {class_idx}: the network has {label_dim} classes; expected 0 to {label_dim - 1}")
+
+
+def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict[str, Any]) -> set[int]:
+    """Make sure that files can be written; the seeds whose images are there already and may be kept."""
+    for folder in (outdir, *([Path(options["grid"]).parent] if options["grid"] else [])):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    if not options["skip_existing"]:
+        return set()
+    finished = set()
+    for seed, name in names.items():
+        found = made_with(outdir / name)
+        if found is not None and found != mark:
+            raise UserError(
+                f"{outdir / name} was not made by edm-fast generate with these options and this network; "
+                "expected another --outdir, or no --skip-existing"
+            )
+        if found is not None:
+            finished.add(seed)
+    return finished
+
+
+def save_images(
+    x: torch.Tensor, seeds: Sequence[int], finished: set[int], outdir: Path, names: dict[int, str], mark: str
+) -> None:
+    """Write the images x (N, C, R, R) of `seeds`, except those finished earlier."""
+    valid = x.isfinite().flatten(1).all(dim=1).tolist()
+    for seed, image, ok in zip(seeds, to_uint8(x), valid, strict=True):
+        if not ok:
+            raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
+        if seed not in finished:
+            save_png(outdir / names[seed], image, made_with=mark)
+
+
+def report(made: int, kept: int, seconds: float, outdir: Path) -> None:
+    rate = f"{made / seconds:.2f} images/s" if seconds > 0 else ""
+    text = f"{made} images in {seconds:.1f} s ({rate})" + (f", {kept} kept from before" if kept else "")
+    distributed.print0(f"{text}: {outdir}{os.sep}")
+
+
+def on_first_rank(function: Callable[[], T]) -> T:
+    """What function() returns on rank 0, on every rank. An error stops all ranks and is told once."""
+    result, line = None, None
+    if distributed.rank() == 0:
+        try:
+            result = function()
+        except Exception as error:
+            line = error_line(error)
+            distributed.broadcast_object((None, line or repr(error)))
+            raise
+    result, line = distributed.broadcast_object((result, line))
+    if line is not None:
+        sys.exit(2)
+    return result

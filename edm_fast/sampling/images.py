@@ -1,0 +1,89 @@
+"""Pixels and PNG files of sampled images."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.PngImagePlugin
+import torch
+
+from edm_fast.errors import UserError
+from edm_fast.files import atomic_write
+
+# the text chunk that names the settings an image was made with
+KEY = "edm-fast"
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """x (N, C, H, W) -> (N, H, W, C): x 127.5 + 128, clipped to [0, 255] and truncated, so that -1 -> 0, 0 -> 128."""
+    pixels = (x.to(torch.float64) * 127.5 + 128).clip(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def image_name(seed: int, subdirs: bool = False) -> str:
+    """`000042.png`, or `000000/000042.png` with a folder for each thousand seeds."""
+    name = f"{seed:06d}.png"
+    return f"{seed - seed % 1000:06d}/{name}" if subdirs else name
+
+
+def save_png(path: str | os.PathLike[str], image: np.ndarray, made_with: str = "") -> None:
+    """Write an image (H, W, 1) as mode L or (H, W, 3) as RGB, whole or not at all; `made_with` becomes a text chunk."""
+    info = PIL.PngImagePlugin.PngInfo()
+    if made_with:
+        info.add_text(KEY, made_with)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, format="png", pnginfo=info)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+def made_with(path: str | os.PathLike[str]) -> str | None:
+    """The text save_png stored in the file, "" if it holds none, None if there is no file."""
+    try:
+        with PIL.Image.open(path) as image:
+            return str(image.info.get(KEY, ""))
+    except FileNotFoundError:
+        return None
+    except PIL.UnidentifiedImageError:
+        return ""
+
+
+def read_png(path: str | os.PathLike[str]) -> np.ndarray:
+    """(H, W, C) uint8."""
+    with PIL.Image.open(path) as image:
+        pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def grid_shape(count: int) -> tuple[int, int]:
+    """(rows, columns) for `count` images: as square as possible, full where that costs at most a 1 : 2 shape."""
+    for rows in range(math.isqrt(count), 0, -1):
+        if count % rows == 0 and count // rows <= 2 * rows:
+            return rows, count // rows
+    columns = math.isqrt(count - 1) + 1
+    return -(-count // columns), columns
+
+
+def arrange(images: Sequence[np.ndarray]) -> np.ndarray:
+    """One picture (rows H, columns W, C) of images (H, W, C), row by row; what is left over stays white."""
+    if not images:
+        raise UserError("no images to arrange in a grid")
+    rows, columns = grid_shape(len(images))
+    height, width, channels = images[0].shape
+    picture = np.full((rows, height, columns, width, channels), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise UserError(f"a grid needs images of one shape; got {images[0].shape} and {image.shape}")
+        picture[i // columns, :, i % columns] = image
+    return picture.reshape(rows * height, columns * width, channels)
+
+
+def save_grid(path: str | os.PathLike[str], images: Sequence[np.ndarray]) -> None:
+    """Write `arrange(images)` as a PNG."""
+    save_png(Path(path), arrange(images))
