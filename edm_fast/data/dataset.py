@@ -44,7 +44,7 @@ class FolderSource:
 
 
 class ZipSource:
-    """Members of a zip archive. The handle is opened once per process: forked readers must not share a file position."""
+    """Members of a zip archive, opened once per process: forked readers must not share a file position."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -101,7 +101,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def parse_labels(text: bytes, names: list[str], where: str) -> np.ndarray | None:
-    """Labels of `names` from dataset.json: int64 (n,) classes or float32 (n, dim) vectors; None if the file has none."""
+    """Labels of `names` from dataset.json: int64 (n,) classes or float32 (n, dim) vectors; None if it has none."""
     try:
         table = json.loads(text)["labels"]
     except (ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
-"""Training losses: L(D; sigma) = lambda(sigma) (D(y + n; sigma) - y)^2, n ~ N(0, sigma^2 I), for three noise distributions.
+"""Training losses: L(D; sigma) = lambda(sigma) (D(y + n; sigma) - y)^2, n ~ N(0, sigma^2 I), sigma drawn in three ways.
 
-Every loss is called as `loss(net, images, labels=None, augment_pipe=None)` with images (N, C, H, W) in [-1, 1] and returns
-the weighted squared error per pixel (N, C, H, W), unreduced. Draws from the global generator of the device, in this order:
-noise level, augmentation, normals (row-major NCHW whatever the layout of the images), then whatever the network draws.
+Called as `loss(net, images, labels, augment_pipe=None)` with images (N, C, H, W) in [-1, 1]; the result is the weighted
+squared error per pixel (N, C, H, W), unreduced. Draws from the global generator of the device, in this order: noise
+level, augmentation, normals (row-major NCHW whatever the layout of the images), then whatever the network draws.
 Karras et al. 2022, Table 1 and Section 5.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from edm_fast.diffusion._processes import vp_sigma
+
 Net = Callable[..., Tensor]
 Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -20,7 +22,10 @@ Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
 def weighted_error(
     net: Net, images: Tensor, labels: Tensor | None, augment_pipe: Augment | None, sigma: Tensor, weight: Tensor
 ) -> Tensor:
-    """weight (D(y + sigma n; sigma, labels, a) - y)^2 with (y, a) = augment(images), n ~ N(0, I); sigma, weight (N, 1, 1, 1)."""
+    """weight (D(y + sigma n; sigma, labels, a) - y)^2, (y, a) = augment(images), n ~ N(0, I).
+
+    images (N, C, H, W); sigma, weight (N, 1, 1, 1).
+    """
     y, augment_labels = augment_pipe(images) if augment_pipe is not None else (images, None)
     # not randn_like: it would fill a channels_last tensor in another order
     noise = torch.randn(y.shape, device=y.device, dtype=y.dtype)
@@ -29,19 +34,16 @@ def weighted_error(
 
 
 class VPLoss:
-    """u ~ U(0, 1), t = 1 + u (epsilon_t - 1), sigma = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), lambda = 1 / sigma^2."""
+    """u ~ U(0, 1), sigma = sigma_VP(1 + u (epsilon_t - 1)), lambda = 1 / sigma^2."""
 
     def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5) -> None:
         self.beta_d = beta_d
         self.beta_min = beta_min
         self.epsilon_t = epsilon_t
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return ((0.5 * self.beta_d * t**2 + self.beta_min * t).exp() - 1).sqrt()
-
     def __call__(self, net: Net, images: Tensor, labels: Tensor | None, augment_pipe: Augment | None = None) -> Tensor:
         u = torch.rand([images.shape[0], 1, 1, 1], device=images.device)
-        sigma = self.sigma(1 + u * (self.epsilon_t - 1))  # (N, 1, 1, 1)
+        sigma = vp_sigma(1 + u * (self.epsilon_t - 1), self.beta_d, self.beta_min)  # (N, 1, 1, 1)
         return weighted_error(net, images, labels, augment_pipe, sigma, 1 / sigma**2)
 
 

@@ -1,4 +1,4 @@
-"""Geometric augmentation: 3x3 matrices G from output to input pixels relative to the image centre, and resampling by them.
+"""Geometric augmentation: 3x3 matrices G from output to input pixels about the image centre, and resampling by them.
 
 Resampling works at twice the resolution behind an orthogonal low-pass filter, so that neither the warp nor the return
 to the original grid aliases (Karras et al. 2020, "Training generative adversarial networks with limited data", App. B).

@@ -1,0 +1,75 @@
+"""How a run begins: afresh, from weights (transfer), from a dump of this project, or from a published dump."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edm_fast import checkpoint, distributed
+from edm_fast.errors import UserError, UserOSError
+from edm_fast.training._run import Run
+from edm_fast.training._state import State, read_state, restore
+
+
+def stored_state(path: str | None) -> State | None:
+    """The dump at `path` if it is one of this project's."""
+    return None if path is None else read_state(path)
+
+
+def resume(
+    run: Run, stored: State | None, resume_pkl: str | None, resume_state_dump: str | None, resume_kimg: int
+) -> None:
+    """Fill `run` from whatever there is to go on from."""
+    if stored is not None:
+        distributed.print0(f"Resuming from {resume_state_dump}", flush=True)
+        restore(run, stored)
+        return
+    if resume_pkl is not None:
+        distributed.print0(f"Loading weights from {resume_pkl}", flush=True)
+        fill_from_snapshot(run, resume_pkl)
+    if resume_state_dump is not None:
+        distributed.print0(f"Resuming from {resume_state_dump}", flush=True)
+        fill_from_published_state(run, resume_state_dump)
+    run.cur_nimg = run.tick_start_nimg = resume_kimg * 1000
+
+
+def fill_from_snapshot(run: Run, path: str) -> None:
+    """net and ema <- tensors of the snapshot's average that they have, too; shapes must agree."""
+    other = Path(path).with_suffix(".safetensors")
+    if "://" not in path and not Path(path).exists() and other.exists():
+        path = str(other)
+    source = checkpoint.load(path).state_dict()
+    for module in (run.net, run.ema):
+        fill_by_name(module, source, path, complete=False)
+
+
+@torch.no_grad()
+def fill_by_name(module: torch.nn.Module, source: dict[str, Any], where: str, complete: bool) -> None:
+    """Copy tensors by name; `complete`: the source must have all of them."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in source:
+            if complete:
+                raise UserError(f"{where} has no tensor {name}; expected the network given by the options")
+            continue
+        if source[name].shape != tensor.shape:
+            shape, expected = list(source[name].shape), list(tensor.shape)
+            raise UserError(f"{where}: {name} has shape {shape}; the network given by the options needs {expected}")
+        tensor.copy_(source[name])
+
+
+def fill_from_published_state(run: Run, path: str) -> None:
+    """net and optimizer from a training state of the published code, read as data."""
+    try:
+        state = checkpoint.load_training_state(path)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserOSError(f"cannot read training state {path}: {error}") from error
+    net = state["net"]
+    fill_by_name(run.net, net.state_dict() if isinstance(net, torch.nn.Module) else net, path, complete=True)
+    try:
+        run.optimizer.load_state_dict(state["optimizer_state"])
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: the optimizer state does not fit the network: {error}") from error

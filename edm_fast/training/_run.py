@@ -1,0 +1,157 @@
+"""What a training run consists of, set up in the order that fixes its random numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edm_fast import distributed
+from edm_fast.data import ImageFolderDataset, InfiniteSampler
+from edm_fast.errors import UserError
+from edm_fast.training import _build
+from edm_fast.training._stats import Stats
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Options:
+    """Settings of a run; the keywords of training_loop."""
+
+    run_dir: Path
+    dataset_kwargs: Mapping[str, Any]
+    data_loader_kwargs: Mapping[str, Any]
+    network_kwargs: Mapping[str, Any]
+    loss_kwargs: Mapping[str, Any]
+    optimizer_kwargs: Mapping[str, Any]
+    augment_kwargs: Mapping[str, Any] | None
+    seed: int
+    batch_size: int
+    batch_gpu: int | None
+    total_kimg: float
+    ema_halflife_kimg: float
+    ema_rampup_ratio: float | None
+    lr_rampup_kimg: float
+    loss_scaling: float
+    kimg_per_tick: float
+    snapshot_ticks: int | None
+    state_dump_ticks: int | None
+    snapshot_format: str
+    preview_images: int
+    progress: bool
+
+    def rounds(self) -> tuple[int, int]:
+        """(images of one backward pass on one rank, backward passes of a step)."""
+        world = distributed.world_size()
+        per_rank = self.batch_size // world
+        size = min(self.batch_gpu or per_rank, per_rank)
+        if size < 1 or size * (per_rank // size) * world != self.batch_size:
+            raise UserError(
+                f"batch size {self.batch_size} cannot be dealt to {world} process(es) in rounds of "
+                f"{self.batch_gpu or per_rank}; expected a multiple of processes times round size"
+            )
+        return size, per_rank // size
+
+
+@dataclass
+class Run:
+    """The moving parts of a run, and how far it has come."""
+
+    options: Options
+    device: torch.device
+    dataset: ImageFolderDataset
+    batches: Iterator[Batch]
+    net: torch.nn.Module
+    model: torch.nn.Module  # net, or net inside DistributedDataParallel
+    ema: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    loss_fn: Any
+    augment_pipe: Any
+    base_lr: float
+    stats: Stats = field(default_factory=Stats)
+    cur_nimg: int = 0
+    tick: int = 0
+    tick_start_nimg: int = 0
+    data_position: int = 0  # places of the common index stream used up
+    elapsed_sec: float = 0.0  # by earlier parts of an interrupted run
+
+    @property
+    def done(self) -> bool:
+        return self.cur_nimg >= self.options.total_kimg * 1000
+
+
+def seed_everything(seed: int) -> None:
+    np.random.seed((seed * distributed.world_size() + distributed.rank()) % (1 << 31))
+    torch.manual_seed(np.random.randint(1 << 31))
+
+
+def endless_batches(dataset: ImageFolderDataset, options: Options, device: torch.device, start: int) -> Iterator[Batch]:
+    """Batches of the index stream from place `start` on."""
+    sampler = InfiniteSampler(
+        dataset, rank=distributed.rank(), num_replicas=distributed.world_size(), seed=options.seed, start=start
+    )
+    kwargs = dict(options.data_loader_kwargs)
+    kwargs.pop("class_name", None)
+    kwargs["pin_memory"] = bool(kwargs.get("pin_memory", False)) and device.type == "cuda"
+    if kwargs.get("num_workers", 0) == 0:
+        kwargs.pop("prefetch_factor", None)
+    # a generator of its own, and the draw made here: how often a loader draws is torch's business and may change
+    loader = torch.utils.data.DataLoader(
+        dataset, sampler=sampler, batch_size=options.rounds()[0], generator=torch.Generator(), **kwargs
+    )
+    torch.empty([], dtype=torch.int64).random_()
+    return iter(loader)
+
+
+@torch.no_grad()
+def summarize(net: torch.nn.Module, dataset: ImageFolderDataset, batch: int, device: torch.device) -> None:
+    """One pass over zeros in training mode, as published (it may draw dropout masks), and a line about the network."""
+    images = torch.zeros([batch, *dataset.image_shape], device=device)
+    net(images, torch.ones([batch], device=device), torch.zeros([batch, dataset.label_dim], device=device))
+    parameters = sum(p.numel() for p in net.parameters())
+    print(f"Network: {type(net).__name__}, {parameters:,} parameters; images {dataset.image_shape}", flush=True)
+
+
+def distribute(net: torch.nn.Module, device: torch.device, augmented: bool) -> torch.nn.Module:
+    """`net` as DistributedDataParallel where there are several processes."""
+    if distributed.world_size() == 1:
+        return net
+    idle = not augmented and any("map_augment" in name for name, _ in net.named_parameters())
+    return torch.nn.parallel.DistributedDataParallel(
+        net, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=idle
+    )
+
+
+def start_run(options: Options, device: torch.device, data_position: int = 0) -> Run:
+    """A run at image 0, with data from `data_position` on. The order of the lines fixes the random numbers."""
+    round_size, _ = options.rounds()
+    seed_everything(options.seed)
+    dataset = _build.build_dataset(options.dataset_kwargs)
+    batches = endless_batches(dataset, options, device, data_position)
+    net = _build.build_network(options.network_kwargs, dataset).to(device)
+    if distributed.rank() == 0:
+        summarize(net, dataset, round_size, device)
+    augment_pipe = _build.build_augment(options.augment_kwargs)
+    optimizer = _build.build_optimizer(options.optimizer_kwargs, net.parameters())
+    model = distribute(net, device, augmented=augment_pipe is not None)
+    return Run(
+        options=options,
+        device=device,
+        dataset=dataset,
+        batches=batches,
+        net=net,
+        model=model,
+        ema=copy.deepcopy(net).eval().requires_grad_(False),
+        optimizer=optimizer,
+        loss_fn=_build.build_loss(options.loss_kwargs),
+        augment_pipe=augment_pipe,
+        base_lr=optimizer.param_groups[0]["lr"],
+        data_position=data_position,
+    )

@@ -1,0 +1,178 @@
+"""What happens between steps every now and then: a status line, snapshots with previews, state dumps, statistics."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.distributed as dist
+
+from edm_fast import checkpoint, distributed, sampling
+from edm_fast.errors import UserError
+from edm_fast.files import atomic_write
+from edm_fast.training._run import Run
+from edm_fast.training._state import save_state
+from edm_fast.training._stats import StatsWriter, resident_gb
+
+SNAPSHOT_FORMATS = ("safetensors", "pkl")
+PREVIEW_STEPS = 18
+
+
+class Clock:
+    """Time since the start, since the last tick, and spent between the last tick's end and the next tick's start."""
+
+    def __init__(self, elapsed_sec: float = 0.0) -> None:
+        self.start = time.time() - elapsed_sec
+        self.tick_start = time.time()
+        self.maintenance = self.tick_start - self.start - elapsed_sec
+
+    def next_tick(self, tick_end: float) -> None:
+        self.tick_start = time.time()
+        self.maintenance = self.tick_start - tick_end
+
+
+def tick_is_due(run: Run) -> bool:
+    """After the first step of a run, at its end, and every kimg_per_tick thousand images."""
+    step = run.options.kimg_per_tick * 1000
+    return run.done or run.tick == 0 or run.cur_nimg >= run.tick_start_nimg + step
+
+
+def is_multiple(run: Run, ticks: int | None) -> bool:
+    return bool(ticks) and (run.done or run.tick % ticks == 0)  # type: ignore[operator]
+
+
+def report_progress(run: Run, clock: Clock, tick_end: float) -> None:
+    """Rank 0: the quantities of stats.jsonl other than the loss, and the status line."""
+    seconds = tick_end - clock.tick_start
+    per_kimg = seconds / (run.cur_nimg - run.tick_start_nimg) * 1e3
+    gpu = reserved = 0.0
+    if run.device.type == "cuda":
+        gpu = torch.cuda.max_memory_allocated(run.device) / 2**30
+        reserved = torch.cuda.max_memory_reserved(run.device) / 2**30
+        torch.cuda.reset_peak_memory_stats(run.device)
+    values = {
+        "Progress/tick": run.tick,
+        "Progress/kimg": run.cur_nimg / 1e3,
+        "Timing/total_sec": tick_end - clock.start,
+        "Timing/sec_per_tick": seconds,
+        "Timing/sec_per_kimg": per_kimg,
+        "Timing/maintenance_sec": clock.maintenance,
+        "Resources/cpu_mem_gb": resident_gb(),
+        "Resources/peak_gpu_mem_gb": gpu,
+        "Resources/peak_gpu_mem_reserved_gb": reserved,
+    }
+    if distributed.rank() != 0:
+        return
+    for name, value in values.items():
+        run.stats.report(name, value)
+    fields = [
+        f"tick {run.tick:<5d}",
+        f"kimg {run.cur_nimg / 1e3:<9.1f}",
+        f"time {format_time(tick_end - clock.start):<12s}",
+        f"sec/tick {seconds:<7.1f}",
+        f"sec/kimg {per_kimg:<7.2f}",
+        f"maintenance {clock.maintenance:<6.1f}",
+        f"cpumem {values['Resources/cpu_mem_gb']:<6.2f}",
+        f"gpumem {gpu:<6.2f}",
+        f"reserved {reserved:<6.2f}",
+    ]
+    print(" ".join(fields), flush=True)
+
+
+def format_time(seconds: float) -> str:
+    """3723 -> "1h 02m 03s"."""
+    whole = int(round(seconds))
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d {hours:02d}h {minutes:02d}m"
+    if hours:
+        return f"{hours}h {minutes:02d}m {whole % 60:02d}s"
+    return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+@torch.no_grad()
+def check_same_everywhere(module: torch.nn.Module) -> None:
+    """All ranks hold the same tensors as rank 0."""
+    if not dist.is_initialized():
+        return
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        mine = torch.nan_to_num(tensor.detach())
+        theirs = mine.clone()
+        dist.broadcast(theirs, src=0)
+        if not torch.equal(mine, theirs):
+            raise RuntimeError(f"{name} differs between rank 0 and rank {distributed.rank()}")
+
+
+def save_snapshot(run: Run) -> None:
+    """The weight average as network-snapshot-NNNNNN, and a grid of its samples beside it."""
+    check_same_everywhere(run.ema)
+    if distributed.rank() != 0:
+        return
+    options = run.options
+    stem = f"{run.cur_nimg // 1000:06d}"
+    path = options.run_dir / f"network-snapshot-{stem}.{options.snapshot_format}"
+    if options.snapshot_format == "pkl":
+        checkpoint.save_pkl(run.ema, path, run.loss_fn, run.augment_pipe, dict(options.dataset_kwargs))
+    else:
+        checkpoint.save(run.ema, path)
+    if options.preview_images:
+        save_preview(run, options.run_dir / f"preview-{stem}.png")
+
+
+@torch.no_grad()
+def save_preview(run: Run, path: Path) -> None:
+    """A grid of samples of the average, the same latents every time; one class after the other if there are classes."""
+    count = run.options.preview_images
+    channels, height, width = run.dataset.image_shape
+    if channels not in (1, 3):
+        return
+    generator = torch.Generator(run.device).manual_seed(0)
+    latents = torch.randn([count, channels, height, width], generator=generator, device=run.device)
+    labels = None
+    if run.dataset.label_dim:
+        labels = torch.eye(run.dataset.label_dim, device=run.device)[torch.arange(count) % run.dataset.label_dim]
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        images = sampling.edm_sampler(run.ema, latents, labels, num_steps=PREVIEW_STEPS)
+    pixels = (images * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu().numpy()
+    with atomic_write(path) as file:
+        tile(pixels).save(file, format="PNG")
+
+
+def tile(pixels: np.ndarray) -> PIL.Image.Image:
+    """(N, C, H, W) uint8 -> one picture, rows of about sqrt(2 N) images."""
+    count, channels, height, width = pixels.shape
+    columns = min(count, max(1, round((2 * count) ** 0.5)))
+    rows = -(-count // columns)
+    canvas = np.zeros([rows * columns, channels, height, width], dtype=np.uint8)
+    canvas[:count] = pixels
+    canvas = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    canvas = canvas.reshape(rows * height, columns * width, channels)
+    return PIL.Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> None:
+    """One tick. The state dump comes last and already counts the tick as over, so nothing before it is done twice."""
+    options, tick_end = run.options, time.time()
+    report_progress(run, clock, tick_end)
+    if is_multiple(run, options.snapshot_ticks):
+        save_snapshot(run)
+    dump = run.tick != 0 and is_multiple(run, options.state_dump_ticks)
+    row = run.stats.collect(shared=["Loss/loss"])
+    if writer is not None:
+        writer.write(row, run.cur_nimg)
+        if not np.isfinite(row["Loss/loss"]["mean"]):
+            print("Warning: the loss is not finite; gradients that are not finite count as 0", flush=True)
+    run.tick += 1
+    run.tick_start_nimg = run.cur_nimg
+    if dump:
+        path = options.run_dir / f"training-state-{run.cur_nimg // 1000:06d}.pt"
+        save_state(run, path, stats_lines=writer.lines if writer else 0, elapsed_sec=tick_end - clock.start)
+    clock.next_tick(tick_end)
+
+
+def check_options(snapshot_format: str) -> None:
+    if snapshot_format not in SNAPSHOT_FORMATS:
+        raise UserError(f"snapshot format {snapshot_format}; expected one of {', '.join(SNAPSHOT_FORMATS)}")
