@@ -1,0 +1,78 @@
+// The door: addresses come in as integers, a status goes out as an exception, the GIL is released around the work.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "common.h"
+#include "solver_update.h"
+#include "upfirdn.h"
+
+#ifndef EDM_CUDA_STATUS
+#define EDM_CUDA_STATUS ""
+#endif
+
+namespace py = pybind11;
+using Address = uintptr_t;
+
+namespace edm {
+#ifdef EDM_WITH_CUDA
+const char* cuda_error_text(int error);
+#endif
+
+static void check(const char* name, int status) {
+    if (status == kOk) return;
+    std::string why = status == kBadArgument ? "bad argument" : status == kBadType ? "element type not supported" : "";
+#ifdef EDM_WITH_CUDA
+    if (status >= kCudaError) why = cuda_error_text(status - kCudaError);
+#endif
+    throw std::runtime_error(std::string(name) + ": " + why);
+}
+
+static SolverUpdate solver_update(int dtype, Address y, Address d, Address base, Address x, Address D, Address noise,
+                                  const std::vector<Address>& terms, const std::vector<double>& weights,
+                                  const std::vector<double>& pqtahwc, int64_t size) {
+    if (terms.size() != weights.size() || terms.size() > kMaxTerms || pqtahwc.size() != 7 || (x == 0) != (D == 0) ||
+        (D && !d && size))
+        check("solver_update", kBadArgument);
+    const auto& k = pqtahwc;
+    SolverUpdate s{dtype, (void*)y, (void*)d, (void*)base, (void*)x, (void*)D, (void*)noise, {}, {},
+                   (int)terms.size(), k[0], k[1], k[2], k[3], k[4], k[5], k[6], size};
+    for (size_t i = 0; i < terms.size(); ++i) s.terms_ptr[i] = (void*)terms[i], s.weights[i] = weights[i];
+    return s;
+}
+
+static Upfirdn upfirdn(int dtype, Address y, Address x, Address f, const std::vector<int64_t>& nchw, int64_t out_h,
+                       int64_t out_w, int64_t taps, int64_t factor, int64_t padding, double gain, bool up,
+                       bool channels_last) {
+    if (nchw.size() != 4) check("upfirdn", kBadArgument);
+    return {dtype, (void*)y, (void*)x, (void*)f, nchw[0], nchw[1], nchw[2], nchw[3],
+            out_h, out_w, taps, factor, padding, gain, up, channels_last};
+}
+
+// m.def of one native function: its maker's arguments, then (isa, threads) on the CPU or (device, stream) on a GPU
+template <typename S, typename... Args, typename P, typename Q>
+static void define(py::module_& m, const std::string& name, S (*make)(Args...), int (*run)(const S&, P, Q)) {
+    using Last = std::conditional_t<std::is_pointer_v<Q>, Address, Q>;
+    m.def(name.c_str(), [=](Args... args, P p, Last q) { check(name.c_str(), run(make(args...), p, (Q)q)); },
+          py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace edm
+
+PYBIND11_MODULE(_C, m) {
+    using namespace edm;
+    m.attr("MAX_TERMS") = int(kMaxTerms);
+    m.attr("BEST_ISA") = best_isa();
+    m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
+    m.def("thread_pool", [] { return std::string(thread_pool()); });
+    define(m, "solver_update_fwd_cpu", solver_update, solver_update_fwd_cpu);
+    define(m, "upfirdn_fwd_cpu", upfirdn, upfirdn_fwd_cpu);
+#ifdef EDM_WITH_CUDA
+    define(m, "solver_update_fwd_cuda", solver_update, solver_update_fwd_cuda);
+    define(m, "upfirdn_fwd_cuda", upfirdn, upfirdn_fwd_cuda);
+#endif
+}

@@ -1,0 +1,139 @@
+// parallel-for on torch's own OpenMP pool, found at run time: linking to an OpenMP library would bring a second one into
+// the process whenever torch ships its own under another name, and two spinning pools on one set of cores are slow.
+#include "../common.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+#endif
+
+namespace edm {
+namespace {
+
+struct Job {
+    int64_t size, parts;
+    Body body;
+    void* context;
+    // part k of the job; the cut depends on `parts` alone, never on who runs it
+    void run(int64_t k) const {
+        const int64_t each = size / parts, rest = size % parts;
+        const int64_t begin = k * each + std::min(k, rest);
+        body(context, begin, begin + each + (k < rest ? 1 : 0));
+    }
+};
+
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+    int (*thread)() = nullptr;
+    int (*team)() = nullptr;
+    std::string path = "own threads";
+};
+
+#if defined(__linux__)
+int remember(dl_phdr_info* info, size_t, void* found) {
+    const char* base = std::strrchr(info->dlpi_name, '/');
+    base = base ? base + 1 : info->dlpi_name;
+    for (const char* name : {"libgomp", "libiomp5", "libomp"})
+        if (std::strncmp(base, name, std::strlen(name)) == 0)
+            static_cast<std::vector<std::string>*>(found)->push_back(info->dlpi_name);
+    return 0;
+}
+
+OpenMP find_openmp() {
+    std::vector<std::string> paths;
+    dl_iterate_phdr(remember, &paths);
+    // other packages may carry an OpenMP library too; torch's is the one whose threads are warm
+    std::stable_partition(paths.begin(), paths.end(),
+                          [](const std::string& p) { return p.find("/torch") != std::string::npos; });
+    for (const std::string& path : paths) {
+        void* handle = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+        if (!handle) continue;
+        OpenMP omp;
+        omp.parallel = reinterpret_cast<decltype(omp.parallel)>(dlsym(handle, "GOMP_parallel"));
+        omp.thread = reinterpret_cast<int (*)()>(dlsym(handle, "omp_get_thread_num"));
+        omp.team = reinterpret_cast<int (*)()>(dlsym(handle, "omp_get_num_threads"));
+        omp.path = path;
+        if (omp.parallel && omp.thread && omp.team) return omp;
+    }
+    return {};
+}
+#else
+OpenMP find_openmp() { return {}; }
+#endif
+
+const OpenMP& openmp() {
+    static const OpenMP found = find_openmp();
+    return found;
+}
+
+void team_member(void* p) {
+    const Job& job = *static_cast<Job*>(p);
+    const int64_t team = openmp().team();
+    for (int64_t k = openmp().thread(); k < job.parts; k += team) job.run(k);
+}
+
+// The fallback: workers wait on a condition variable and take parts of the current job. One job at a time.
+class Pool {
+  public:
+    void run(const Job& job) {
+        std::lock_guard<std::mutex> one(entry_);
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (static_cast<int64_t>(workers_.size()) < job.parts - 1) workers_.emplace_back([this] { work(); });
+        job_ = &job;
+        next_ = 0;
+        left_ = job.parts;
+        wake_.notify_all();
+        take(lock);
+        done_.wait(lock, [this] { return left_ == 0; });
+        job_ = nullptr;
+    }
+
+  private:
+    void take(std::unique_lock<std::mutex>& lock) {
+        while (job_ && next_ < job_->parts) {
+            const Job* job = job_;
+            const int64_t k = next_++;
+            lock.unlock();
+            job->run(k);
+            lock.lock();
+            if (--left_ == 0) done_.notify_all();
+        }
+    }
+    void work() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [this] { return job_ && next_ < job_->parts; });
+            take(lock);
+        }
+    }
+    std::mutex entry_, mutex_;
+    std::condition_variable wake_, done_;
+    std::vector<std::thread> workers_;
+    const Job* job_ = nullptr;
+    int64_t next_ = 0, left_ = 0;
+};
+
+}  // namespace
+
+const char* thread_pool() { return openmp().path.c_str(); }
+
+void parallel_for(int64_t size, int64_t grain, int threads, Body body, void* context) {
+    if (size <= 0) return;
+    const int64_t most = (size + grain - 1) / std::max<int64_t>(grain, 1);
+    Job job{size, std::max<int64_t>(1, std::min<int64_t>(threads, most)), body, context};
+    if (job.parts == 1) return body(context, 0, size);
+    if (openmp().parallel) return openmp().parallel(team_member, &job, static_cast<unsigned>(job.parts), 0);
+    static Pool* pool = new Pool;  // never destroyed: its workers outlive static destructors
+    pool->run(job);
+}
+
+}  // namespace edm

@@ -1,0 +1,21 @@
+// upfirdn: y[i] = gain sum_k x[factor i - padding + k] f[k] (down), or its adjoint (up), per axis, zeros outside.
+#pragma once
+
+#include "common.h"
+
+namespace edm {
+
+struct Upfirdn {
+    int dtype;
+    void* y_ptr;                      // (n, c, out_h, out_w)
+    const void *x_ptr, *f_ptr;        // (n, c, h, w); (taps, taps)
+    int64_t n, c, h, w, out_h, out_w, taps, factor, padding;
+    double gain;
+    bool up;                          // y[i] = gain sum_j x[j] f[i + padding - factor j]
+    bool channels_last;               // of x and y
+};
+
+int upfirdn_fwd_cpu(const Upfirdn& s, int isa, int threads);
+int upfirdn_fwd_cuda(const Upfirdn& s, int device, void* stream);
+
+}  // namespace edm
