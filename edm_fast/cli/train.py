@@ -51,6 +51,8 @@ def network_settings(opts: dict[str, Any]) -> dict[str, Any]:
         kwargs["model_channels"] = opts["cbase"]
     if opts["cres"] is not None:
         kwargs["channel_mult"] = opts["cres"]
+    if opts["num_blocks"] is not None:
+        kwargs["num_blocks"] = opts["num_blocks"]
     if opts["augment"]:
         kwargs["augment_dim"] = AUGMENT_LABELS
     return {**kwargs, "dropout": opts["dropout"], "use_fp16": opts["fp16"]}
@@ -238,6 +240,7 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
 @click.option("--batch-gpu", help="Largest batch of one backward pass  [default: no limit]", type=POSITIVE_INT)
 @click.option("--cbase", help="Channel multiplier  [default: by architecture]", metavar="INT", type=POSITIVE_INT)
 @click.option("--cres", help="Channels per resolution, e.g. 1,2,2  [default: by architecture]", type=INT_LIST)
+@click.option("--num-blocks", help="Residual blocks per resolution  [default: by architecture]", type=POSITIVE_INT)
 @click.option("--lr", help="Learning rate", metavar="FLOAT", type=POSITIVE, default=1e-3)
 @click.option("--ema", help="Half-life of the weight average, in million images", type=NON_NEGATIVE, default=0.5)
 @click.option("--dropout", help="Dropout probability", metavar="FLOAT", type=PROBABILITY, default=0.13)
