@@ -24,7 +24,7 @@ from edm_fast.checkpoint import load
 from edm_fast.cli import _options as opt
 from edm_fast.cli._errors import error_line
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, UserOSError
 from edm_fast.sampling import (
     ablation_sampler,
     deal_seeds,
@@ -120,7 +120,7 @@ def default_network() -> Path:
 
 
 def sampler_for(options: dict[str, Any]) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
-    """(sampler, its keywords): the ablation sampler if any of its own four options is given. Only what is set is passed."""
+    """(sampler, its keywords): the ablation sampler if any of its own four is set. What is not set is not passed."""
     names = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise")
     own = ("solver", "discretization", "schedule", "scaling")
     kwargs = {name: options[name] for name in (*names, *own) if options[name] is not None}
@@ -195,7 +195,7 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     distributed.barrier()
     report(len(set(seeds)) - len(finished), len(finished), time.perf_counter() - start, outdir)
     if options["grid"] is not None:
-        on_first_rank(lambda: save_grid(options["grid"], [read_png(outdir / names[seed]) for seed in seeds]))
+        on_first_rank(lambda: write_grid(options["grid"], [outdir / names[seed] for seed in seeds]))
 
 
 def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
@@ -221,9 +221,9 @@ def check_network(net: torch.nn.Module, class_idx: int | None) -> None:
 def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict[str, Any]) -> set[int]:
     """Make sure that files can be written; the seeds whose images are there already and may be kept."""
     for folder in (outdir, *([Path(options["grid"]).parent] if options["grid"] else [])):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
     if not options["skip_existing"]:
         return set()
     finished = set()
@@ -248,7 +248,23 @@ def save_images(
         if not ok:
             raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
         if seed not in finished:
-            save_png(outdir / names[seed], image, made_with=mark)
+            with naming(outdir / names[seed]):
+                save_png(outdir / names[seed], image, made_with=mark)
+
+
+def write_grid(path: str, images: Sequence[Path]) -> None:
+    """One picture of all images, read back from their files: other ranks made some, an earlier run others."""
+    with naming(Path(path)):
+        save_grid(path, [read_png(image) for image in images])
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system say which file they are about (a full disk does not)."""
+    try:
+        yield
+    except OSError as error:
+        raise UserOSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def report(made: int, kept: int, seconds: float, outdir: Path) -> None:

@@ -159,7 +159,7 @@ def limits(net: Any, sigma_min: float, sigma_max: float) -> tuple[float, float]:
 
 
 def check_steps(num_steps: int, rho: float) -> int:
-    if int(num_steps) != num_steps or num_steps < 2:
+    if not (num_steps >= 2 and num_steps == num_steps // 1):
         raise UserError(
             f"num_steps is {num_steps}; expected an integer of at least 2 (the grid spans two noise levels)"
         )
