@@ -63,9 +63,13 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
         }
 
 
-def inspect(path_or_url: PathLike) -> dict[str, Any]:
-    """What a checkpoint holds, as plain data; no weights are read."""
-    path, name = _locate(path_or_url, None)
+def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:
+    """What a checkpoint holds, as plain data; no weights are read.
+
+    {"format", "networks": {key: {"class_name", "init_kwargs", "tensors": {name: shape}}}, "entries": {...}}, where
+    entries are the rest (loss_fn, augment_pipe, dataset_kwargs): objects as dicts of attributes with "class_name".
+    """
+    path, name = _locate(path_or_url, sha256)
     with damaged(name):
         if path.is_dir():
             return inspect_native(path)
@@ -108,4 +112,4 @@ def _inspect_published(file: PublishedFile, kind: str) -> dict[str, Any]:
             "tensors": {name: list(record.size) for name, record in stored.tensors.items()},
         }
     rest = {key: file.plain(key) for key in file.keys() if key not in networks and key != "optimizer_state"}
-    return {"format": "training state" if kind == "zip" else "pickle", "networks": networks, **rest}
+    return {"format": "training state" if kind == "zip" else "pickle", "networks": networks, "entries": rest}

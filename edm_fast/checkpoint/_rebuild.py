@@ -17,6 +17,7 @@ from edm_fast.errors import UserError
 Shape = tuple[int, ...]
 
 MAX_LIST = 64
+SCALING = {"mul", "__mul__", "__rmul__", "sub", "__sub__", "add", "__add__", "div", "__truediv__"}
 
 
 class _NoWeights(TorchFunctionMode):
@@ -30,8 +31,12 @@ class _NoWeights(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.rand, torch.randn):
-            kwargs["device"] = "meta"
-        elif func in (torch.ones, torch.zeros, torch.empty, torch.full, torch.arange, torch.linspace):
+            return torch.empty(*args, device="meta")
+        # scaling a weight without memory leaves it as it is; torch's own way there imports its compiler, which takes
+        # a second and writes to the temporary folder
+        if getattr(func, "__name__", "") in SCALING and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return args[0]
+        if func in (torch.ones, torch.zeros, torch.empty, torch.full, torch.arange, torch.linspace):
             self.left -= func(*args, **{**kwargs, "device": "meta"}).numel()
             if self.left < 0:
                 raise CheckpointError("its keywords imply more memory than its tensors take")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from edm_fast.errors import UserError
 
@@ -43,7 +44,7 @@ def damaged(name: str) -> Iterator[None]:
         raise CheckpointError(f"{name}: cannot be read ({error.strerror or type(error).__name__})") from None
     except (MemoryError, RecursionError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
         raise CheckpointError(f"{name}: damaged checkpoint ({type(error).__name__})") from None
-    except (ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CheckpointError(f"{name}: damaged checkpoint ({reason})") from None
 

@@ -64,7 +64,7 @@ def load_native(path: Path) -> torch.nn.Module:
     with safetensors.safe_open(weights, framework="pt") as file:
         config = read_config(path, file.metadata() or {})
         shapes = {}
-        for name in file.keys():  # noqa: SIM118 (not a dict)
+        for name in file.keys():
             part = file.get_slice(name)
             if part.get_dtype() != "F32":
                 raise CheckpointError(f"{quote(name)} is {part.get_dtype()}; expected F32")
@@ -75,8 +75,11 @@ def load_native(path: Path) -> torch.nn.Module:
 def inspect_native(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(weights_path(path), framework="pt") as file:
         config = read_config(path, file.metadata() or {})
-        tensors = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return {"format": "folder" if path.is_dir() else "safetensors", **config, "tensors": tensors}
+        tensors = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+    network = {"class_name": config["class_name"], "init_kwargs": config["init_kwargs"], "tensors": tensors}
+    kind = "safetensors folder" if path.is_dir() else "safetensors"
+    rest = {"edm_fast_version": quote(config.get("edm_fast_version"))}
+    return {"format": kind, "networks": {"ema": network}, "entries": rest}
 
 
 def weights_path(path: Path) -> Path:

@@ -12,6 +12,7 @@ from edm_fast.checkpoint._records import (
     MAX_DEPTH,
     Budget,
     CheckpointError,
+    Global,
     ModuleDictRecord,
     Persistent,
     TensorRecord,
@@ -123,6 +124,7 @@ def to_plain(value: Any, budget: Budget, depth: int = 0) -> Any:
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             raise CheckpointError(f"a text of {len(value)} characters; expected at most {MAX_TEXT}")
+        budget.spend_instructions(len(value) // 16)
         return value
     if isinstance(value, list | tuple):
         return [to_plain(item, budget, depth + 1) for item in value]
@@ -134,6 +136,10 @@ def to_plain(value: Any, budget: Budget, depth: int = 0) -> Any:
         return {"class_name": value.class_name, **to_plain(value.state, budget, depth + 1)}
     if isinstance(value, TensorRecord):
         return {"shape": list(value.size), "dtype": str(value.storage.dtype).removeprefix("torch.")}
+    if isinstance(value, memoryview):
+        return {"bytes": len(value)}
+    if isinstance(value, Global):
+        return f"{value.module}.{value.name}"
     raise CheckpointError(f"unexpected data of type {type(value).__name__}")
 
 

@@ -1,0 +1,90 @@
+"""edm-fast convert: checkpoints between the published pickle and safetensors, and a look inside one."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edm_fast import checkpoint
+from edm_fast.errors import UserError
+from edm_fast.files import is_url
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("dest", metavar="[DST]", required=False)
+@click.option("--inspect", "inspect_only", help="Print the structure of SRC and write nothing", is_flag=True)
+@click.option("--key", help="Which network of SRC (default: ema; net for a training state)", metavar="NAME")
+@click.option("--sha256", help="Expected digest of SRC", metavar="HEX")
+@click.option("--overwrite", help="Replace DST if it exists", is_flag=True)
+def command(
+    source: str, dest: str | None, inspect_only: bool, key: str | None, sha256: str | None, overwrite: bool
+) -> None:
+    """Convert a checkpoint, or print what is in one. Nothing stored in SRC is ever executed.
+
+    SRC is a published .pkl, a training-state .pt, a safetensors file or folder, or the http(s) address of a file.
+    DST ending in .safetensors becomes a single file, in .pkl the published structure, anything else a folder in the
+    Hugging Face hub layout.
+
+    \b
+    edm-fast convert network-snapshot-200000.pkl my-model.safetensors
+    edm-fast convert --inspect network-snapshot-200000.pkl
+    """
+    if (dest is None) != inspect_only:
+        raise click.UsageError("expected SRC and DST, or --inspect and SRC")
+    content = checkpoint.inspect(source, sha256=sha256)
+    for line in describe(source, content, tensors=inspect_only):
+        click.echo(line if line.isprintable() else ascii(line))
+    if dest is None:
+        return
+    refuse_overwrite(source, dest, overwrite)
+    net = checkpoint.load(source, key=key or default_key(content))
+    if dest.endswith(".pkl"):
+        kwargs = content["entries"].get("dataset_kwargs")
+        checkpoint.save_pkl(net, dest, dataset_kwargs=kwargs if isinstance(kwargs, dict) else None)
+    else:
+        checkpoint.save(net, dest)
+    click.echo(f"wrote {dest}")
+
+
+def default_key(content: dict[str, Any]) -> str:
+    return "net" if list(content["networks"]) == ["net"] else "ema"
+
+
+def refuse_overwrite(source: str, dest: str, overwrite: bool) -> None:
+    if os.path.exists(dest) and not is_url(source) and os.path.samefile(source, dest):
+        raise UserError(f"{dest}: source and destination are the same")
+    if os.path.exists(dest) and not overwrite:
+        raise UserError(f"{dest} exists already; expected a new name, or --overwrite")
+    if Path(dest).is_dir() and dest.endswith((".pkl", ".safetensors")):
+        raise UserError(f"{dest} is a folder; expected the name of a file")
+
+
+def describe(name: str, content: dict[str, Any], tensors: bool) -> list[str]:
+    """What a checkpoint holds: one line per network and per further entry; with `tensors` each keyword and shape."""
+    lines = [f"{name}: {content['format']}"]
+    for key, network in content["networks"].items():
+        kwargs, shapes = network["init_kwargs"], network["tensors"]
+        values = sum(math.prod(shape) for shape in shapes.values())
+        side = f"{kwargs.get('img_resolution', '?')}x{kwargs.get('img_resolution', '?')}"
+        inner = f" with {kwargs['model_type']}" if "model_type" in kwargs else ""
+        lines.append(
+            f"  {key}: {network['class_name']}{inner}, {kwargs.get('img_channels', '?')} channels at {side}, "
+            f"{kwargs.get('label_dim', 0) or 'no'} classes, {values:,} values in {len(shapes)} tensors"
+        )
+        if tensors:
+            lines += [f"    {k} = {v!r}" for k, v in kwargs.items()]
+            lines += [f"    {k} {shape}" for k, shape in shapes.items()]
+    return lines + [f"  {key}: {shorten(value)}" for key, value in content["entries"].items()]
+
+
+def shorten(value: Any) -> str:
+    if isinstance(value, dict):
+        shown = {k: v for k, v in value.items() if not str(k).startswith("_init") and k != "class_name"}
+        text = ", ".join(f"{k}={v!r}" for k, v in shown.items())
+        return f"{value['class_name']}({text})" if "class_name" in value else text
+    return repr(value)
