@@ -175,7 +175,7 @@ def print_settings(settings: dict[str, Any], run_dir: str) -> None:
     """What the run will do, for people."""
     data = settings["dataset_kwargs"]
     print("Training options:")
-    print(json.dumps(settings, indent=2))
+    print(json.dumps({**settings, "run_dir": run_dir}, indent=2))
     print()
     print(f"Output directory:        {run_dir}")
     print(f"Dataset path:            {data['path']}")

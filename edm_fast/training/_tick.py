@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 import torch.distributed as dist
 
 from edm_fast import checkpoint, distributed, sampling
 from edm_fast.errors import UserError
-from edm_fast.files import atomic_write
 from edm_fast.training._run import Run
 from edm_fast.training._state import save_state
 from edm_fast.training._stats import StatsWriter, resident_gb
@@ -115,7 +114,8 @@ def save_snapshot(run: Run) -> None:
     stem = f"{run.cur_nimg // 1000:06d}"
     path = options.run_dir / f"network-snapshot-{stem}.{options.snapshot_format}"
     if options.snapshot_format == "pkl":
-        checkpoint.save_pkl(run.ema, path, run.loss_fn, run.augment_pipe, dict(options.dataset_kwargs))
+        data = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.dataset_kwargs.items()}
+        checkpoint.save_pkl(run.ema, path, run.loss_fn, run.augment_pipe, data)
     else:
         checkpoint.save(run.ema, path)
     if options.preview_images:
@@ -136,21 +136,7 @@ def save_preview(run: Run, path: Path) -> None:
         labels = torch.eye(run.dataset.label_dim, device=run.device)[torch.arange(count) % run.dataset.label_dim]
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         images = sampling.edm_sampler(run.ema, latents, labels, num_steps=PREVIEW_STEPS)
-    pixels = (images * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu().numpy()
-    with atomic_write(path) as file:
-        tile(pixels).save(file, format="PNG")
-
-
-def tile(pixels: np.ndarray) -> PIL.Image.Image:
-    """(N, C, H, W) uint8 -> one picture, rows of about sqrt(2 N) images."""
-    count, channels, height, width = pixels.shape
-    columns = min(count, max(1, round((2 * count) ** 0.5)))
-    rows = -(-count // columns)
-    canvas = np.zeros([rows * columns, channels, height, width], dtype=np.uint8)
-    canvas[:count] = pixels
-    canvas = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    canvas = canvas.reshape(rows * height, columns * width, channels)
-    return PIL.Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+    sampling.save_grid(path, list(sampling.to_uint8(images)))
 
 
 def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> None:

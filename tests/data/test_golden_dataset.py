@@ -3,10 +3,10 @@
 import builtins
 import hashlib
 
-import golden_cases as g
 import numpy as np
 import pytest
 
+import golden_cases as g
 from edm_fast.data import ImageFolderDataset
 
 ENTRIES = g.entries("dataset")

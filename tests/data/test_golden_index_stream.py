@@ -2,9 +2,9 @@
 
 from itertools import islice
 
-import golden_cases as g
 import pytest
 
+import golden_cases as g
 from edm_fast.data import InfiniteSampler
 
 

@@ -1,9 +1,9 @@
 """Augmentation against golden images, labels and generator state."""
 
-import golden_cases as g
 import pytest
 import torch
 
+import golden_cases as g
 from edm_fast.training import AugmentPipe
 
 

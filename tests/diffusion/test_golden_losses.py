@@ -1,0 +1,108 @@
+"""Losses against golden noise levels, noisy inputs, losses and gradients."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+import golden_cases as g
+from edm_fast import networks, training
+
+
+def make_loss(config):
+    return getattr(training, config["class"])(**config["kwargs"])
+
+
+def make_augment(kwargs):
+    return None if kwargs is None else training.AugmentPipe(**kwargs)
+
+
+def has_network(entry):
+    return str(entry["config"]["network"]).startswith("networks/")
+
+
+class Recorder:
+    """A stand-in denoiser D(x) = x / 2 that keeps what it was called with."""
+
+    def __call__(self, x, sigma, labels, augment_labels=None):
+        self.noisy, self.sigma, self.augment_labels = x, sigma, augment_labels
+        return x / 2
+
+
+@pytest.mark.parametrize("entry", g.entries("losses", lambda entry: not has_network(entry)), ids=g.entry_id)
+def test_golden_closed_form(entry):
+    config = entry["config"]
+    assert config["network"] == "D(x) = x / 2"
+    images = torch.from_numpy(g.arrays(entry)["in/images"])
+    for run in config["runs"]:
+        net = Recorder()
+        torch.manual_seed(run["torch_manual_seed"])
+        loss = make_loss(config["loss"])(net, images, None, make_augment(run["augment"]))
+        got = {"loss": loss, "noisy": net.noisy, "sigma": net.sigma, "augment_labels": net.augment_labels}
+        names = [name for name in g.arrays(entry) if name.startswith(run["name"] + "/")]
+        assert names
+        for name in names:
+            g.check(entry, name, got[name.split("/", 1)[1]])
+
+
+def load_network(entry):
+    """The golden network the entry names, in training mode with the entry's dropout rates."""
+    config, source = entry["config"], g.by_id(entry["config"]["network"])
+    kwargs = {**source["config"]["kwargs"], "dropout": config["dropout"], "label_dropout": config["label_dropout"]}
+    net = networks.build(source["config"]["class"], kwargs)
+    weights = {key[len("param/") :]: value for key, value in g.arrays(source).items() if key.startswith("param/")}
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+    return net.train(config["mode"] == "train")
+
+
+def head(tensor):
+    """Sum, sum of absolute values, first six values."""
+    flat = tensor.detach().to(torch.float64).flatten().numpy()
+    row = np.full(8, np.nan)
+    row[:2] = flat.sum(), np.abs(flat).sum()
+    row[2 : 2 + min(flat.size, 6)] = flat[:6]
+    return row
+
+
+@functools.cache
+def measured(id):
+    entry = g.by_id(id)
+    config, arrays = entry["config"], g.arrays(entry)
+    net = load_network(entry)
+    images, labels = (torch.from_numpy(arrays[f"in/{name}"]) for name in ("images", "labels"))
+    assert config["backward"] == "loss.sum() / batch"
+    torch.manual_seed(config["torch_manual_seed"])
+    loss = make_loss(config["loss"])(net, images, labels, make_augment(config["augment"]))
+    (loss.sum() / images.shape[0]).backward()
+    return loss.detach(), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("entry", g.entries("losses", has_network), ids=g.entry_id)
+def test_golden_network(entry):
+    arrays = g.arrays(entry)
+    loss, grads = measured(entry["id"])
+    g.check(entry, "out/loss", loss)
+    for name in arrays:
+        if name.startswith("grad/"):
+            g.check(entry, name, grads[name[len("grad/") :]])
+
+
+@pytest.mark.parametrize("entry", g.entries("losses", has_network), ids=g.entry_id)
+def test_golden_network_gradient_heads(entry):
+    """Sums and first values of every gradient, on the scale of that gradient's own entries."""
+    arrays = g.arrays(entry)
+    _, grads = measured(entry["id"])
+    keys = [str(key) for key in arrays["gradhead_keys"]]
+    assert set(keys) == set(grads)
+    limits = g.tolerance(entry, "grad")
+    for key, want in zip(keys, arrays["gradhead_rows"], strict=True):
+        got, grad = head(grads[key]), grads[key]
+        present = ~np.isnan(want)
+        assert np.array_equal(present, ~np.isnan(got)), key
+        largest = float(grad.abs().max())
+        # a sum of n values may be off by n times what one value may
+        scale = np.array([grad.numel()] * 2 + [1] * 6) * limits.get("atol_rel_max", 0) * largest
+        bound = limits.get("rtol", 0) * np.abs(want) + scale + limits.get("atol", 0)
+        error = np.abs(got - want)
+        assert np.all(error[present] <= bound[present]), (key, got, want)
