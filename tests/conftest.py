@@ -1,6 +1,39 @@
-"""Shared test set-up: tests/ itself is importable, so that helpers such as golden_cases have one copy."""
+"""Shared test set-up: tests/ itself is importable, and golden comparisons are summed up at the end of a run."""
 
+import json
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+import golden_cases  # noqa: E402
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Attach what a test compared to its report, so that the summary also works across worker processes."""
+    golden_cases.results.clear()
+    try:
+        return (yield)
+    finally:
+        if golden_cases.results:
+            backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+            label = f" ({backend})" if backend else ""
+            results = [(entry + label, *rest) for entry, *rest in golden_cases.results]
+            item.user_properties.append(("golden", json.dumps(results)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """For each network, layer and op: is it bit-identical to the published code's output, and how far off if not."""
+    rows = {}
+    for report in [*terminalreporter.stats.get("passed", []), *terminalreporter.stats.get("failed", [])]:
+        for key, value in report.user_properties:
+            for entry, _, identical, error in json.loads(value) if key == "golden" else []:
+                arrays, same, worst = rows.get(entry, (0, 0, 0.0))
+                rows[entry] = (arrays + 1, same + identical, max(worst, error))
+    if rows:
+        terminalreporter.section("agreement with golden data (arrays, bit-identical ones, largest relative error)")
+        for entry, (arrays, same, worst) in sorted(rows.items()):
+            terminalreporter.line(f"{entry:52} {arrays:4} arrays, {same:4} bit-identical, worst {worst:.1e}")

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+# (entry id, array name, bit-identical, largest error relative to the largest value) of each float comparison so far
+results: list[tuple[str, str, bool, float]] = []
 ROOT = Path(os.environ.get("EDM_FAST_GOLDEN") or Path(__file__).parent / "golden").resolve()
 Entry = dict[str, Any]
 
@@ -79,6 +81,9 @@ def check(entry: Entry, name: str, got: Any, want: Any = None) -> None:
         return
     limits = tolerance(entry, name)
     assert limits, f"{entry['id']}:{name}: no tolerance given"
+    scale = np.abs(want[np.isfinite(want)], dtype=np.float64).max(initial=0)
+    gap = np.abs(got.astype(np.float64) - want)[np.isfinite(want)].max(initial=0)
+    results.append((entry["id"], name, bool(np.array_equal(got, want, equal_nan=True)), float(gap / (scale or 1))))
     if limits.get("exact"):
         np.testing.assert_array_equal(got, want, err_msg=f"{entry['id']}:{name}")
         return

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 import golden_cases as g
-from edm_fast import networks
+from edm_fast import networks, use_backend
 from edm_fast.ops.attention import attention_weights
+
+
+@pytest.fixture(params=["reference", "auto"])
+def backend(request):
+    """The definition, and whatever the ops choose by themselves here."""
+    with use_backend(request.param):
+        yield request.param
 
 
 def tensor(arrays, name):
@@ -25,7 +32,7 @@ def build(entry, arrays):
 
 
 @pytest.mark.parametrize("entry", g.entries("networks"), ids=g.entry_id)
-def test_golden_network(entry):
+def test_golden_network(entry, backend):
     arrays = g.arrays(entry)
     net = build(entry, arrays)
     assert net.sigma_min == float(entry["sigma_min"]) and net.sigma_max == float(entry["sigma_max"])
@@ -72,7 +79,7 @@ def is_module(entry):
 
 
 @pytest.mark.parametrize("entry", g.entries("blocks", is_module), ids=g.entry_id)
-def test_golden_block(entry):
+def test_golden_block(entry, backend):
     arrays = g.arrays(entry)
     module = getattr(networks, entry["config"]["class"])(**entry["config"]["kwargs"])
     state = {k.removeprefix("param/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("param/")}

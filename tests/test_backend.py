@@ -1,0 +1,129 @@
+"""Dispatch: order, reasons, explicit requests, and the input checks of every op."""
+
+import pytest
+import torch
+
+from edm_fast import UserError, backend, explain, ops, use_backend
+from edm_fast.backend import BackendError, Candidate, Op
+
+
+def twice(x):
+    """2 x."""
+    return 2 * x
+
+
+@pytest.fixture
+def op():
+    def check(x):
+        if x.ndim != 1:
+            raise UserError("x must be a vector")
+
+    made = Op(
+        "twice",
+        twice,
+        check,
+        cuda=Candidate(lambda x: "cuda", lambda x: "it needs CUDA tensors"),
+        cpu=Candidate(lambda x: "cpu", lambda x: None if x.numel() < 4 else "it takes at most three numbers"),
+    )
+    yield made
+    del backend._ops["twice"]
+
+
+def test_first_candidate_without_a_reason_runs(op):
+    assert op(torch.ones(2)) == "cpu"
+    (choice,) = op.explain()
+    assert choice.backend == "cpu" and choice.calls == 1
+    assert choice.reasons == {"cuda": "it needs CUDA tensors"}
+    assert "it needs CUDA tensors" in str(choice)
+
+
+def test_reference_runs_when_every_candidate_declines(op):
+    assert torch.equal(op(torch.ones(5)), torch.full((5,), 2.0))
+    assert op.explain()[0].reasons["cpu"] == "it takes at most three numbers"
+
+
+def test_candidate_without_backward_is_skipped_when_a_gradient_is_needed(op):
+    x = torch.ones(2, requires_grad=True)
+    assert torch.is_tensor(op(x))
+    assert "backward" in op.choose(x).reasons["cpu"]
+    with torch.no_grad():
+        assert op(x) == "cpu"
+
+
+def test_explicit_request_never_falls_back(op):
+    with use_backend("cpu"), pytest.raises(BackendError, match="at most three"):
+        op(torch.ones(5))
+    with use_backend("triton"), pytest.raises(BackendError, match="no such implementation"):
+        op(torch.ones(2))
+    with use_backend("reference"):
+        assert torch.is_tensor(op(torch.ones(2)))
+    assert op(torch.ones(2)) == "cpu"
+
+
+def test_request_for_one_op_leaves_the_others_alone(op):
+    with use_backend("reference", "twice"):
+        assert torch.is_tensor(op(torch.ones(2)))
+        assert ops.conv2d.choose(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 1)).backend in backend.NAMES
+    assert op(torch.ones(2)) == "cpu"
+
+
+def test_unknown_names_are_refused(op):
+    with pytest.raises(UserError, match="unknown backend 'gpu'"):
+        use_backend("gpu")
+    with pytest.raises(UserError, match="unknown op 'conv3d'"):
+        use_backend("cpu", "conv3d")
+
+
+def test_environment_names_the_backend(op, monkeypatch):
+    monkeypatch.setitem(backend._requested, None, "nonsense")
+    with pytest.raises(UserError, match="unknown backend 'nonsense'"):
+        op(torch.ones(2))
+
+
+def test_bad_input_is_refused_before_anything_runs(op):
+    with pytest.raises(UserError, match="vector"):
+        op(torch.ones(2, 2))
+    assert op.explain() == []
+
+
+def test_explain_reports_and_resets(op):
+    op(torch.ones(2))
+    assert "twice" in [choice.op for choice in explain(reset=True)]
+    assert explain() == []
+
+
+X = torch.ones(2, 6, 4, 4)
+BAD_CALLS = {
+    "upfirdn: wrong dimensions": lambda: ops.upfirdn(X[0], torch.ones(2, 2), up=2),
+    "upfirdn: filter not square": lambda: ops.upfirdn(X, torch.ones(2, 3), up=2),
+    "upfirdn: up and down": lambda: ops.upfirdn(X, torch.ones(2, 2), up=2, down=2),
+    "upfirdn: too small": lambda: ops.upfirdn(X, torch.ones(8, 8), down=2),
+    "group_norm_silu: integers": lambda: ops.group_norm_silu(X.long(), torch.ones(6), torch.ones(6), 2),
+    "group_norm_silu: groups": lambda: ops.group_norm_silu(X, torch.ones(6), torch.ones(6), 4),
+    "group_norm_silu: weight": lambda: ops.group_norm_silu(X, torch.ones(5), torch.ones(6), 2),
+    "group_norm_silu: scale alone": lambda: ops.group_norm_silu(
+        X, torch.ones(6), torch.ones(6), 2, scale=torch.ones(2, 6)
+    ),
+    "group_norm_silu: scale shape": lambda: ops.group_norm_silu(
+        X, torch.ones(6), torch.ones(6), 2, scale=torch.ones(3, 6), shift=torch.ones(3, 6)
+    ),
+    "attention: channels": lambda: ops.attention(torch.ones(1, 7, 2, 2)),
+    "attention: heads": lambda: ops.attention(torch.ones(1, 6, 2, 2), 0),
+    "conv2d: kernel not square": lambda: ops.conv2d(X, torch.ones(1, 6, 3, 1)),
+    "conv2d: channels": lambda: ops.conv2d(X, torch.ones(1, 5, 3, 3)),
+    "conv2d: too small": lambda: ops.conv2d(X, torch.ones(1, 6, 7, 7), padding=0),
+    "conv2d: bias": lambda: ops.conv2d(X, torch.ones(1, 6, 3, 3), torch.ones(2)),
+    "conv2d: emb": lambda: ops.conv2d(X, torch.ones(1, 6, 3, 3), emb=torch.ones(3, 1)),
+    "conv2d: residual": lambda: ops.conv2d(X, torch.ones(1, 6, 3, 3), residual=X),
+    "solver_update: integers": lambda: ops.solver_update(X.long()),
+    "solver_update: x without D": lambda: ops.solver_update(X, X),
+    "solver_update: weights": lambda: ops.solver_update(X, terms=[X], weights=[]),
+    "solver_update: dtypes": lambda: ops.solver_update(X, X, X.double()),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_ops_refuse_bad_input_in_one_line(name):
+    with pytest.raises(UserError, match=name.split(":")[0]) as error:
+        BAD_CALLS[name]()
+    assert "\n" not in str(error.value)
