@@ -40,6 +40,8 @@ def decode_image(file: IO[bytes] | io.BytesIO, name: str) -> np.ndarray:
             pixels = np.array(_plain_mode(image))
     except MemoryError:
         raise UserError(f"image {name} is too large for the memory") from None
+    except PIL.UnidentifiedImageError:  # its text names a Python object
+        raise UserError(f"cannot read image {name}: of no format that Pillow knows, or empty") from None
     except DAMAGED as error:
         raise UserError(f"cannot read image {name}: {_one_line(error)}; expected an undamaged image file") from None
     if pixels.dtype != np.uint8:

@@ -25,6 +25,7 @@ from edm_fast import distributed
 from edm_fast.data.dataset import ImageFolderDataset
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
+from edm_fast.sampling.seeds import deal_seeds
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 -> (N, D)
 Statistics = tuple[np.ndarray, np.ndarray]  # mu (D,), sigma (D, D), float64
@@ -61,16 +62,6 @@ class FeatureSums:
         return mu.cpu().numpy(), sigma.cpu().numpy()
 
 
-def deal_batches(count: int, batch: int, rank: int, world: int) -> list[np.ndarray]:
-    """This rank's parts of 0...count-1.
-
-    B = (floor((count-1) / (batch world)) + 1) world consecutive parts, sizes equal but for one, larger ones first;
-    the rank takes parts rank, rank + world, ...; empty ones are left out.
-    """
-    parts = ((count - 1) // (batch * world) + 1) * world
-    return [part for part in np.array_split(np.arange(count), parts)[rank::world] if len(part)]
-
-
 class _Quiet(torch.utils.data.Dataset):
     """Images only, an unreadable one as its error text: a loader's worker would add its traceback to an exception."""
 
@@ -103,23 +94,27 @@ def open_images(path: str | os.PathLike[str], num: int | None = None, seed: int 
 
 
 def image_batches(dataset: ImageFolderDataset, batch: int = 64, workers: int = 3) -> Iterator[torch.Tensor]:
-    """This rank's batches (N, 3, H, W) uint8; gray images are repeated to three channels."""
-    parts = deal_batches(len(dataset), batch, distributed.rank(), distributed.world_size())
+    """This rank's batches (N, 3, H, W) uint8, dealt as seeds are; gray images are repeated to three channels."""
+    world = distributed.world_size()
+    parts = deal_seeds(range(len(dataset)), batch, world)[distributed.rank() :: world]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # three workers are the protocol, also on two cores
         loader = iter(
             torch.utils.data.DataLoader(
                 _Quiet(dataset),
-                batch_sampler=[part.tolist() for part in parts],
+                batch_sampler=[part for part in parts if part],
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 collate_fn=_collate,
             )
         )
-    for images in loader:
-        if isinstance(images, str):
-            raise UserOSError(images)
-        yield images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
+    try:
+        for images in loader:
+            if isinstance(images, str):
+                raise UserOSError(images)
+            yield images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
+    finally:
+        del loader  # ends the workers now; after an error its traceback would keep them
 
 
 def compute_statistics(

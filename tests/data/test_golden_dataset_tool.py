@@ -9,11 +9,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import golden_cases as g
 import numpy as np
 import PIL.Image
 import pytest
 
+import golden_cases as g
 from edm_fast.data.convert import convert
 from edm_fast.errors import UserError
 

@@ -1,11 +1,11 @@
 """Frechet distances, and statistics of images by way of files, dataset, loader and a stand-in detector."""
 
-import golden_cases as g
 import numpy as np
 import PIL.Image
 import pytest
 import tiny_detector
 
+import golden_cases as g
 from edm_fast.evaluation import fid
 
 RUNS = [(entry, run["name"], run) for entry in g.entries("fid") for run in entry["config"]["runs"]]

@@ -1,0 +1,153 @@
+"""edm-fast fid: published flags, the protocol and the number, several processes, bad input."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_detector
+from click.testing import CliRunner
+
+from edm_fast.cli import main
+from edm_fast.cli.fid import calc, ref
+from edm_fast.evaluation import fid
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with images a/ (12 RGB) and b/ (9 gray), a detector, and no other detector to be found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDM_FAST_CACHE_DIR", str(tmp_path / "cache"))
+    rng = np.random.RandomState(0)
+    for name, count, shape in [("a", 12, (8, 8, 3)), ("b", 9, (8, 8))]:
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            PIL.Image.fromarray(rng.randint(0, 256, shape).astype(np.uint8)).save(tmp_path / name / f"{i:03d}.png")
+    tiny_detector.save(tmp_path / "detector.pt", dim=4)
+    return tmp_path
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(main, ["fid", *args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*args):
+    lines = run(*args, code=2).stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("Error: "), lines
+    return lines[0]
+
+
+def test_ref_then_calc(place):
+    run("ref", "--data=b", "--dest=out/b.npz", "--detector=detector.pt", "--device=cpu")
+    result = run(
+        "calc", "--images=a", "--ref=out/b.npz", "--num=12", "--detector=detector.pt", "--device=cpu", "--batch=5"
+    )
+    lines = result.stdout.splitlines()
+    features = fid.load_detector("detector.pt")
+    a, b = (fid.compute_statistics(fid.open_images(name), features, workers=0) for name in "ab")
+    assert lines[-1] == f"{fid.frechet_distance(*a, *b):g}"
+    assert lines[:-1] == [
+        "images: 12 of a, 8x8",
+        "seed: 0",
+        "reference: out/b.npz",
+        "detector: detector.pt",
+        "batch: 5 x 1 on cpu",
+    ]
+
+
+def test_few_images_are_noted_and_equal_sets_are_near_zero(place):
+    run("ref", "--data=a", "--dest=a.npz", "--detector=detector.pt")
+    assert "ill-conditioned" in run("calc", "--images=a", "--ref=a.npz", "--num=4", "--detector=detector.pt").output
+    last = run("calc", "--images=a", "--ref=a.npz", "--num=12", "--detector=detector.pt").stdout.splitlines()[-1]
+    assert abs(float(last)) < 1e-6
+
+
+def test_detector_is_found_in_the_cache_folder(place):
+    (place / "cache").mkdir()
+    (place / "detector.pt").rename(place / "cache" / "inception-2015-12-05.pt")
+    assert "inception-2015-12-05.pt" in run("ref", "--data=b", "--dest=b.npz").output
+
+
+def test_published_parameter_names():
+    with calc.make_context("calc", ["--images=i", "--ref=r.npz"]) as ctx:
+        want = {"image_path": "i", "ref_path": "r.npz", "num_expected": 50000, "seed": 0, "batch": 64}
+        assert {key: ctx.params[key] for key in want} == want
+    with ref.make_context("ref", ["--data=d", "--dest=x.npz"]) as ctx:
+        want = {"dataset_path": "d", "dest_path": "x.npz", "batch": 64}
+        assert {key: ctx.params[key] for key in want} == want
+
+
+def test_errors_are_one_line(place):
+    np.savez("r4.npz", mu=np.zeros(4), sigma=np.eye(4))
+    np.savez("r5.npz", mu=np.zeros(5), sigma=np.eye(5))
+    d = "--detector=detector.pt"
+    assert "holds 12 images; expected at least 50000" in refused("calc", "--images=a", "--ref=r4.npz", d)
+    assert "--num" in refused("calc", "--images=a", "--ref=r4.npz", "--num=1", d)
+    assert "--batch" in refused("calc", "--images=a", "--ref=r4.npz", "--batch=0", d)
+    assert "none.npz" in refused("calc", "--images=a", "--ref=none.npz", d)
+    assert "none" in refused("calc", "--images=none", "--ref=r4.npz", d)
+    assert "5 features" in refused("calc", "--images=a", "--ref=r5.npz", "--num=12", d)
+    assert "no detector; expected --detector FILE" in refused("calc", "--images=a", "--ref=r4.npz", "--num=12")
+    assert "none.pt" in refused("ref", "--data=a", "--dest=o.npz", "--detector=none.pt")
+    assert "not a TorchScript archive" in refused("ref", "--data=a", "--dest=o.npz", "--detector=a/000.png")
+    assert "cannot be used" in refused("ref", "--data=a", "--dest=o.npz", "--device=nowhere", d)
+    assert "is a folder" in refused("ref", "--data=a", "--dest=b", d)
+    (place / "bad.zip").write_bytes(b"PK")
+    assert "bad.zip" in refused("ref", "--data=bad.zip", "--dest=o.npz", d)
+    assert "r4.npz" in refused("ref", "--data=a", "--dest=r4.npz/o.npz", d)
+    (place / "a" / "005.png").write_bytes(b"")
+    assert "005.png" in refused("ref", "--data=a", "--dest=o.npz", d)
+    assert not (place / "o.npz").exists()
+
+
+def test_damaged_member_of_a_zip(place):
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        for path in sorted((place / "a").iterdir()):
+            archive.write(path, path.name)
+    data = bytearray((place / "a.zip").read_bytes())
+    data[data.index(b"IDAT", len(data) // 2) + 20] ^= 1
+    (place / "a.zip").write_bytes(data)
+    assert "a.zip" in refused("ref", "--data=a.zip", "--dest=o.npz", "--detector=detector.pt")
+
+
+def test_full_disk(place, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert refused("ref", "--data=a", "--dest=o/o.npz", "--detector=detector.pt") == "Error: No space left on device"
+    assert list((place / "o").iterdir()) == []
+
+
+def test_two_processes_print_the_same_number(place):
+    run("ref", "--data=b", "--dest=b.npz", "--detector=detector.pt")
+    args = [
+        "fid",
+        "calc",
+        "--images=a",
+        "--ref=b.npz",
+        "--num=11",
+        "--batch=3",
+        "--detector=detector.pt",
+        "--device=cpu",
+    ]
+    one = CliRunner().invoke(main, args).stdout.splitlines()
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "--",
+        "edm_fast",
+    ]
+    two = subprocess.run(launch + args, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.splitlines()[-1] == one[-1]
+    assert two.stdout.count(one[-1]) == 1 and "batch: 3 x 2 on cpu" in two.stdout
