@@ -10,7 +10,6 @@ import re
 import sys
 import tempfile
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +86,7 @@ def fetch(
             _check_digest(path, str(path), sha256)
         return path
     url = str(path_or_url)
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1])[-100:] or "file"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])[-100:] or "file"
     folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     if not path.is_file():

@@ -14,6 +14,7 @@ from edm_fast.checkpoint._source import map_file, recognise
 from edm_fast.checkpoint.export import save_pkl
 from edm_fast.checkpoint.native import inspect_native, load_native, save_native
 from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict
+from edm_fast.errors import UserError
 from edm_fast.files import fetch, is_url
 
 __all__ = ["CheckpointError", "inspect", "load", "load_training_state", "save", "save_pkl"]
@@ -37,7 +38,14 @@ def load(
             data = map_file(path)
             kind = recognise(data)
             net = load_native(path) if kind == "safetensors" else _load_published(read_published(data, kind), key)
-    return net if device is None else net.to(torch.device(device))
+    if device is None:
+        return net
+    try:
+        return net.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        if type(error) not in (RuntimeError, AssertionError):
+            raise  # out of memory has a class and a message of its own
+        raise UserError(f"device {device} cannot be used: {str(error).splitlines()[0][:160]}") from None
 
 
 def save(net: torch.nn.Module, path: PathLike) -> None:

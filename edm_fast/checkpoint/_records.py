@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from edm_fast.errors import UserError
 
-MAX_INSTRUCTIONS = 2_000_000  # the largest published file has about 1e5
+MAX_INSTRUCTIONS = 1_000_000  # a training state of the largest published network has about 1e5
 MAX_DEPTH = 32  # nesting of plain data and of modules
 MAX_DIMS = 8
 

@@ -9,7 +9,6 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ FORMATS = "expected a published .pkl, a training-state .pt, a .safetensors file 
 
 def map_file(path: Path) -> memoryview:
     """The whole file, read-only. The mapping lives as long as the view or anything cut from it."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would block
+        raise CheckpointError(f"not a regular file; {FORMATS}")
     with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"not a regular file; {FORMATS}")
-        if status.st_size == 0:
+        if os.fstat(file.fileno()).st_size == 0:
             raise CheckpointError(f"the file is empty; {FORMATS}")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -88,9 +86,6 @@ class TorchArchive:
         if storage.dtype != dtype or storage.numel != numel or len(storage.raw) != numel * dtype.itemsize:
             raise CheckpointError(f"a storage of {numel} elements has {len(storage.raw)} bytes")
         return storage
-
-
-StorageOf = Callable[[Any], Storage]
 
 
 class _ReadOnly(io.RawIOBase):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
-import safetensors.torch
 import torch
 
 from edm_fast.checkpoint._rebuild import rebuild
@@ -31,16 +32,30 @@ def save_native(net: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     """Write `path` (a file if it ends in .safetensors, else a folder), each file whole or not at all."""
     path = Path(path)
     config = make_config(net)
-    tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in net.state_dict().items()}
-    # clones: safetensors refuses tensors that share memory
-    tensors = {name: t.clone() if t.untyped_storage().nbytes() != t.nbytes else t for name, t in tensors.items()}
-    data = safetensors.torch.save(tensors, metadata={"format": "pt", METADATA_KEY: json.dumps(config)})
     folder = path.suffix != ".safetensors"
     with atomic_write(path / WEIGHTS_NAME if folder else path) as file:
-        file.write(data)
+        write_safetensors(file, net.state_dict(), {"format": "pt", METADATA_KEY: json.dumps(config)})
     if folder:
         with atomic_write(path / CONFIG_NAME, "w") as file:
             file.write(json.dumps(config, indent=2) + "\n")
+
+
+def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Header length (u64), JSON header, raw little-endian float32 values.
+
+    Written here because the library puts metadata in a random order; like this equal networks give equal files, and
+    only one tensor at a time is copied.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for tensor in tensors.values():
+        file.write(tensor.detach().to("cpu", torch.float32).numpy().astype("<f4", copy=False).tobytes())
 
 
 def make_config(net: torch.nn.Module) -> dict[str, Any]:
@@ -78,7 +93,7 @@ def inspect_native(path: Path) -> dict[str, Any]:
         tensors = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
     network = {"class_name": config["class_name"], "init_kwargs": config["init_kwargs"], "tensors": tensors}
     kind = "safetensors folder" if path.is_dir() else "safetensors"
-    rest = {"edm_fast_version": quote(config.get("edm_fast_version"))}
+    rest = {"edm_fast_version": str(config.get("edm_fast_version"))[:40]}
     return {"format": kind, "networks": {"ema": network}, "entries": rest}
 
 
