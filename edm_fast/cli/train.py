@@ -200,17 +200,23 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def prepare_auto(run_dir: str) -> dict[str, Any]:
+    """--resume auto: settings that name the newest whole state in run_dir; what a killed process left is cleared."""
+    for leftover in Path(run_dir).glob(".*.tmp"):
+        leftover.unlink()
+    found = latest_state(run_dir)
+    if found is None:
+        print("Nothing to resume: starting anew", flush=True)
+        Path(run_dir, "stats.jsonl").unlink(missing_ok=True)
+        return {}
+    path, seed = found
+    return {"resume_state_dump": str(path), "seed": seed}
+
+
 def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.device) -> None:
     """Make the run folder, find the dump to go on from, and train."""
     if auto:
-        state = latest_state(run_dir) if distributed.rank() == 0 else None
-        state = distributed.broadcast_object(state)
-        if state is not None:
-            settings["resume_state_dump"] = str(state)
-        else:
-            distributed.print0("Nothing to resume: starting anew")
-            if distributed.rank() == 0:
-                Path(run_dir, "stats.jsonl").unlink(missing_ok=True)
+        settings |= distributed.broadcast_object(prepare_auto(run_dir) if distributed.rank() == 0 else None)
     if distributed.rank() != 0:
         distributed.barrier()
         training_loop(run_dir=run_dir, device=device, **settings)

@@ -107,7 +107,18 @@ def endless_batches(dataset: ImageFolderDataset, options: Options, device: torch
         dataset, sampler=sampler, batch_size=options.rounds()[0], generator=torch.Generator(), **kwargs
     )
     torch.empty([], dtype=torch.int64).random_()
-    return iter(loader)
+    return _with_short_errors(iter(loader))
+
+
+def _with_short_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """A loader process hands on its traceback as the text of an error; only the last line is for the user."""
+    while True:
+        try:
+            batch = next(batches)
+        except UserError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise type(error)(last.rpartition(f"{type(error).__name__}: ")[2]) from None
+        yield batch
 
 
 @torch.no_grad()

@@ -90,15 +90,16 @@ def read_state(path: str | Path) -> State | None:
     return state if isinstance(state, dict) and state.get("format") == FORMAT else None
 
 
-def latest_state(run_dir: str | Path) -> Path | None:
-    """The newest whole dump in a run folder: a damaged one is passed over for the one before it."""
+def latest_state(run_dir: str | Path) -> tuple[Path, int] | None:
+    """The newest whole dump in a run folder and its seed: a damaged one is passed over for the one before it."""
     folder = Path(run_dir)
     if not folder.is_dir():
         return None
     found = [(int(m[1]), entry) for entry in folder.iterdir() if (m := NAME.fullmatch(entry.name))]
     for _, path in sorted(found, reverse=True):
-        if read_state(path) is not None:
-            return path
+        state = read_state(path)
+        if state is not None:
+            return path, state["seed"]
         distributed.print0(f"Passing over {path.name}: not a whole training state of edm-fast")
     return None
 
@@ -123,4 +124,5 @@ def restore(run: Run, state: State) -> None:
     if len(state["rng"]) == distributed.world_size():
         _set_rng_state(state["rng"][distributed.rank()], run.device)
     else:
+        torch.manual_seed((torch.initial_seed() + run.cur_nimg) % (1 << 31))  # not the numbers of the first steps again
         distributed.print0("The training state is of another number of processes: random numbers start anew")

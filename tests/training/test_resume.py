@@ -1,0 +1,215 @@
+"""Runs that are interrupted and go on: the result is that of a run never interrupted, to the bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_training as tiny
+import torch
+from click.testing import CliRunner
+
+import golden_cases as g
+from edm_fast import checkpoint, networks
+from edm_fast.cli import main
+from edm_fast.errors import UserError
+from edm_fast.training import latest_state, training_loop
+
+SETTINGS = [
+    "--cond=1",
+    "--cbase=4",
+    "--cres=1",
+    "--num-blocks=1",
+    "--batch=40",
+    "--batch-gpu=20",
+    "--augment=0.5",
+    "--lr-rampup=0.001",
+    "--tick=1",
+    "--dump=1",
+    "--snap=2",
+    "--seed=5",
+    "--preview=2",
+    "--nosubdir",
+    "--device=cpu",
+]
+
+
+def train_command(data, outdir, kimg, *more):
+    args = [f"--data={data}", f"--outdir={outdir}", f"--duration={kimg / 1000}", *SETTINGS, *more]
+    return [sys.executable, "-m", "edm_fast", "train", *args]
+
+
+def kill_in_mid_run(command, run_dir, wait_for, rng):
+    """Start, wait until a state dump is there and a random moment longer, SIGKILL."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.time() + 120
+    while not (run_dir / wait_for).exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.time() < deadline
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.5))
+    assert process.poll() is None, "finished before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+def same_state(a, b, path="state"):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key != "elapsed_sec":
+                same_state(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same_state(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def losses(run_dir):
+    return [(row["Progress/tick"]["mean"], row["Loss/loss"]) for row in tiny.read_stats(run_dir)]
+
+
+def test_killed_and_resumed_is_bit_identical(tmp_path):
+    data = tiny.write_dataset(tmp_path / "data.zip", count=30, size=8)
+    whole, parts, kimg = tmp_path / "whole", tmp_path / "parts", 4
+    subprocess.run(train_command(data, whole, kimg), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    rng = random.Random(os.getpid())
+    again = train_command(data, parts, kimg, "--resume=auto")
+    kill_in_mid_run(again, parts, "training-state-000001.pt", rng)
+    kill_in_mid_run(again, parts, "training-state-000002.pt", rng)
+    (parts / ".training-state-000003.pt.abc.tmp").write_bytes(b"half a file")
+    result = subprocess.run(again, check=True, capture_output=True, text=True)
+    assert "Resuming from" in result.stdout
+
+    name = f"training-state-{kimg:06d}.pt"
+    same_state(*(torch.load(folder / name, weights_only=True) for folder in (whole, parts)))
+    for snapshot in whole.glob("network-snapshot-*"):
+        same_state(*(dict(checkpoint.load(folder / snapshot.name).state_dict()) for folder in (whole, parts)))
+    assert losses(whole) == losses(parts)
+    visible = [sorted(p.name for p in folder.iterdir()) for folder in (whole, parts)]
+    assert visible[0] == visible[1]
+
+    # once done, another start changes nothing
+    before = (parts / name).stat().st_mtime_ns, losses(parts)
+    assert CliRunner().invoke(main, again[3:]).exit_code == 0
+    assert before == ((parts / name).stat().st_mtime_ns, losses(parts))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tiny.write_dataset(tmp_path / "data.zip")
+
+
+def run_loop(data, run_dir, **changes):
+    settings = {
+        "dataset_kwargs": {"path": str(data), "use_labels": True},
+        "network_kwargs": tiny.NETWORK,
+        "batch_size": 10,
+        "kimg_per_tick": 0.02,
+        "snapshot_ticks": None,
+        "state_dump_ticks": 2,
+        "lr_rampup_kimg": 0.02,
+        "total_kimg": 0.1,
+        "seed": 2,
+        "preview_images": 0,
+        "progress": False,
+        "device": "cpu",
+    }
+    return training_loop(run_dir=run_dir, **{**settings, **changes})
+
+
+def test_latest_state_passes_over_damaged_files(data, tmp_path):
+    run_loop(data, tmp_path / "run")
+    good = tmp_path / "run" / "training-state-000000.pt"
+    assert latest_state(tmp_path / "run") == (good, 2)
+    (tmp_path / "run" / "training-state-000003.pt").write_bytes(good.read_bytes()[:-500])
+    (tmp_path / "run" / "training-state-000002.pt").write_bytes(b"")
+    torch.save({"other": 1}, tmp_path / "run" / "training-state-000001.pt")
+    assert latest_state(tmp_path / "run") == (good, 2)
+    assert latest_state(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_previews_ticks_and_workers_do_not_change_the_result(data, tmp_path, workers):
+    plain = run_loop(data, tmp_path / "a")
+    loader = {"num_workers": workers, **({"prefetch_factor": 2} if workers else {})}
+    other = run_loop(
+        data, tmp_path / "b", data_loader_kwargs=loader, preview_images=3, snapshot_ticks=1, kimg_per_tick=0.01
+    )
+    assert (tmp_path / "b" / "preview-000000.png").exists()
+    same_state(plain.net.state_dict(), other.net.state_dict())
+    same_state(plain.ema.state_dict(), other.ema.state_dict())
+
+
+def test_state_of_another_network_or_data_set(data, tmp_path):
+    run_loop(data, tmp_path / "run")
+    state = str(tmp_path / "run" / "training-state-000000.pt")
+    with pytest.raises(UserError, match="another network"):
+        run_loop(data, tmp_path / "b", resume_state_dump=state, network_kwargs={**tiny.NETWORK, "model_channels": 8})
+    other = tiny.write_dataset(tmp_path / "other.zip", count=9)
+    with pytest.raises(UserError, match="12 images"):
+        run_loop(other, tmp_path / "b", resume_state_dump=state)
+    with pytest.raises(UserError, match="does not exist"):
+        run_loop(data, tmp_path / "b", resume_state_dump=str(tmp_path / "none.pt"))
+
+
+def test_a_dump_goes_on_with_another_batch_size(data, tmp_path):
+    run_loop(data, tmp_path / "a", total_kimg=0.06, state_dump_ticks=1)
+    state = str(tmp_path / "a" / "training-state-000000.pt")
+    run = run_loop(data, tmp_path / "a", resume_state_dump=state, batch_size=20)
+    assert run.cur_nimg == 100
+    assert [row["Progress/kimg"]["mean"] for row in tiny.read_stats(tmp_path / "a")][-1] == pytest.approx(0.1)
+
+
+def published_states():
+    return g.entries("checkpoints", lambda entry: "params_with_state" in entry["config"])
+
+
+@pytest.mark.parametrize("entry", published_states(), ids=g.entry_id)
+def test_published_state(entry, tmp_path):
+    """Network and optimizer come from the state, the average from the snapshot beside it, the count from the name."""
+    config = entry["config"]
+    kwargs = dict(config["kwargs"])
+    resolution, channels, classes = (kwargs.pop(k) for k in ("img_resolution", "img_channels", "label_dim"))
+    data = tiny.write_dataset(tmp_path / "d.zip", size=resolution, channels=channels, classes=classes)
+    path = g.path(entry, config["file"])
+    kimg = int(path.stem.split("-")[-1])
+    average = networks.build(config["class"], config["kwargs"])
+    checkpoint.save_pkl(average, tmp_path / f"network-snapshot-{kimg:06d}.pkl")
+
+    settings = {
+        "network_kwargs": {"class_name": config["class"], **kwargs},
+        "resume_pkl": str(tmp_path / f"network-snapshot-{kimg:06d}.pkl"),
+        "resume_state_dump": str(path),
+        "resume_kimg": kimg,
+    }
+    run = run_loop(data, tmp_path / "run", **settings, total_kimg=kimg)  # nothing left to do
+    stored = checkpoint.load_training_state(path)
+    assert run.cur_nimg == kimg * 1000 and run.tick == 0
+    same_state(dict(run.net.state_dict()), dict(stored["net"]))
+    same_state(dict(run.ema.state_dict()), dict(average.state_dict()))
+    assert sorted(run.optimizer.state_dict()["state"]) == config["params_with_state"]
+
+    run = run_loop(data, tmp_path / "run", **settings, total_kimg=kimg + 0.02)  # and it trains on
+    assert run.cur_nimg == kimg * 1000 + 20
+    with pytest.raises(UserError, match="network given by the options"):
+        bad = {**settings["network_kwargs"], "model_channels": 4}
+        run_loop(data, tmp_path / "run", **{**settings, "network_kwargs": bad, "resume_pkl": None}, total_kimg=kimg)
+
+
+def test_transfer_takes_weights_and_starts_at_zero(data, tmp_path):
+    source = run_loop(data, tmp_path / "a", snapshot_ticks=100)
+    path = str(tmp_path / "a" / "network-snapshot-000000.pkl")  # the .safetensors beside it is found
+    run = run_loop(data, tmp_path / "b", resume_pkl=path, ema_rampup_ratio=None, total_kimg=0)
+    same_state(run.net.state_dict(), source.ema.state_dict())
+    same_state(run.ema.state_dict(), source.ema.state_dict())
+    assert run.cur_nimg == 0
