@@ -1,9 +1,9 @@
 """Golden options of the fid and dataset commands: parsed and refused."""
 
 import click
-import golden_cases as g
 import pytest
 
+import golden_cases as g
 from edm_fast.cli import dataset, fid
 
 # the published dataset command has no verbs of its own; here its flags belong to the default one
