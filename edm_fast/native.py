@@ -1,4 +1,4 @@
-"""The door to the compiled part: loads edm_fast._C or keeps the reason it could not. Tensors become addresses here only.
+"""The door to the compiled part: loads edm_fast._C, or keeps the reason it could not. Only here is a tensor an address.
 
 A native function takes plain numbers, so everything a wrong pointer could break is verified first: device, dtype,
 memory layout. CPU functions get the instruction set and torch's thread count, CUDA functions the device and the stream.
@@ -70,40 +70,45 @@ def thread_pool() -> str | None:
 
 def layout_of(*tensors: torch.Tensor) -> torch.memory_format | None:
     """The memory layout that all the tensors have in common and that leaves no gaps, or None."""
-    for layout in (torch.contiguous_format, torch.channels_last):
-        if all(t.is_contiguous(memory_format=layout) for t in tensors if t.ndim == 4 or layout != torch.channels_last):
-            if layout == torch.contiguous_format or all(t.ndim == 4 for t in tensors):
-                return layout
+    if all([t.is_contiguous() for t in tensors]):
+        return torch.contiguous_format
+    if all([t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors]):
+        return torch.channels_last
     return None
+
+
+def _address(
+    name: str, value: torch.Tensor, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+) -> int:
+    if value.dtype != dtype or value.device != device:
+        raise UserError(f"{name} got tensors on {device} and {value.device}, of {dtype} and {value.dtype}")
+    if not value.is_contiguous(memory_format=layout if value.ndim == 4 else torch.contiguous_format):
+        raise UserError(f"{name} got a tensor with strides {value.stride()}; expected {layout}")
+    return value.data_ptr()
 
 
 def call(name: str, *args: Any, layout: torch.memory_format = torch.contiguous_format) -> None:
     """Run a native function on tensors of one device and dtype; 4-D tensors lie in `layout`, others are contiguous.
 
-    Tensors (also in lists) are passed as addresses, None as the null address; the dtype's code goes first. Outputs are
-    allocated by the caller. `args` keeps every tensor alive until the work is done, or is queued on its stream.
+    The first argument is a tensor; the code of its dtype is put before it. Tensors, also in lists, are passed as
+    addresses, None as the null address. Outputs are allocated by the caller. `args` keeps every tensor alive until the
+    work is done, or is queued on the current stream.
     """
-    first = next(arg for arg in args if isinstance(arg, torch.Tensor))
-    device, dtype = first.device, first.dtype
-    if not name.endswith(f"_{device.type}"):
+    device, dtype = args[0].device, args[0].dtype
+    if not name.endswith(device.type):
         raise UserError(f"{name} got a tensor on {device}")
     if dtype not in DTYPES:
         raise UserError(f"{name} got a tensor of {dtype}; expected float32 or float64")
-
-    def address(value: Any) -> Any:
+    plain: list[Any] = []
+    for value in args:
         if isinstance(value, torch.Tensor):
-            if value.device != device or value.dtype != dtype:
-                raise UserError(f"{name} got tensors on {device} and {value.device}, of {dtype} and {value.dtype}")
-            expected = layout if value.ndim == 4 else torch.contiguous_format
-            if not value.is_contiguous(memory_format=expected):
-                raise UserError(f"{name} got a tensor with strides {value.stride()}; expected {expected}")
-            return value.data_ptr()
-        if isinstance(value, (list, tuple)):
-            return [address(item) for item in value]
-        return 0 if value is None else value
-
+            value = _address(name, value, device, dtype, layout)
+        elif value is None:
+            value = 0
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
+            value = [_address(name, item, device, dtype, layout) for item in value]
+        plain.append(value)
     if device.type == "cuda":
-        where = (device.index, torch.cuda.current_stream(device).cuda_stream)
+        getattr(lib, name)(DTYPES[dtype], *plain, device.index, torch.cuda.current_stream(device).cuda_stream)
     else:
-        where = (_isa, torch.get_num_threads())
-    getattr(lib, name)(DTYPES[dtype], *map(address, args), *where)
+        getattr(lib, name)(DTYPES[dtype], *plain, _isa, torch.get_num_threads())

@@ -29,26 +29,46 @@ EDM_INLINE void padded_row(T* EDM_RESTRICT to, const T* row, int64_t w, int64_t 
     std::fill(to + hi, to + n, T(0));
 }
 
-// even and odd columns apart, so that a filter tap reads consecutive elements
 template <typename T>
-EDM_INLINE void split(T* EDM_RESTRICT even, T* EDM_RESTRICT odd, const T* EDM_RESTRICT row, int64_t n) {
-    for (int64_t j = 0; j < n; ++j) {
-        even[j] = row[2 * j];
-        odd[j] = row[2 * j + 1];
+EDM_INLINE void split(T* EDM_RESTRICT first, T* EDM_RESTRICT second, const T* EDM_RESTRICT row, int64_t n) {
+    for (int64_t k = 0; k < n; ++k) {
+        first[k] = row[2 * k];
+        second[k] = row[2 * k + 1];
     }
 }
 
+// The rows and columns of a padded block by parity: four planes of one pitch, in which every filter tap reads
+// consecutive elements. Columns of padding are never written, and stay zero.
+template <typename T>
+struct Parity {
+    int64_t pitch, size;
+    std::vector<T> planes;
+    Parity(int64_t rows, int64_t pitch) : pitch(pitch), size(rows * pitch + 2), planes(4 * size, T(0)) {}
+    T* at(int64_t row, int64_t col) { return planes.data() + ((row & 1) * 2 + (col & 1)) * size + (row >> 1) * pitch; }
+};
+
+template <typename T>
+EDM_INLINE void fill_row(Parity<T>& to, int64_t row, const T* x, int64_t w, int64_t padding) {
+    if (!x) {
+        std::fill(to.at(row, 0), to.at(row, 0) + to.pitch, T(0));
+        std::fill(to.at(row, 1), to.at(row, 1) + to.pitch, T(0));
+        return;
+    }
+    const int64_t skip = padding >> 1, skip2 = (padding + 1) >> 1;
+    const int64_t n = std::min((w + 1) / 2, to.pitch - skip), n2 = std::min(w / 2, to.pitch - skip2);
+    split(to.at(row, padding) + skip, to.at(row, padding + 1) + skip2, x, std::max<int64_t>(n2, 0));
+    if (n > n2 && n > 0) to.at(row, padding)[skip + n - 1] = x[2 * (n - 1)];
+}
+
 template <typename T, int K>
-EDM_INLINE void down_row(T* EDM_RESTRICT y, const T* const* even, const T* const* odd, const T* f, int64_t n) {
+EDM_INLINE void filter(T* EDM_RESTRICT y, const T* const* planes, int64_t pitch, const T* f, int64_t n) {
     for (int64_t j = 0; j < n; ++j) {
-        T sum = T(0);
-#pragma GCC unroll 4
-        for (int ky = 0; ky < K; ++ky)
-#pragma GCC unroll 2
-            for (int m = 0; m < K / 2; ++m) {
-                sum += even[ky][j + m] * f[ky * K + 2 * m];
-                sum += odd[ky][j + m] * f[ky * K + 2 * m + 1];
-            }
+        T sum = planes[0][j] * f[0];
+#pragma GCC unroll 16
+        for (int k = 1; k < K * K; ++k) {
+            const int ky = k / K, kx = k % K;
+            sum += planes[(ky & 1) * 2 + (kx & 1)][j + (ky >> 1) * pitch + (kx >> 1)] * f[k];
+        }
         y[j] = sum;
     }
 }
@@ -56,34 +76,26 @@ EDM_INLINE void down_row(T* EDM_RESTRICT y, const T* const* even, const T* const
 template <typename T, int K>
 EDM_INLINE void down_planes(const Task<T>& task, int64_t begin, int64_t end) {
     const Upfirdn& s = task.s;
-    const int64_t pairs = s.out_w + K / 2 - 1, wide = 2 * pairs;
-    std::vector<T> scratch((K + 1) * wide);
-    T* row = scratch.data() + K * wide;
+    const int64_t pitch = s.out_w + K / 2 - 1;
+    const int64_t most = std::min(s.out_h, std::max<int64_t>(1, 1024 / pitch));  // output rows at a time
+    Parity<T> padded(most + K / 2 - 1, pitch);
+    const T* planes[4] = {padded.at(0, 0), padded.at(0, 1), padded.at(1, 0), padded.at(1, 1)};
+    std::vector<T> sums(most * pitch);  // rows of `pitch`, of which the last K/2 - 1 columns mean nothing
     T f[K * K];
     std::copy(task.f, task.f + K * K, f);
     for (int64_t plane = begin; plane < end; ++plane) {
         const T* x = static_cast<const T*>(s.x_ptr) + plane * s.h * s.w;
         T* y = static_cast<T*>(s.y_ptr) + plane * s.out_h * s.out_w;
-        int64_t ready = -s.padding;  // input rows below this one are in the ring
-        for (int64_t i = 0; i < s.out_h; ++i, y += s.out_w) {
-            const T *even[K], *odd[K];
-            for (int ky = 0; ky < K; ++ky) {
-                const int64_t r = 2 * i - s.padding + ky;
-                T* slot = scratch.data() + ((r + s.padding) % K) * wide;
-                if (r >= ready) {
-                    const T* source = r >= 0 && r < s.h ? x + r * s.w : nullptr;
-                    if (source && s.padding == 0 && wide <= s.w) {
-                        split(slot, slot + pairs, source, pairs);
-                    } else {
-                        padded_row(row, source, s.w, -s.padding, wide);
-                        split(slot, slot + pairs, row, pairs);
-                    }
-                    ready = r + 1;
-                }
-                even[ky] = slot;
-                odd[ky] = slot + pairs;
+        for (int64_t i = 0; i < s.out_h; i += most) {
+            const int64_t rows = std::min(most, s.out_h - i);
+            for (int64_t row = 0; row < 2 * rows + K - 2; ++row) {
+                const int64_t r = 2 * i - s.padding + row;
+                fill_row(padded, row, r >= 0 && r < s.h ? x + r * s.w : nullptr, s.w, s.padding);
             }
-            down_row<T, K>(y, even, odd, f, s.out_w);
+            T* to = K == 2 ? y + i * s.out_w : sums.data();
+            filter<T, K>(to, planes, pitch, f, (rows - 1) * pitch + s.out_w);
+            for (int64_t row = 0; K > 2 && row < rows; ++row)
+                std::copy(to + row * pitch, to + row * pitch + s.out_w, y + (i + row) * s.out_w);
         }
     }
 }

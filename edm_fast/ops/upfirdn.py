@@ -9,10 +9,13 @@ Source: the resampling of DDPM++ / NCSN++ blocks (Song et al. 2021), as used by 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from edm_fast.backend import Op
+from edm_fast import native
+from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
 
@@ -43,4 +46,90 @@ def output_size(size: int, taps: int, up: int, down: int, padding: int) -> int:
     return (size - 1) * up + taps - 2 * padding if up > 1 else (size + 2 * padding - taps) // down + 1
 
 
-upfirdn = Op("upfirdn", reference, check)
+# The native op is one linear map or its adjoint, with the output size given, so that each is the other's backward:
+#     down: y[i] = gain sum_k x[factor i - padding + k] f[k]        up: y[i] = gain sum_j x[j] f[i + padding - factor j]
+_library = torch.library.Library("edm_fast", "FRAGMENT")
+_library.define("upfirdn(Tensor x, Tensor f, bool up, int factor, int padding, int[2] size, float gain) -> Tensor")
+
+
+def _resample(
+    x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float
+) -> torch.Tensor:
+    """x (N, C, H, W) -> y (N, C, *size), in the memory layout of x."""
+    layout = native.layout_of(x) or torch.contiguous_format
+    x, f = x.contiguous(memory_format=layout), f.contiguous()
+    y = torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
+    if y.numel() == 0:
+        return y
+    last = layout == torch.channels_last
+    name = f"upfirdn_fwd_{x.device.type}"
+    native.call(name, y, x, f, tuple(x.shape), *size, f.shape[0], factor, padding, gain, up, last, layout=layout)
+    return y
+
+
+def _fake(
+    x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float
+) -> torch.Tensor:
+    layout = native.layout_of(x) or torch.contiguous_format
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+_library.impl("upfirdn", _resample, "CPU")
+_library.impl("upfirdn", _resample, "CUDA")
+torch.library.register_fake("edm_fast::upfirdn", _fake, lib=_library)
+
+
+class Resample(torch.autograd.Function):
+    """The native op with its adjoint as backward; linear in x, so that derivatives of any order are this again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(f)
+        ctx.rest = (not up, factor, padding, list(x.shape[2:]), gain)
+        return torch.ops.edm_fast.upfirdn(x, f, up, factor, padding, size, gain)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        (f,) = ctx.saved_tensors
+        return Resample.apply(dy, f, *ctx.rest), None, None, None, None, None, None
+
+
+def native_forward(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
+    size = [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
+    args = (x, f.to(x.dtype), up > 1, max(up, down), padding, size, float(up**2))
+    if torch.is_grad_enabled() and x.requires_grad:
+        return Resample.apply(*args)
+    return torch.ops.edm_fast.upfirdn(*args)
+
+
+def _native_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
+    if x.dtype not in native.DTYPES:
+        return f"it takes float32 or float64, not {x.dtype}"
+    if f.device != x.device:
+        return "filter and image are on different devices"
+    if f.requires_grad and torch.is_grad_enabled():
+        return "it has no gradient for the filter"
+    return None
+
+
+def cpu_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
+    if x.device.type != "cpu":
+        return "it needs CPU tensors"
+    return native.cpu_reason() or _native_reason(x, f)
+
+
+def cuda_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
+    if x.device.type != "cuda":
+        return "it needs CUDA tensors"
+    return native.cuda_reason() or _native_reason(x, f)
+
+
+upfirdn = Op(
+    "upfirdn",
+    reference,
+    check,
+    cuda=Candidate(native_forward, cuda_reason, differentiable=True),
+    cpu=Candidate(native_forward, cpu_reason, differentiable=True),
+)
