@@ -124,7 +124,7 @@ class Op:
             if reason is not None:
                 raise BackendError(f"{self.name}: backend {request!r} was requested, but {reason}")
             return Choice(self.name, request, {})
-        reasons = {}
+        reasons: dict[str, str] = {}
         for name in self.candidates:
             reason = self._reason(name, args, kwargs)
             if reason is None:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from edm_fast.networks._block import UNetBlock
 from edm_fast.networks._layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, drop_labels
 
-INIT = {"init_mode": "kaiming_uniform", "init_weight": math.sqrt(1 / 3), "init_bias": math.sqrt(1 / 3)}
-INIT_ZERO = {"init_mode": "kaiming_uniform", "init_weight": 0, "init_bias": 0}
+INIT: dict[str, Any] = {"init_mode": "kaiming_uniform", "init_weight": math.sqrt(1 / 3), "init_bias": math.sqrt(1 / 3)}
+INIT_ZERO: dict[str, Any] = {"init_mode": "kaiming_uniform", "init_weight": 0, "init_bias": 0}
 
 
 class DhariwalUNet(torch.nn.Module):

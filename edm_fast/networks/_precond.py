@@ -124,7 +124,7 @@ class VPPrecond(_Precond):
         model_type: str = "SongUNet",
         **model_kwargs: Any,
     ) -> None:
-        own = {"beta_d": beta_d, "beta_min": beta_min, "M": M, "epsilon_t": epsilon_t}
+        own: dict[str, Any] = {"beta_d": beta_d, "beta_min": beta_min, "M": M, "epsilon_t": epsilon_t}
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, **own)
         self.sigma_min = float(self.sigma(epsilon_t))
         self.sigma_max = float(self.sigma(1))
@@ -159,7 +159,7 @@ class VEPrecond(_Precond):
         model_type: str = "SongUNet",
         **model_kwargs: Any,
     ) -> None:
-        own = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        own: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max}
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, **own)
 
     def coefficients(self, sigma: torch.Tensor) -> formulas.Coefficients:
@@ -184,7 +184,7 @@ class iDDPMPrecond(_Precond):
         model_type: str = "DhariwalUNet",
         **model_kwargs: Any,
     ) -> None:
-        own = {"C_1": C_1, "C_2": C_2, "M": M}
+        own: dict[str, Any] = {"C_1": C_1, "C_2": C_2, "M": M}
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, 2, **own)
         u = formulas.iddpm_table(C_1, C_2, M)
         self.register_buffer("u", u)
@@ -219,7 +219,7 @@ class EDMPrecond(_Precond):
         model_type: str = "DhariwalUNet",
         **model_kwargs: Any,
     ) -> None:
-        own = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
+        own: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, **own)
 
     def coefficients(self, sigma: torch.Tensor) -> formulas.Coefficients:

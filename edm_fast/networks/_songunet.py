@@ -17,9 +17,9 @@ from edm_fast.errors import UserError
 from edm_fast.networks._block import UNetBlock
 from edm_fast.networks._layers import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, drop_labels
 
-INIT = {"init_mode": "xavier_uniform"}
-INIT_ZERO = {"init_mode": "xavier_uniform", "init_weight": 1e-5}
-INIT_ATTN = {"init_mode": "xavier_uniform", "init_weight": math.sqrt(0.2)}
+INIT: dict[str, Any] = {"init_mode": "xavier_uniform"}
+INIT_ZERO: dict[str, Any] = {"init_mode": "xavier_uniform", "init_weight": 1e-5}
+INIT_ATTN: dict[str, Any] = {"init_mode": "xavier_uniform", "init_weight": math.sqrt(0.2)}
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
