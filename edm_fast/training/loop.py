@@ -119,4 +119,5 @@ def train(run: Run, stats_lines: int | None) -> None:
             if tick_is_due(run):
                 bar.clear()
                 maintain(run, clock, writer)
+    distributed.barrier()  # a rank that returns may read what rank 0 has written
     distributed.print0("Done.", flush=True)
