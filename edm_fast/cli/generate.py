@@ -27,8 +27,10 @@ from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.sampling import (
     ablation_sampler,
+    ablation_steps,
     deal_seeds,
     edm_sampler,
+    edm_steps,
     sample_seeds,
     save_grid,
     save_png,
@@ -66,6 +68,9 @@ T = TypeVar("T")
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
 def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.
+
+    An image depends on its seed alone: another batch, or more processes, change a pixel by one level of 255 at most
+    (float32 sums may be taken in another order).
 
     \b
     edm-fast generate --outdir=out --grid=out/grid.png
@@ -176,6 +181,10 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     """The whole command, on each rank."""
     net = load_network(device, options["network_pkl"])
     check_network(net, options["class_idx"])
+    sampler, kwargs = sampler_for(options)
+    (ablation_steps if sampler is ablation_sampler else edm_steps)(
+        net, **kwargs
+    )  # complains before anything is written
     seeds, outdir = options["seeds"], Path(options["outdir"])
     names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}
     mark = on_first_rank(lambda: fingerprint(net, device, options))
@@ -184,7 +193,6 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     # cut as if nothing were there: a continued run computes each image in the batch it would have had
     parts = deal_seeds(seeds, options["max_batch_size"], world)[distributed.rank() :: world]
     parts = [part for part in parts if not finished.issuperset(part)]
-    sampler, kwargs = sampler_for(options)
     start = time.perf_counter()
     with prepared(net, options["precision"], device) as run:
         with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
@@ -192,7 +200,7 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
                 x = sample_seeds(run, sampler, part, options["class_idx"], device, **kwargs)
                 save_images(x, part, finished, outdir, names, mark)
                 progress.update(len(part))
-    distributed.barrier()
+    wait_for_others()
     report(len(set(seeds)) - len(finished), len(finished), time.perf_counter() - start, outdir)
     if options["grid"] is not None:
         on_first_rank(lambda: write_grid(options["grid"], [outdir / names[seed] for seed in seeds]))
@@ -236,7 +244,16 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
             )
         if found is not None:
             finished.add(seed)
+    remove_leftovers({(outdir / names[seed]) for seed in names.keys() - finished})
     return finished
+
+
+def remove_leftovers(paths: set[Path]) -> None:
+    """Delete the temporary files of a killed run (see files.atomic_write) that were to become `paths`."""
+    for folder in {path.parent for path in paths}:
+        for leftover in folder.glob(".*.png.*.tmp"):
+            if folder / (leftover.name[1:].split(".png.")[0] + ".png") in paths:
+                leftover.unlink(missing_ok=True)
 
 
 def save_images(
@@ -250,6 +267,13 @@ def save_images(
         if seed not in finished:
             with naming(outdir / names[seed]):
                 save_png(outdir / names[seed], image, made_with=mark)
+
+
+def wait_for_others() -> None:
+    try:
+        distributed.barrier()
+    except RuntimeError as error:  # it has said why by itself
+        raise UserError("another process has stopped; the images made so far are whole") from error
 
 
 def write_grid(path: str, images: Sequence[Path]) -> None:

@@ -88,7 +88,8 @@ def run(
 ) -> Tensor:
     """Take x (N, C, H, W) float64 through `steps`. `randn_like` is called once per step, used or not."""
     check(steps)
-    depth = max((len(stage.weights) for step in steps for stage in step.stages), default=0)
+    # what a stage evaluates itself need not be there before
+    depth = max((len(stage.weights) - (stage.at is not None) for step in steps for stage in step.stages), default=0)
     history: list[Tensor] = []
     for step in steps:
         # row-major whatever the layout: a generator fills a tensor in memory order

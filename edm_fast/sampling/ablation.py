@@ -43,7 +43,51 @@ def ablation_sampler(
     Noise levels from `discretization`, sigma(t) from `schedule`, s(t) from `scaling`; "heun" is the second-order family
     with parameter alpha. `randn_like` is called once per step, also when no noise enters. Returns float64, not clipped.
     """
-    _check_names(solver, discretization, schedule, scaling, alpha)
+    start, steps = ablation_steps(
+        net,
+        num_steps,
+        sigma_min,
+        sigma_max,
+        rho,
+        solver,
+        discretization,
+        schedule,
+        scaling,
+        epsilon_s,
+        C_1,
+        C_2,
+        M,
+        alpha,
+        S_churn,
+        S_min,
+        S_max,
+        S_noise,
+    )
+    return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
+
+
+def ablation_steps(
+    net: Any,
+    num_steps: int = 18,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7,
+    solver: str = "heun",
+    discretization: str = "edm",
+    schedule: str = "linear",
+    scaling: str = "none",
+    epsilon_s: float = 1e-3,
+    C_1: float = 0.001,
+    C_2: float = 0.008,
+    M: int = 1000,
+    alpha: float = 1,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = float("inf"),
+    S_noise: float = 1,
+) -> tuple[float, list[_loop.Step]]:
+    """(sigma(t_0) s(t_0), the steps): what ablation_sampler does, made on the host. Bad options raise UserError."""
+    _check(solver, discretization, schedule, scaling, alpha, epsilon_s)
     num_steps = _loop.check_steps(num_steps, rho)
     low, high = grids.default_limits(discretization, epsilon_s)
     lo, hi = _loop.limits(net, low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max)
@@ -77,8 +121,7 @@ def ablation_sampler(
         else:
             stages = _loop.second_order(slope_at, here, there, alpha)
         steps.append(_loop.Step(stages, scale=rescale[i].item(), noise=noise[i].item()))
-    start = (level[0] * scale.s(t[0])).item()
-    return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
+    return (level[0] * scale.s(t[0])).item(), steps
 
 
 def _slope(process: grids.Schedule, scale: grids.Scaling, time: float) -> _loop.Slope:
@@ -93,7 +136,7 @@ def _slope(process: grids.Schedule, scale: grids.Scaling, time: float) -> _loop.
     )
 
 
-def _check_names(solver: str, discretization: str, schedule: str, scaling: str, alpha: float) -> None:
+def _check(solver: str, discretization: str, schedule: str, scaling: str, alpha: float, epsilon_s: float) -> None:
     for kind, value, known in (
         ("solver", solver, SOLVERS),
         ("discretization", discretization, grids.DISCRETIZATIONS),
@@ -104,3 +147,5 @@ def _check_names(solver: str, discretization: str, schedule: str, scaling: str, 
             raise UserError(f"{kind} is {value!r}; expected one of {', '.join(known)}")
     if not 0 < alpha < math.inf:
         raise UserError(f"alpha is {alpha}; expected a positive number")
+    if not 0 < epsilon_s < 1:
+        raise UserError(f"epsilon_s is {epsilon_s}; expected a number between 0 and 1")

@@ -30,6 +30,22 @@ def edm_sampler(
     t_i = (hi^{1/rho} + i/(N-1) (lo^{1/rho} - hi^{1/rho}))^rho, t_N = 0; each step first raises the noise level from t_i
     to (1 + gamma_i) t_i. `randn_like` is called once per step, also when gamma_i = 0. Returns float64, not clipped.
     """
+    start, steps = edm_steps(net, num_steps, sigma_min, sigma_max, rho, S_churn, S_min, S_max, S_noise)
+    return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
+
+
+def edm_steps(
+    net: Any,
+    num_steps: int = 18,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = float("inf"),
+    S_noise: float = 1,
+) -> tuple[float, list[_loop.Step]]:
+    """(t_0, the steps): what edm_sampler does, made on the host. Bad options raise UserError."""
     num_steps = _loop.check_steps(num_steps, rho)
     lo, hi = _loop.limits(net, sigma_min, sigma_max)
     t = _loop.round_sigma(net, edm_sigmas(num_steps, lo, hi, rho))  # (N,)
@@ -49,4 +65,4 @@ def edm_sampler(
         _loop.Step(stages(here, there), noise=eps)
         for here, there, eps in zip(t_hat.tolist(), t_next, noise.tolist(), strict=True)
     ]
-    return _loop.run(net, latents.to(torch.float64) * t[0].item(), steps, class_labels, randn_like)
+    return t[0].item(), steps

@@ -168,6 +168,7 @@ def test_a_range_outside_the_networks_own():
         {"schedule": "x"},
         {"scaling": "x"},
         {"alpha": 0},
+        {"epsilon_s": 1},
         {"alpha": math.nan},
         {"alpha": 40.0},
         {"discretization": "iddpm", "sigma_min": 80.1, "sigma_max": 80.2},

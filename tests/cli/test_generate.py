@@ -1,0 +1,308 @@
+"""edm-fast generate: files, continued runs, several processes, bad input."""
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from click.testing import CliRunner
+
+from edm_fast import checkpoint
+from edm_fast.cli import generate, main
+from edm_fast.errors import UserError
+from edm_fast.networks import build
+from edm_fast.sampling import edm_sampler, images, sample_seeds, to_uint8
+
+UNET = {
+    "model_type": "SongUNet",
+    "model_channels": 16,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def make(label_dim=0, channels=3, **kwargs):
+    torch.manual_seed(0)
+    net = build("EDMPrecond", {"img_resolution": 8, "img_channels": channels, "label_dim": label_dim, **UNET, **kwargs})
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.03 * torch.randn_like(p))  # layers that start at zero would hide what enters them
+    return net.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "conditional.safetensors"
+    checkpoint.save(make(label_dim=4), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def gray(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "gray.safetensors"
+    checkpoint.save(make(channels=1), path)
+    return str(path)
+
+
+def run(*args):
+    return CliRunner().invoke(main, ["generate", "--device=cpu", *map(str, args)])
+
+
+def succeed(*args):
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def pixels(folder):
+    return np.stack([np.asarray(PIL.Image.open(path)).astype(int) for path in sorted(folder.rglob("*.png"))])
+
+
+def leftovers(folder):
+    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
+
+
+def test_images_are_those_of_the_sampler(conditional, tmp_path):
+    result = succeed(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=2,0,1002", "--steps=3", "--subdirs")
+    assert "3 images in" in result.output and "images/s" in result.output
+    assert sorted(contents(tmp_path)) == ["000000/000000.png", "000000/000002.png", "001000/001002.png"]
+    want = to_uint8(sample_seeds(checkpoint.load(conditional), edm_sampler, [0, 2, 1002], num_steps=3))
+    assert np.abs(pixels(tmp_path) - want).max() <= 1
+
+
+def test_one_channel_is_saved_as_gray(gray, tmp_path):
+    succeed(f"--network={gray}", f"--outdir={tmp_path}", "--seeds=-5", "--steps=2")
+    assert PIL.Image.open(tmp_path / "-00005.png").mode == "L"
+
+
+def test_the_class_changes_the_image(conditional, tmp_path):
+    for idx in (0, 3):
+        succeed(
+            f"--network={conditional}", f"--outdir={tmp_path / str(idx)}", "--seeds=1", "--steps=3", f"--class={idx}"
+        )
+    assert (pixels(tmp_path / "0") != pixels(tmp_path / "3")).any()
+
+
+def test_an_image_depends_on_its_batch_by_less_than_a_level(conditional, tmp_path):
+    net = checkpoint.load(conditional)
+    together = sample_seeds(net, edm_sampler, range(7), num_steps=6)
+    alone = torch.cat([sample_seeds(net, edm_sampler, [seed], num_steps=6) for seed in range(7)])
+    # float32 convolutions may sum in another order: measured 1.5e-6 of the largest value, on the CPU
+    assert (together - alone).abs().max() <= 2e-5 * together.abs().max()
+    for batch in (7, 3, 1):
+        succeed(
+            f"--network={conditional}",
+            f"--outdir={tmp_path / str(batch)}",
+            "--seeds=0-6",
+            "--steps=6",
+            f"--batch={batch}",
+        )
+    for batch in (3, 1):
+        assert np.abs(pixels(tmp_path / "7") - pixels(tmp_path / str(batch))).max() <= 1
+
+
+def test_the_same_command_writes_the_same_bytes(conditional, tmp_path):
+    for name in ("a", "b"):
+        succeed(f"--network={conditional}", f"--outdir={tmp_path / name}", "--seeds=0-4", "--steps=3", "--S_churn=2")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_grid(gray, tmp_path):
+    grid = tmp_path / "pictures" / "grid.png"
+    succeed(f"--network={gray}", f"--outdir={tmp_path / 'out'}", "--seeds=0-5", "--steps=2", f"--grid={grid}")
+    picture = np.asarray(PIL.Image.open(grid)).astype(int)
+    assert picture.shape == (16, 24)
+    np.testing.assert_array_equal(picture[8:, 8:16], pixels(tmp_path / "out")[4])
+
+
+def test_the_demo_model_is_used_and_named(gray, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "default_network", lambda: gray)
+    result = succeed(f"--outdir={tmp_path}", "--seeds=0", "--steps=2")
+    assert "demo model" in result.output.splitlines()[0]
+
+
+def test_a_missing_demo_model_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(generate.importlib.resources, "files", lambda package: tmp_path)
+    with pytest.raises(UserError, match="--network"):
+        generate.default_network()
+
+
+def test_exact_runs_on_the_reference(conditional, tmp_path, monkeypatch):
+    from edm_fast import backend
+
+    backend.explain(reset=True)
+    succeed(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0", "--steps=2", "--precision=exact")
+    assert {choice.backend for choice in backend.explain()} == {"reference"}
+    assert backend._requested == {None: os.environ.get("EDM_FAST_BACKEND") or "auto"}
+
+
+def test_continued_runs_keep_what_is_there(conditional, tmp_path):
+    options = (f"--network={conditional}", "--seeds=0-7", "--batch=4", "--steps=3")
+    succeed(*options, f"--outdir={tmp_path / 'whole'}")
+    out = tmp_path / "out"
+    succeed(*options, f"--outdir={out}")
+    for seed in (2, 5, 6, 7):
+        (out / images.image_name(seed)).unlink()
+    (out / ".000005.png.abc.tmp").write_bytes(b"left by a killed run")
+    (out / ".notes.tmp").write_bytes(b"not ours")
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    result = succeed(*options, f"--outdir={out}", "--skip-existing")
+    assert "4 images in" in result.output and "4 kept" in result.output
+    assert contents(out) == contents(tmp_path / "whole")
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    assert leftovers(out) == [".notes.tmp"]
+    assert "0 images in" in succeed(*options, f"--outdir={out}", "--skip-existing").output
+
+
+@pytest.mark.parametrize("change", ["--steps=4", "--class=1", "--solver=heun", "--network"])
+def test_images_made_otherwise_are_not_kept(conditional, gray, tmp_path, change):
+    succeed(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0", "--steps=3")
+    network = gray if change == "--network" else conditional
+    extra = [] if change == "--network" else [change]
+    before = contents(tmp_path)
+    result = run(f"--network={network}", f"--outdir={tmp_path}", "--seeds=0", "--steps=3", "--skip-existing", *extra)
+    assert result.exit_code == 2 and "000000.png was not made" in result.stderr
+    assert contents(tmp_path) == before
+
+
+def test_a_killed_run_goes_on_to_the_same_images(conditional, tmp_path):
+    options = [f"--network={conditional}", "--seeds=0-11", "--batch=3", "--steps=25"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "edm_fast", "generate", *options, f"--outdir={out}", "--device=cpu"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*.png"))) < 4 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    partial = contents(out)
+    assert 4 <= len(partial) < 12
+    pixels(out)  # every file can be read
+    succeed(*options, f"--outdir={out}", "--skip-existing")
+    succeed(*options, f"--outdir={tmp_path / 'whole'}")
+    assert contents(out) == contents(tmp_path / "whole")
+    assert all(contents(out)[name] == data for name, data in partial.items())
+    assert leftovers(out) == []
+
+
+@pytest.mark.slow
+def test_two_processes(conditional, tmp_path):
+    options = [f"--network={conditional}", "--seeds=0-6", "--steps=3", "--device=cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "edm_fast", "generate", *options, f"--outdir={tmp_path / 'two'}", "--batch=2"]
+    result = subprocess.run(
+        [*command, f"--grid={tmp_path / 'grid.png'}"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("7 images in") == 1
+    # 7 seeds on 2 ranks at batch 2 are cut into 2, 2, 2, 1, as on one rank
+    succeed(*options, f"--outdir={tmp_path / 'one'}", "--batch=2", f"--grid={tmp_path / 'one.png'}")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    succeed(*options, f"--outdir={tmp_path / 'other'}", "--batch=7")
+    assert np.abs(pixels(tmp_path / "two") - pixels(tmp_path / "other")).max() <= 1
+
+
+class Payload:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+BAD = {
+    "no such network": (["--network={tmp}/none.pkl"], "none.pkl"),
+    "malicious network": (["--network={tmp}/malicious.pkl"], "malicious.pkl"),
+    "truncated network": (["--network={tmp}/truncated.safetensors"], "truncated.safetensors"),
+    "empty network": (["--network={tmp}/empty.pkl"], "empty.pkl"),
+    "class out of range": (["--class=4"], "expected 0 to 3"),
+    "class without classes": (["--network={gray}", "--class=0"], "unconditional"),
+    "empty seeds": (["--seeds=5-2"], "empty list"),
+    "no seeds": (["--seeds=a"], "'a' is not an integer"),
+    "too many seeds": (["--seeds=0-99999999999"], "more than"),
+    "no steps": (["--steps=0"], "0"),
+    "one step": (["--steps=1"], "at least 2"),
+    "range upside down": (["--sigma_min=3", "--sigma_max=2"], "sigma_min"),
+    "range empty": (["--sigma_min=2", "--sigma_max=2"], "sigma_min"),
+    "range against the default": (["--sigma_min=90"], "sigma_min"),
+    "rho nan": (["--rho=nan"], "not a finite number"),
+    "no batch": (["--batch=0"], "0"),
+    "outdir is a file": (["--outdir={tmp}/file"], "file"),
+    "outdir below a file": (["--outdir={tmp}/file/deeper"], "file"),
+    "grid of another type": (["--grid=grid.jpg"], ".png"),
+    "grid below a file": (["--grid={tmp}/file/grid.png"], "file"),
+    "unknown device": (["--device=toaster"], "toaster"),
+    "device without float64": (["--device=mps"], "mps"),
+    "precision of another device": (["--precision=tf32"], "tf32"),
+    "precision to come": (["--precision=bf16"], "bf16"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name, conditional, gray, tmp_path):
+    args, words = BAD[name]
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "empty.pkl").write_bytes(b"")
+    (tmp_path / "malicious.pkl").write_bytes(pickle.dumps({"ema": Payload(str(tmp_path / "canary"))}))
+    with open(conditional, "rb") as file:
+        (tmp_path / "truncated.safetensors").write_bytes(file.read()[:-1000])
+    args = [arg.format(tmp=tmp_path, gray=gray) for arg in args]
+    result = run(f"--network={conditional}", f"--outdir={tmp_path / 'out'}", "--seeds=0-1", *args)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch, conditional):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run(f"--network={conditional}", f"--outdir={tmp_path}", "--device=cuda")
+    assert result.exit_code == 2 and "0 CUDA devices" in result.stderr
+
+
+def test_a_network_whose_images_are_no_png(tmp_path):
+    checkpoint.save(make(channels=2), tmp_path / "two.safetensors")
+    result = run(f"--network={tmp_path / 'two.safetensors'}", f"--outdir={tmp_path / 'out'}")
+    assert result.exit_code == 2 and "2 channels" in result.stderr
+
+
+def test_an_image_that_is_not_finite_is_refused(tmp_path):
+    net = make()
+    next(net.parameters()).fill_(float("nan"))
+    checkpoint.save(net, tmp_path / "nan.safetensors")
+    result = run(f"--network={tmp_path / 'nan.safetensors'}", f"--outdir={tmp_path / 'out'}", "--seeds=3", "--steps=2")
+    assert result.exit_code == 2 and "seed 3: the image is not finite" in result.stderr
+    assert not contents(tmp_path / "out")
+
+
+def test_disk_full(conditional, tmp_path, monkeypatch):
+    real, calls = os.fsync, []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0-4", "--steps=2")
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+    assert lines == [f"Error: cannot write {tmp_path / '000002.png'}: No space left on device"]
+    assert sorted(contents(tmp_path)) == ["000000.png", "000001.png"] and leftovers(tmp_path) == []
+    pixels(tmp_path)
