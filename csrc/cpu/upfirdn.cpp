@@ -37,13 +37,16 @@ EDM_INLINE void split(T* EDM_RESTRICT first, T* EDM_RESTRICT second, const T* ED
     }
 }
 
+// a filter may run on past the last row, so that whole vectors remain
+constexpr int64_t kSlack = 18;
+
 // The rows and columns of a padded block by parity: four planes of one pitch, in which every filter tap reads
 // consecutive elements. Columns of padding are never written, and stay zero.
 template <typename T>
 struct Parity {
     int64_t pitch, size;
     std::vector<T> planes;
-    Parity(int64_t rows, int64_t pitch) : pitch(pitch), size(rows * pitch + 2), planes(4 * size, T(0)) {}
+    Parity(int64_t rows, int64_t pitch) : pitch(pitch), size(rows * pitch + kSlack), planes(4 * size, T(0)) {}
     T* at(int64_t row, int64_t col) { return planes.data() + ((row & 1) * 2 + (col & 1)) * size + (row >> 1) * pitch; }
 };
 
@@ -80,7 +83,7 @@ EDM_INLINE void down_planes(const Task<T>& task, int64_t begin, int64_t end) {
     const int64_t most = std::min(s.out_h, std::max<int64_t>(1, 1024 / pitch));  // output rows at a time
     Parity<T> padded(most + K / 2 - 1, pitch);
     const T* planes[4] = {padded.at(0, 0), padded.at(0, 1), padded.at(1, 0), padded.at(1, 1)};
-    std::vector<T> sums(most * pitch);  // rows of `pitch`, of which the last K/2 - 1 columns mean nothing
+    std::vector<T> sums(most * pitch + kSlack);  // rows of `pitch`, of which the last K/2 - 1 columns mean nothing
     T f[K * K];
     std::copy(task.f, task.f + K * K, f);
     for (int64_t plane = begin; plane < end; ++plane) {
@@ -93,7 +96,8 @@ EDM_INLINE void down_planes(const Task<T>& task, int64_t begin, int64_t end) {
                 fill_row(padded, row, r >= 0 && r < s.h ? x + r * s.w : nullptr, s.w, s.padding);
             }
             T* to = K == 2 ? y + i * s.out_w : sums.data();
-            filter<T, K>(to, planes, pitch, f, (rows - 1) * pitch + s.out_w);
+            const int64_t n = (rows - 1) * pitch + s.out_w;
+            filter<T, K>(to, planes, pitch, f, K == 2 ? n : (n + 15) / 16 * 16);
             for (int64_t row = 0; K > 2 && row < rows; ++row)
                 std::copy(to + row * pitch, to + row * pitch + s.out_w, y + (i + row) * s.out_w);
         }
