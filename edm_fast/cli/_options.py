@@ -50,7 +50,7 @@ class Float(click.FloatRange):
 
     def __init__(
         self, min: float | None = None, *, min_open: bool = False, max: float | None = None, inf: bool = False
-    ):
+    ) -> None:
         super().__init__(min=min, min_open=min_open, max=max)
         self.inf = inf
 
@@ -59,6 +59,9 @@ class Float(click.FloatRange):
         if math.isnan(number) or (math.isinf(number) and not self.inf):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
 
 INT_LIST = IntList()

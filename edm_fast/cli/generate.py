@@ -49,15 +49,31 @@ T = TypeVar("T")
 @click.option("--seeds", metavar="LIST", type=opt.INT_LIST, default="0-63", show_default=True, help="As in 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="Make a folder for each thousand seeds.")
 @click.option("--class", "class_idx", metavar="INT", type=opt.NON_NEGATIVE_INT, help="Class.  [default: by seed]")
-@click.option("--batch", "max_batch_size", metavar="INT", type=opt.POSITIVE_INT, default=64, show_default=True)
-@click.option("--steps", "num_steps", metavar="INT", type=opt.POSITIVE_INT, default=18, show_default=True)
+@click.option(
+    "--batch",
+    "max_batch_size",
+    metavar="INT",
+    type=opt.POSITIVE_INT,
+    default=64,
+    show_default=True,
+    help="Most at a time.",
+)
+@click.option(
+    "--steps", "num_steps", metavar="INT", type=opt.POSITIVE_INT, default=18, show_default=True, help="2 or more."
+)
 @click.option("--sigma_min", metavar="FLOAT", type=opt.POSITIVE, help="Lowest noise level.  [default: by sampler]")
 @click.option("--sigma_max", metavar="FLOAT", type=opt.POSITIVE, help="Highest noise level.  [default: by sampler]")
 @click.option("--rho", metavar="FLOAT", type=opt.POSITIVE, default=7, show_default=True, help="Exponent of the grid.")
-@click.option("--S_churn", "S_churn", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True)
-@click.option("--S_min", "S_min", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True)
-@click.option("--S_max", "S_max", metavar="FLOAT", type=opt.NON_NEGATIVE_OR_INF, default="inf", show_default=True)
-@click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True)
+@click.option(
+    "--S_churn", "S_churn", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True, help="Fresh noise."
+)
+@click.option(
+    "--S_min", "S_min", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True, help="From this level."
+)
+@click.option(
+    "--S_max", "S_max", metavar="FLOAT", type=opt.NON_NEGATIVE_OR_INF, default="inf", show_default=True, help="To this."
+)
+@click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
 @click.option("--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.")
 @click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).")
@@ -133,7 +149,7 @@ def sampler_for(options: dict[str, Any]) -> tuple[Callable[..., torch.Tensor], d
 
 
 @contextlib.contextmanager
-def prepared(net: torch.nn.Module, precision: str | None, device: torch.device) -> Iterator[torch.nn.Module]:
+def prepared(net: Any, precision: str | None, device: torch.device) -> Iterator[Any]:
     """`net` ready to run at this precision; None runs it as stored, with torch's own settings.
 
     Accelerated plans will come in here: they take the place of `net` and keep its attributes.
@@ -143,7 +159,7 @@ def prepared(net: torch.nn.Module, precision: str | None, device: torch.device) 
         return
     if precision == "bf16" or (precision in ("tf32", "fp16") and device.type != "cuda"):
         raise UserError(f"--precision {precision} does not run on {device.type} yet; expected fp32 or exact")
-    flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     saved = [flag.allow_tf32 for flag in flags]
     net.use_fp16 = precision == "fp16"
     try:
@@ -216,7 +232,7 @@ def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
     return first[0] if first else load(name, device=device)
 
 
-def check_network(net: torch.nn.Module, class_idx: int | None) -> None:
+def check_network(net: Any, class_idx: int | None) -> None:
     label_dim, channels = int(net.label_dim), int(net.img_channels)
     if channels not in (1, 3):
         raise UserError(f"the network makes images of {channels} channels; a PNG takes 1 or 3")

@@ -74,9 +74,10 @@ class StackedRandomGenerator:
         """Standard normals in the shape, dtype, layout and device of `input`."""
         return self.randn(input.shape, dtype=input.dtype, layout=input.layout, device=input.device)
 
-    def randint(self, *args: Any, size: Sequence[int], **kwargs: Any) -> Tensor:
+    def randint(self, *bounds: int, size: Sequence[int], **kwargs: Any) -> Tensor:
         """randint(high, size=...) or randint(low, high, size=...): integers from [low, high)."""
+        low, high = bounds if len(bounds) == 2 else (0, *bounds)
         self._check(size)
         if not self.generators:
             return torch.empty(tuple(size), **{"dtype": torch.int64, **kwargs})
-        return torch.stack([torch.randint(*args, size=tuple(size[1:]), generator=g, **kwargs) for g in self.generators])
+        return torch.stack([torch.randint(low, high, tuple(size[1:]), generator=g, **kwargs) for g in self.generators])
