@@ -15,6 +15,7 @@ import click
 import torch
 
 from edm_fast import distributed
+from edm_fast.cli._device import resolve_device
 from edm_fast.cli._options import INT_LIST, NON_NEGATIVE, NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, PROBABILITY
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
@@ -25,7 +26,7 @@ PRECONDS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm":
 # plain coin flips, and the rest with the probability given by --augment
 AUGMENT = {"xflip": 1e8, "yflip": 1, "scale": 1, "rotate_frac": 1, "aniso": 1, "translate_frac": 1}
 AUGMENT_LABELS = 9
-RUN_NAME = re.compile(r"(\d+)-(.*)")
+RUN_NAME = re.compile(r"(\d+)-?(.*)")
 
 
 def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[dict[str, Any], str]:
@@ -130,7 +131,7 @@ def pick_run_dir(outdir: str, name: str, nosubdir: bool, auto: bool) -> str:
     """outdir itself, or a numbered folder in it: with --resume auto the newest of this name, otherwise a new one."""
     if nosubdir:
         return outdir
-    found = []
+    found: list[tuple[int, str, str]] = []
     if os.path.isdir(outdir):
         folders = [entry.name for entry in os.scandir(outdir) if entry.is_dir()]
         found = [(int(match[1]), match[2], folder) for folder in folders if (match := RUN_NAME.fullmatch(folder))]
@@ -186,18 +187,6 @@ def print_settings(settings: dict[str, Any], run_dir: str) -> None:
     print(f"Batch size:              {settings['batch_size']}")
     print(f"Mixed precision:         {settings['network_kwargs']['use_fp16']}")
     print(flush=True)
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device asked for, else this process's GPU, else the CPU."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", distributed.local_rank())
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def prepare_auto(run_dir: str) -> dict[str, Any]:
@@ -270,7 +259,7 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
 @click.option("--lr-rampup", help="Learning rate ramp, in million images  [default: 10]", type=NON_NEGATIVE)
 @click.option("--snapshot-format", type=click.Choice(["safetensors", "pkl"]), default="safetensors", show_default=True)
 @click.option("--preview", help="Samples drawn beside each snapshot, 0 = none", type=NON_NEGATIVE_INT, default=32)
-@click.option("--device", help="Where to train  [default: the GPU if there is one, else the CPU]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("-n", "--dry-run", help="Print the settings and stop", is_flag=True)
 def command(**opts: Any) -> None:
     """Train a network with the recipe of Karras et al. 2022.
@@ -280,7 +269,7 @@ def command(**opts: Any) -> None:
     torchrun --standalone --nproc_per_node=8 -m edm_fast train \\
         --outdir=runs --data=cifar10-32x32.zip --cond=1 --arch=ddpmpp
     """
-    device = pick_device(opts["device"])
+    device = resolve_device(opts["device"])
     distributed.init(device)
     try:
         settings, name = training_settings(opts)

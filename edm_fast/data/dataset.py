@@ -87,7 +87,8 @@ def open_source(path: str) -> FolderSource | ZipSource:
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Image file -> uint8 (C, H, W); gray gets one channel, palettes become colours."""
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
+        with PIL.Image.open(io.BytesIO(data)) as file:
+            image: PIL.Image.Image = file
             if image.mode in ("P", "PA"):
                 image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
             pixels = np.array(image.convert("L") if image.mode == "1" else image)
@@ -123,7 +124,7 @@ def parse_labels(text: bytes, names: list[str], where: str) -> np.ndarray | None
     try:
         labels = np.array(values, dtype=np.float32)
     except (TypeError, ValueError):
-        labels = np.zeros([0])
+        labels = np.zeros([0], dtype=np.float32)
     if labels.ndim != 2:
         raise UserOSError(
             f"{where} mixes kinds of labels; expected all integers, or all lists of numbers of one length"

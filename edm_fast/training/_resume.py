@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from edm_fast import checkpoint, distributed
-from edm_fast.errors import UserError, UserOSError
+from edm_fast.errors import UserError
 from edm_fast.training._run import Run
 from edm_fast.training._state import State, read_state, restore
 
@@ -26,12 +26,13 @@ def resume(
         distributed.print0(f"Resuming from {resume_state_dump}", flush=True)
         restore(run, stored)
         return
+    published = None if resume_state_dump is None else checkpoint.load_training_state(resume_state_dump)
     if resume_pkl is not None:
         distributed.print0(f"Loading weights from {resume_pkl}", flush=True)
         fill_from_snapshot(run, resume_pkl)
-    if resume_state_dump is not None:
+    if published is not None:
         distributed.print0(f"Resuming from {resume_state_dump}", flush=True)
-        fill_from_published_state(run, resume_state_dump)
+        fill_from_published(run, published, str(resume_state_dump))
     run.cur_nimg = run.tick_start_nimg = resume_kimg * 1000
 
 
@@ -59,17 +60,10 @@ def fill_by_name(module: torch.nn.Module, source: dict[str, Any], where: str, co
         tensor.copy_(source[name])
 
 
-def fill_from_published_state(run: Run, path: str) -> None:
-    """net and optimizer from a training state of the published code, read as data."""
-    try:
-        state = checkpoint.load_training_state(path)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserOSError(f"cannot read training state {path}: {error}") from error
-    net = state["net"]
-    fill_by_name(run.net, net.state_dict() if isinstance(net, torch.nn.Module) else net, path, complete=True)
+def fill_from_published(run: Run, state: dict[str, Any], where: str) -> None:
+    """net and optimizer from a training state of the published code."""
+    fill_by_name(run.net, state["net"], where, complete=True)
     try:
         run.optimizer.load_state_dict(state["optimizer_state"])
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: the optimizer state does not fit the network: {error}") from error
+        raise UserError(f"{where}: the optimizer state does not fit the network: {error}") from error

@@ -6,9 +6,7 @@ generators of every rank, so that a run on the CPU that is killed and resumed en
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ State = dict[str, Any]
 
 
 def _rng_state(device: torch.device) -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = legacy
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -85,7 +84,9 @@ def read_state(path: str | Path) -> State | None:
         raise UserOSError(f"training state {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except OSError:
+        raise
+    except Exception:  # damaged bytes can make the reader fail in any way
         return None
     return state if isinstance(state, dict) and state.get("format") == FORMAT else None
 

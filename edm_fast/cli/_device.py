@@ -1,0 +1,26 @@
+"""Where a verb computes."""
+
+from __future__ import annotations
+
+import torch
+
+from edm_fast import distributed
+from edm_fast.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device named, or the best at hand for "auto"; under torchrun, the local rank's GPU."""
+    has_cuda = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N (others lack float64)")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if has_cuda else 0
+        index = distributed.local_rank() if device.index is None else device.index
+        if index >= count:
+            raise UserError(f"--device {name}: torch sees {count} CUDA devices")
+        device = torch.device("cuda", index)
+    return device
