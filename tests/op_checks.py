@@ -1,0 +1,44 @@
+"""What the tests of every op share: the backends that are here, and one test per backend, dtype and case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import edm_fast.ops  # noqa: F401
+from edm_fast import backend, testing
+
+BACKENDS = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}  # name -> device
+
+
+def backends(op: str) -> list[Any]:
+    """The candidates of an op as pytest parameters; those for a GPU are marked."""
+    names = backend.ops()[op].candidates
+    gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+    return [pytest.param(name, marks=gpu if BACKENDS[name] == "cuda" else ()) for name in names]
+
+
+def forced(op: str, name: str) -> Callable[..., Any]:
+    """The op as a function that runs on one backend and nowhere else."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with backend.use_backend(name):
+            return backend.ops()[op](*args, **kwargs)
+
+    return run
+
+
+def cases(op: str, **where: bool) -> list[Any]:
+    return [pytest.param(case, id=case.name) for case in testing.cases(op, **where)]
+
+
+def forward(op: str, name: str, case: testing.Case, dtype: torch.dtype) -> None:
+    testing.check(forced(op, name), backend.ops()[op].reference, case.inputs(dtype, BACKENDS[name]))
+
+
+def gradient(op: str, name: str, case: testing.Case, dtype: torch.dtype) -> None:
+    function, reference = testing.gradients(forced(op, name)), testing.gradients(backend.ops()[op].reference)
+    testing.check(function, reference, case.inputs(dtype, BACKENDS[name]))

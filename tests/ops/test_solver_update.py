@@ -1,0 +1,135 @@
+"""solver_update: each special case of the formula, and bit-identity of every backend with the reference."""
+
+import op_checks
+import pytest
+import torch
+
+from edm_fast import backend, native, testing
+from edm_fast.errors import UserError
+from edm_fast.ops import solver_update
+
+needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+
+
+def draw(count, *shape):
+    return [torch.randn(shape or (2, 3, 4, 5), dtype=torch.float64) for _ in range(count)]
+
+
+def same_bits(function, call):
+    """Equal to the reference to the bit; signs of zeros and places of nan included."""
+    got, want = (
+        testing.outputs(function(*call[0], **call[1])),
+        testing.outputs(solver_update.reference(*call[0], **call[1])),
+    )
+    assert len(got) == len(want)
+    for g, w in zip(got, want):
+        assert g.shape == w.shape and g.dtype == w.dtype
+        assert torch.equal(g.isnan(), w.isnan()) and torch.equal(g.nan_to_num(7.0), w.nan_to_num(7.0))
+        assert torch.equal(torch.signbit(g)[~g.isnan()], torch.signbit(w)[~w.isnan()])
+
+
+def test_euler_and_heun():
+    """Karras et al. 2022, Alg. 1, lines 4 to 8."""
+    x, D, D2 = draw(3)
+    t, t_next = 2.5, 1.5
+    y, d = solver_update(x, x, D, t=t, h=t_next - t)
+    assert torch.equal(d, (x - D) / t) and torch.equal(y, x + (t_next - t) * d)
+    y2, d2 = solver_update(x, y, D2, t=t_next, h=t_next - t, terms=[d], weights=[0.5], w=0.5)
+    assert torch.equal(d2, (y - D2) / t_next) and torch.equal(y2, x + (t_next - t) * (0.5 * d + 0.5 * d2))
+
+
+def test_noise_and_preconditioning():
+    x, noise, F = draw(3)
+    y, d = solver_update(x, noise=noise, c=0.3)
+    assert d is None and torch.equal(y, x + 0.3 * noise)
+    assert torch.equal(solver_update(x, a=0.7, terms=[F], weights=[0.2])[0], 0.7 * x + 0.2 * F)
+
+
+@needs_native
+@pytest.mark.parametrize("name", op_checks.backends("solver_update"))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", op_checks.cases("solver_update"))
+def test_backend_is_bit_identical(name, dtype, case):
+    op_checks.forward("solver_update", name, case, dtype)
+    with testing.poisoned():
+        same_bits(op_checks.forced("solver_update", name), case.inputs(dtype, op_checks.BACKENDS[name]))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", op_checks.cases("solver_update"))
+def test_instruction_sets_and_threads_agree(case, dtype):
+    call, threads = case.inputs(dtype), torch.get_num_threads()
+    try:
+        for isa in native.ISAS[: native.lib.BEST_ISA + 1]:
+            for count in (1, 2, 3, 8):
+                torch.set_num_threads(count)
+                with native.use_isa(isa):
+                    same_bits(op_checks.forced("solver_update", "cpu"), call)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_native
+def test_special_values():
+    special = torch.tensor(
+        [0.0, -0.0, 1.0, float("inf"), float("-inf"), float("nan"), 5e-324, 1e308], dtype=torch.float64
+    )
+    x, D = (t.reshape(-1).contiguous() for t in torch.meshgrid(special, special, indexing="ij"))
+    run = op_checks.forced("solver_update", "cpu")
+    for kwargs in (
+        {},
+        {"t": 0.0},
+        {"h": -0.0, "t": 3.0},
+        {"w": 0.5, "terms": [D], "weights": [0.5]},
+        {"a": float("inf")},
+    ):
+        same_bits(run, ((x, x, D), kwargs))
+    same_bits(run, ((x,), {"terms": [D], "weights": [1.0], "noise": x, "c": 1.0}))
+
+
+@needs_native
+def test_reasons():
+    x, D = draw(2)
+    assert solver_update.choose(x, x, D).backend == "cpu"
+    for call, reason in (
+        (dict(base=x.half()), "float16"),
+        (dict(base=x, a=torch.tensor(0.5)), "coefficient"),
+        (dict(base=x, terms=[D], weights=[torch.tensor(1.0)]), "coefficient"),
+        (dict(base=x, terms=[D] * 9, weights=[1.0] * 9), "9"),
+        (dict(base=x, terms=[D.to(memory_format=torch.channels_last)], weights=[1.0]), "layout"),
+        (dict(base=x.clone().requires_grad_()), "no backward"),
+    ):
+        choice = solver_update.choose(**call)
+        assert choice.backend == "reference" and reason in choice.reasons["cpu"], choice
+        y, _ = solver_update(**call)
+        torch.testing.assert_close(y, solver_update.reference(**call)[0])
+        with backend.use_backend("cpu"), pytest.raises(backend.BackendError, match=reason):
+            solver_update(**call)
+
+
+def test_differentiable():
+    x, D = (t.requires_grad_() for t in draw(2))
+    assert torch.autograd.gradcheck(lambda x, D: solver_update(x, x, D, t=0.7, h=-0.3)[0], (x, D))
+
+
+def test_compiles_without_a_graph_break():
+    x, D = draw(2)
+    step = torch.compile(lambda x, D: solver_update(x, x, D, t=0.7, h=-0.3)[0], fullgraph=True, backend="aot_eager")
+    assert torch.equal(step(x, D), solver_update(x, x, D, t=0.7, h=-0.3)[0])
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"x": torch.zeros(2)}, "go together"),
+        ({"terms": [torch.zeros(2)]}, "1 terms but 0 weights"),
+        ({"noise": torch.zeros(3)}, "expected"),
+        ({"noise": torch.zeros(2, dtype=torch.float64)}, "float64"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        solver_update(torch.zeros(2), **kwargs)
+    with pytest.raises(UserError, match="floating-point"):
+        solver_update(torch.zeros(2, dtype=torch.int64))
