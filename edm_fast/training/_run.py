@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Options:
-    """Settings of a run; the keywords of training_loop."""
+    """Settings of a run; names as the keywords of training_loop."""
 
     run_dir: Path
     dataset_kwargs: Mapping[str, Any]
@@ -46,6 +46,11 @@ class Options:
     snapshot_format: str
     preview_images: int
     progress: bool
+
+    def __post_init__(self) -> None:
+        self.run_dir = Path(self.run_dir)
+        for name in ("dataset_kwargs", "data_loader_kwargs", "network_kwargs", "loss_kwargs", "optimizer_kwargs"):
+            setattr(self, name, dict(getattr(self, name) or {}))
 
     def rounds(self) -> tuple[int, int]:
         """(images of one backward pass on one rank, backward passes of a step)."""

@@ -6,6 +6,7 @@ Keywords and defaults are the published ones; `run_dir` receives snapshots, stat
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,32 +56,13 @@ def training_loop(
     run exactly where this project's dump left it; with a published dump, resume_pkl is the snapshot beside it.
     resume_pkl alone starts from the weights of a snapshot. preview_images: samples drawn beside a snapshot, 0 = none.
     """
+    given = dict(locals())
     check_options(snapshot_format)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stored = stored_state(resume_state_dump)
-    options = Options(
-        run_dir=Path(run_dir),
-        dataset_kwargs=dataset_kwargs or {},
-        data_loader_kwargs=data_loader_kwargs or {},
-        network_kwargs=network_kwargs or {},
-        loss_kwargs=loss_kwargs or {},
-        optimizer_kwargs=optimizer_kwargs or {},
-        augment_kwargs=augment_kwargs,
-        seed=stored["seed"] if stored else seed,
-        batch_size=batch_size,
-        batch_gpu=batch_gpu,
-        total_kimg=total_kimg,
-        ema_halflife_kimg=ema_halflife_kimg,
-        ema_rampup_ratio=ema_rampup_ratio,
-        lr_rampup_kimg=lr_rampup_kimg,
-        loss_scaling=loss_scaling,
-        kimg_per_tick=kimg_per_tick,
-        snapshot_ticks=snapshot_ticks,
-        state_dump_ticks=state_dump_ticks,
-        snapshot_format=snapshot_format,
-        preview_images=preview_images,
-        progress=progress,
-    )
+    if stored is not None:
+        given["seed"] = stored["seed"]
+    options = Options(**{field.name: given[field.name] for field in dataclasses.fields(Options)})
     set_numerics(cudnn_benchmark)
     run = start_run(options, device, data_position=stored["data_position"] if stored else 0)
     resume(run, stored, resume_pkl, resume_state_dump, resume_kimg)

@@ -213,3 +213,19 @@ def test_transfer_takes_weights_and_starts_at_zero(data, tmp_path):
     same_state(run.net.state_dict(), source.ema.state_dict())
     same_state(run.ema.state_dict(), source.ema.state_dict())
     assert run.cur_nimg == 0
+
+
+def test_resumed_run_equals_whole_run(data, tmp_path):
+    """As with SIGKILL, within one process: dropout, augmentation, several rounds, a dump in the middle."""
+    augment = {"class_name": "AugmentPipe", "p": 0.5, "xflip": 1e8, "scale": 1, "translate_frac": 1}
+    more = {"augment_kwargs": augment, "batch_gpu": 5, "state_dump_ticks": 1, "ema_halflife_kimg": 0.02}
+    more["network_kwargs"] = {**tiny.NETWORK, "augment_dim": 4}
+    whole = run_loop(data, tmp_path / "a", **more)
+    run_loop(data, tmp_path / "b", **more, total_kimg=0.05)
+    state = str(tmp_path / "b" / "training-state-000000.pt")
+    assert torch.load(state, weights_only=True)["cur_nimg"] == 50
+    parts = run_loop(data, tmp_path / "b", **more, resume_state_dump=state, seed=77)  # the dump's seed counts
+    for a, b in ((whole.net, parts.net), (whole.ema, parts.ema)):
+        same_state(dict(a.state_dict()), dict(b.state_dict()))
+    same_state(whole.optimizer.state_dict(), parts.optimizer.state_dict())
+    assert whole.data_position == parts.data_position == 100
