@@ -17,6 +17,7 @@ from typing import IO, Any
 import safetensors
 import torch
 
+from edm_fast import __version__
 from edm_fast.checkpoint._rebuild import rebuild
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.files import atomic_write
@@ -59,8 +60,6 @@ def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], meta
 
 
 def make_config(net: torch.nn.Module) -> dict[str, Any]:
-    from edm_fast import __version__
-
     kwargs = getattr(net, "init_kwargs", None)
     if not isinstance(kwargs, dict):
         raise CheckpointError(f"cannot save a {type(net).__name__}; expected a preconditioned network of edm_fast")
