@@ -167,6 +167,22 @@ def test_continued_runs_keep_what_is_there(conditional, tmp_path):
     assert "0 images in" in succeed(*options, f"--outdir={out}", "--skip-existing").output
 
 
+def test_continued_runs_cut_the_same_batches(conditional, tmp_path, monkeypatch):
+    options = (f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0-7", "--batch=3", "--steps=2")
+    parts = []
+
+    def recorded(net, sampler, seeds, *args, **kwargs):
+        parts.append(list(seeds))
+        return sample_seeds(net, sampler, seeds, *args, **kwargs)
+
+    monkeypatch.setattr(generate, "sample_seeds", recorded)
+    succeed(*options)
+    (tmp_path / "000004.png").unlink()
+    succeed(*options, "--skip-existing")
+    # a batch of another size could round otherwise
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7], [3, 4, 5]]
+
+
 @pytest.mark.parametrize("change", ["--steps=4", "--class=1", "--solver=heun", "--network"])
 def test_images_made_otherwise_are_not_kept(conditional, gray, tmp_path, change):
     succeed(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0", "--steps=3")

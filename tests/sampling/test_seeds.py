@@ -13,6 +13,7 @@ def test_each_image_has_its_own_stream():
     a, b = many.randn([3, 2, 2]), one.randn([1, 2, 2])
     assert torch.equal(a[1:2], b)  # negative seeds wrap
     assert torch.equal(a[0], a[2])  # modulo 2^32
+    assert [g.initial_seed() for g in many.generators] == [7, 2**32 - 1, 7]  # CUDA streams would use all 64 bits
     assert torch.equal(many.randint(10, size=[3])[1:2], one.randint(10, size=[1]))
     x = torch.empty(3, 4, 2, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
     y = many.randn_like(x)
