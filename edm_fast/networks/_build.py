@@ -20,7 +20,7 @@ _LIMITS = {
     "channel_mult_emb": 64,
     "channel_mult_noise": 64,
     "num_blocks": 64,
-    "M": 100_000,
+    "M": 20_000,
 }
 _MAY_BE_ZERO = ("label_dim", "augment_dim", "num_blocks")
 _LISTS = {"channel_mult": int, "attn_resolutions": int, "resample_filter": float}
