@@ -1,0 +1,6 @@
+"""Benchmarks are bench_*.py files; helpers in ops/ are importable."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "ops"))

@@ -1,0 +1,9 @@
+"""attention: each backend's speed relative to the reference, at layer shapes of the published networks."""
+
+import op_bench
+import pytest
+
+
+@pytest.mark.parametrize("case, name", op_bench.parameters("attention"))
+def bench_attention(benchmark, case, name):
+    op_bench.time_op(benchmark, "attention", case, name)

@@ -1,0 +1,138 @@
+"""The rules of CONTRIBUTING.md that a parser can check: layers, one name per op everywhere, sizes, environment."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [  # an import points to a later line; names on one line do not know each other
+    {"__main__"},
+    {"cli"},
+    {"training", "evaluation"},
+    {"sampling", "plan"},
+    {"checkpoint", "data"},
+    {"networks"},
+    {"ops", "diffusion"},
+    {"backend", "native"},
+    {"files", "distributed"},
+    {"errors"},
+    {"kernels", "_C"},
+]
+ENVIRONMENT = {"EDM_FAST_BACKEND", "EDM_FAST_CACHE_DIR"}
+BUILD_ENVIRONMENT = {"EDM_FAST_CUDA", "EDM_FAST_CUDA_ARCH"}
+PACKAGE = sorted((ROOT / "edm_fast").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").glob("*.py"))
+OPS = sorted(p.stem for p in (ROOT / "edm_fast/ops").glob("*.py") if not p.name.startswith("_"))
+
+
+def layer(module):
+    """The line of a dotted module name in LAYERS; None for the package itself and names outside it."""
+    parts = module.split(".")
+    if parts[0] != "edm_fast" or len(parts) == 1:
+        return None
+    return next((line for line, names in enumerate(LAYERS) if parts[1] in names), None)
+
+
+def module_name(path):
+    parts = (
+        ("edm_fast", "kernels", path.stem)
+        if path.parent.name == "kernels"
+        else path.relative_to(ROOT).with_suffix("").parts
+    )
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path):
+    """Every dotted name a file imports, with `from a import b` as a.b where that is a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                inner = ROOT.joinpath(*node.module.split("."), alias.name)
+                is_module = inner.is_dir() or inner.with_suffix(".py").exists() or alias.name in {"_C", "kernels"}
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def fault(path, target):
+    """Why a file may not import a module, or None. The package's own __init__ holds names alone."""
+    name = module_name(path)
+    here, there = layer(name), layer(target)
+    if not target.startswith("edm_fast.") or name == "edm_fast":
+        return None
+    if target == "edm_fast.testing":
+        return "nothing in the package imports edm_fast.testing"
+    if there is None or here is None:
+        return f"{name if here is None else target} has no layer"
+    if there > here:
+        return None
+    if there < here:
+        return "upward"
+    folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    if target == folder or not target.startswith(f"{folder}."):
+        return "sideways"
+    if path.name != "__init__.py" and not target.removeprefix(f"{folder}.").split(".")[0].startswith("_"):
+        return "sideways, to a public file"
+    return None
+
+
+def test_the_check_finds_faults():
+    ops = ROOT / "edm_fast/ops"
+    assert fault(ops / "upfirdn.py", "edm_fast.networks") == "upward"
+    assert fault(ops / "upfirdn.py", "edm_fast.ops.conv2d") == "sideways, to a public file"
+    assert fault(ops / "upfirdn.py", "edm_fast.ops") == "sideways"
+    assert fault(ops / "upfirdn.py", "edm_fast.diffusion.loss") == "sideways"
+    assert fault(ops / "upfirdn.py", "edm_fast.nowhere") == "edm_fast.nowhere has no layer"
+    for fine in ("edm_fast.ops._check", "edm_fast.native", "edm_fast.kernels.upfirdn", "torch"):
+        assert fault(ops / "upfirdn.py", fine) is None
+    assert fault(ops / "__init__.py", "edm_fast.ops.conv2d") is None
+    assert fault(ROOT / "edm_fast/files.py", "edm_fast.testing")
+
+
+@pytest.mark.parametrize("path", PACKAGE + KERNELS, ids=module_name)
+def test_imports_point_down(path):
+    if path.name == "testing.py" or path.parent.name == "kernels":
+        assert not [name for name in imports(path) if name.startswith("edm_fast") and ".kernels" not in name]
+        return
+    faults = {target: why for target in imports(path) if (why := fault(path, target))}
+    assert not faults
+
+
+def test_one_name_per_op():
+    for op in OPS:
+        assert (ROOT / f"tests/ops/test_{op}.py").exists(), f"{op} has no test"
+        assert (ROOT / f"benchmarks/ops/bench_{op}.py").exists(), f"{op} has no benchmark"
+    shared = {"common", "bindings", "parallel", "errors", "launch"}
+    native = {p.stem for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu"}} - shared
+    assert native <= set(OPS), f"native files of no op: {native - set(OPS)}"
+    triton = {p.stem for p in KERNELS if not p.name.startswith("_")}
+    assert triton <= set(OPS), f"kernel files of no op: {triton - set(OPS)}"
+
+
+@pytest.mark.parametrize(
+    "path", [*PACKAGE, *KERNELS, ROOT / "setup.py"], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_sizes_and_environment(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= (79 if path.name == "setup.py" else 400), "the file is too long"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
+    allowed = BUILD_ENVIRONMENT if path.name == "setup.py" else ENVIRONMENT | BUILD_ENVIRONMENT
+    found = set(re.findall(r"EDM_FAST_[A-Z_]+[A-Z]", text))
+    assert found <= allowed, f"environment variables {found - allowed}"
+
+
+def test_setup_never_imports_torch():
+    assert "torch" not in {name.split(".")[0] for name in imports(ROOT / "setup.py")}
+
+
+def test_only_the_bindings_see_python():
+    for path in (ROOT / "csrc").rglob("*"):
+        if path.suffix in {".h", ".cpp", ".cu"}:
+            text = path.read_text()
+            assert not re.search(r"\b(at|c10|torch)::|#include <(torch|ATen|c10)", text), path
+            assert path.name == "bindings.cpp" or "pybind11" not in text, path
