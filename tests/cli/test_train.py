@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import tiny_training as tiny
@@ -174,3 +176,21 @@ def test_disk_full_leaves_nothing_half_written(tmp_path, data, monkeypatch):
     monkeypatch.undo()
     result = invoke(*args, "--resume=auto")
     assert result.exit_code == 0 and "training-state-000001.pt" in result.stdout
+
+
+def test_two_processes_share_seed_folder_and_state(tmp_path, data):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "edm_fast"]
+    args = [f"--outdir={tmp_path / 'runs'}", f"--data={data}", "--preview=2", "--dump=1", "--resume=auto", *TINY]
+    for kimg in (1, 2):
+        done = subprocess.run(
+            [*command, "train", *args, f"--duration={kimg / 1000}"], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Done.") == 1  # rank 0 speaks for all
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name == "00000-digits-uncond-ddpmpp-edm-gpus2-batch20-fp32"
+    assert "training-state-000001.pt" in done.stdout and "random numbers start anew" not in done.stdout
+    assert [name for name in files(run_dir) if name.startswith("training-state")] == [
+        "training-state-000001.pt",
+        "training-state-000002.pt",
+    ]
