@@ -22,6 +22,7 @@ from edm_fast import distributed
 from edm_fast.backend import use_backend
 from edm_fast.checkpoint import load
 from edm_fast.cli import _options as opt
+from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, UserOSError
@@ -113,23 +114,6 @@ def check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--grid is {options['grid']!r}; expected the name of a .png file")
         if len(options["seeds"]) > MAX_GRID:
             raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device named, or the best at hand for "auto"; under torchrun, the local rank's GPU."""
-    has_cuda = torch.cuda.is_available()
-    try:
-        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
-    except RuntimeError:
-        raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N (samplers need float64)")
-    if device.type == "cuda":
-        index = distributed.local_rank() if device.index is None else device.index
-        if not has_cuda or index >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: torch sees {torch.cuda.device_count() if has_cuda else 0} CUDA devices")
-        device = torch.device("cuda", index)
-    return device
 
 
 def default_network() -> Path:
