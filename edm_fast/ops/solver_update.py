@@ -49,7 +49,8 @@ def reference(
     d = None
     if x is not None and D is not None:
         d = _times(p, x) - _times(q, D)
-        d = d if t == 1 else d / t
+        # by a tensor: CUDA would turn division by a number into multiplication with its rounded inverse
+        d = d if t == 1 else d / torch.full((), t, dtype=d.dtype, device=d.device)
     total = None
     pairs = [*zip(weights, terms, strict=True)] + ([(w, d)] if d is not None else [])
     for weight, term in pairs:
@@ -142,7 +143,7 @@ def native_forward(
     """One pass over memory; bit-identical to the reference, as each operation rounds on its own in the same order."""
     y = torch.empty_like(base)
     d = torch.empty_like(base) if D is not None else None
-    layout = native.layout_of(base, y, *terms)
+    layout = native.layout_of(base, y, *terms) or torch.contiguous_format
     name = f"solver_update_fwd_{base.device.type}"
     numbers = (p, q, t, a, h, w, c)
     native.call(name, y, d, base, x, D, noise, terms, weights, numbers, base.numel(), layout=layout)
