@@ -100,7 +100,7 @@ def _solver(
 
 def _solver_update_cases() -> Iterator[Case]:
     big, odd = (64, 3, 32, 32), (3, 5, 7, 9)
-    heun = {"slope": True, "terms": 1, "t": 0.3, "h": -0.21, "w": 0.5}
+    heun: dict[str, Any] = {"slope": True, "terms": 1, "t": 0.3, "h": -0.21, "w": 0.5}
     yield Case("euler", _solver(big, slope=True, t=0.37, h=-0.12), True)
     yield Case("heun", _solver(big, **heun), True)
     yield Case("churn", _solver(big, noise=True, c=0.71), True)
@@ -191,14 +191,15 @@ def cases(op: str, real: bool | None = None) -> list[Case]:
 def poisoned() -> Iterator[None]:
     """Fresh memory from torch.empty is NaN inside the block, so that what a kernel leaves out shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    switch: Any = torch.utils.deterministic
+    fill = switch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        switch.fill_uninitialized_memory = fill
 
 
 def widened(value: Any) -> Any:

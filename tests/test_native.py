@@ -106,7 +106,8 @@ n = 100000
 x, y = array.array("d", range(n)), array.array("d", bytes(8 * n))
 for threads in (1, 2, 3, 8, 8, 8):
     y[:] = array.array("d", bytes(8 * n))
-    _C.solver_update_fwd_cpu(1, y.buffer_info()[0], 0, x.buffer_info()[0], 0, 0, 0, [x.buffer_info()[0]], [0.5], [1.0] * 7, n, 0, threads)
+    to, of = y.buffer_info()[0], x.buffer_info()[0]
+    _C.solver_update_fwd_cpu(1, to, 0, of, 0, 0, 0, [of], [0.5], [1.0] * 7, n, 0, threads)
     assert all(y[i] == 1.5 * i for i in range(n)), threads
 print(_C.thread_pool())
 """

@@ -62,7 +62,7 @@ def _distance(got: Any, exact: Any) -> tuple[float, float]:
 
 
 def self_test(calls: Callable[..., dict[str, Call]] = representative_calls) -> list[dict[str, Any]]:
-    """Each backend that can run here against the reference in float64; budget: twice the reference's error, plus 4 eps."""
+    """Each backend that can run here against float64. Budget: twice the reference's error plus four roundings."""
     rows = []
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
@@ -112,7 +112,7 @@ def triton_part() -> dict[str, Any]:
 def cuda_part() -> dict[str, Any]:
     here = torch.cuda.is_available()
     reason = native.cuda_reason()
-    part = {"available": reason is None, "torch_cuda": torch.version.cuda}
+    part: dict[str, Any] = {"available": reason is None, "torch_cuda": torch.version.cuda}
     if here:
         part["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     elif torch.version.cuda is None:

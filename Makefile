@@ -1,0 +1,58 @@
+# make sample   images from the bundled checkpoint, in out/ (out/grid.png shows them all)
+# make test     tests with coverage, lint, types
+# make lint     ruff and mypy
+# make bench    speed of each op's backends; JSON in out/bench.json
+#
+# Needs Python 3.10+, a C++17 compiler and git; everything else goes into .venv. On Linux plain pip takes the CUDA build of
+# torch, several GB; TORCH may be any requirement, or options and one, to take another:
+#   make sample TORCH="torch==2.13.0 --index-url URL-of-the-CPU-builds"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+NATIVE := setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+PYTEST_FLAGS ?=
+
+.PHONY: sample test lint bench clean
+.DELETE_ON_ERROR:
+
+sample: $(VENV)/installed
+	$(BIN)/edm-fast generate --outdir=out --seeds=0-63 --grid=out/grid.png
+	@echo "see out/grid.png"
+
+test: $(VENV)/developer
+	@status=0; $(MAKE) --no-print-directory lint || status=1; \
+	$(BIN)/pytest --cov --cov-report=term:skip-covered $(PYTEST_FLAGS) || status=1; exit $$status
+
+lint: $(VENV)/developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/developer
+	mkdir -p out
+	$(BIN)/pytest benchmarks/ops -q -s --benchmark-columns=median,iqr --benchmark-json=out/bench.json
+
+clean:
+	rm -rf $(VENV) build out *.egg-info edm_fast/_C.*
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("edm-fast needs Python 3.10 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# the name of the stamp holds the requirement, so that another TORCH installs again and the same one does not
+TORCH_STAMP := $(VENV)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
+$(TORCH_STAMP): | $(BIN)/python
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/installed: $(TORCH_STAMP) pyproject.toml $(NATIVE)
+	$(PIP) --editable .
+	touch $@
+
+# one build serves both stamps
+$(VENV)/developer: $(TORCH_STAMP) pyproject.toml $(NATIVE)
+	$(PIP) --editable '.[dev]'
+	touch $(VENV)/installed $@

@@ -1,0 +1,115 @@
+"""The installed package: a quiet import, the guard of kernels/, metadata, and what an sdist and a wheel contain."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code, **env):
+    keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env={**keep, **env}, cwd=os.path.sep, capture_output=True, text=True, timeout=120)
+
+
+def test_import_is_quiet_and_light():
+    done = run(
+        "import edm_fast, sys; assert 'torch' not in sys.modules; edm_fast.ops; assert 'triton' not in sys.modules"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_import_survives_without_the_optional_parts():
+    """No compiled part, no triton, and none of the packages that only some verbs need."""
+    hidden = ["edm_fast._C", "triton", "lmdb", "tensorboard", "matplotlib", "mlxtend", "sklearn"]
+    code = f"""
+import sys
+for name in {hidden}:
+    sys.modules[name] = None
+import edm_fast, torch
+for name in edm_fast.__all__:
+    getattr(edm_fast, name)
+x = torch.randn(1, 2, 4, 4)
+assert edm_fast.ops.upfirdn(x, torch.full((2, 2), 0.25), down=2).shape == (1, 2, 2, 2)
+edm_fast.ops.solver_update(x, x, x, t=2.0)
+assert {{choice.backend for choice in edm_fast.explain()}} == {{"reference"}}
+"""
+    done = run(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_backend_comes_from_the_environment():
+    code = "from edm_fast.ops import upfirdn; import torch; x = torch.ones(1, 1, 2, 2); upfirdn(x, x[0, 0] / 4, down=2)"
+    chosen = code + "; import edm_fast; print(edm_fast.explain()[0].backend)"
+    assert run(chosen, EDM_FAST_BACKEND="reference").stdout.strip() == "reference"
+    refused = run(code, EDM_FAST_BACKEND="triton")
+    assert refused.returncode and "triton" in refused.stderr.splitlines()[-1]
+    assert "unknown backend" in run(code, EDM_FAST_BACKEND="fastest").stderr.splitlines()[-1]
+
+
+def test_kernels_refuse_to_be_a_package_of_their_own():
+    done = run(f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels")
+    assert done.returncode and "edm_fast.kernels" in done.stderr
+    assert run("import edm_fast.kernels").returncode == 0
+
+
+def test_metadata():
+    data = importlib.metadata.metadata("edm-fast")
+    assert data["Name"] == "edm-fast" and data["Requires-Python"] == ">=3.10"
+    needs = {re.match(r"[\w-]+", line)[0] for line in importlib.metadata.requires("edm-fast") if "extra ==" not in line}
+    assert needs == {"torch", "numpy", "scipy", "click", "tqdm", "pillow", "safetensors"}
+    assert set(data.get_all("Provides-Extra")) >= {"gpu", "dev", "lmdb", "tensorboard"}
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="edm-fast")
+    assert script.value == "edm_fast.cli:main"
+    assert re.search(r"^## 0\.1\.0", (ROOT / "CHANGELOG.md").read_text(), re.M) and data["Version"] == "0.1.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.slow
+def test_sdist_and_wheel(tmp_path):
+    """Built without a compiler, as pure Python: the wheel still works; the sdist holds the native sources."""
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    ignore = {"build", "out", "golden", "tests", "benchmarks"}
+    source = tmp_path / "source"
+    files = [p for p in ROOT.rglob("*") if p.is_file() and not p.relative_to(ROOT).parts[0].startswith(".")]
+    for path in files:
+        part = path.relative_to(ROOT)
+        if part.parts[0] not in ignore and path.suffix not in {".so", ".pyc"} and "egg-info" not in str(part):
+            (source / part).parent.mkdir(parents=True, exist_ok=True)
+            (source / part).write_bytes(path.read_bytes())
+    env = {**os.environ, "EDM_FAST_CUDA": "0", "CC": "/nonexistent/cc", "CXX": "/nonexistent/cxx"}
+    command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path), "bdist_wheel", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=source, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    native = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*")}
+    assert native | {"kernels/__init__.py", "setup.py", "LICENSE", "NOTICE"} <= names
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        archive.extractall(site)
+        names = set(archive.namelist())
+    assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edm_fast/assets").glob("*.*")}
+    assert assets | {"edm_fast/kernels/__init__.py", "edm_fast/native.py"} <= names
+    assert not [name for name in names if name.startswith(("kernels/", "tests/", "csrc/"))]
+    code = f"""
+import sys
+# an editable install of this checkout would lend its own compiled part
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in str(getattr(finder, "__module__", ""))]
+sys.path.insert(0, {str(site)!r})
+import edm_fast
+assert edm_fast.__file__.startswith({str(site)!r})
+from edm_fast import kernels, native
+print(native.cpu_reason())
+"""
+    done = run(code)
+    assert "the compiled part is not there" in done.stdout, done.stderr
