@@ -27,6 +27,7 @@ PRECONDS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm":
 AUGMENT = {"xflip": 1e8, "yflip": 1, "scale": 1, "rotate_frac": 1, "aniso": 1, "translate_frac": 1}
 AUGMENT_LABELS = 9
 RUN_NAME = re.compile(r"(\d+)-?(.*)")
+OWN_FILES = re.compile(r"\.(training-state-|network-snapshot-|preview-|training_options\.json\.|stats\.jsonl\.)")
 
 
 def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[dict[str, Any], str]:
@@ -192,7 +193,8 @@ def print_settings(settings: dict[str, Any], run_dir: str) -> None:
 def prepare_auto(run_dir: str) -> dict[str, Any]:
     """--resume auto: settings that name the newest whole state in run_dir; what a killed process left is cleared."""
     for leftover in Path(run_dir).glob(".*.tmp"):
-        leftover.unlink()
+        if OWN_FILES.match(leftover.name):  # the folder may be shared: with --nosubdir it is whatever the user says
+            leftover.unlink(missing_ok=True)
     found = latest_state(run_dir)
     if found is None:
         print("Nothing to resume: starting anew", flush=True)

@@ -93,6 +93,18 @@ def test_resume_auto_takes_the_newest_run_of_that_name(tmp_path, data):
     assert (out / f"00002-{base}" / "training-state-000002.pt").exists()
 
 
+def test_resume_auto_clears_only_its_own_leftovers(tmp_path, data):
+    """With --nosubdir the folder can hold other programs' files."""
+    other = [".config.tmp", ".a.png.xyz.tmp", "b.tmp"]
+    own = [".training-state-000001.pt.x.tmp", ".network-snapshot-000001.safetensors.x.tmp", ".preview-000001.png.x.tmp"]
+    for name in (*other, *own, ".stats.jsonl.x.tmp", ".training_options.json.x.tmp"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".folder.tmp").mkdir()
+    train.prepare_auto(str(tmp_path))
+    assert files(tmp_path) == sorted([*other, data.name])
+    assert (tmp_path / ".folder.tmp").is_dir()
+
+
 def test_numbers_of_run_folders(tmp_path):
     for name in ("00003-old", "12", "notarun", "7-x"):
         (tmp_path / name).mkdir()
