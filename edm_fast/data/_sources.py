@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,8 +25,9 @@ from edm_fast.errors import UserError, UserOSError
 Source = tuple[int, Iterator[tuple[np.ndarray, Any]]]
 Report = Callable[[str], None]
 MNIST_TRAIN_IMAGES = 60000
-# what Pillow, zlib and zipfile raise for damaged files (struct.error is not an OSError)
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, PIL.Image.DecompressionBombError)
+# what Pillow, zlib and zipfile raise for damaged files; RuntimeError: an encrypted member, a method nobody knows
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, AttributeError, struct.error)
+DAMAGED += (zlib.error, zipfile.BadZipFile, PIL.Image.DecompressionBombError)
 
 
 def is_image_name(name: str) -> bool:
@@ -117,7 +119,9 @@ def open_zip(path: Path, max_images: int | None = None) -> Source:
                 if "dataset.json" in members
                 else {}
             )
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except UserError:
+        raise
+    except DAMAGED as error:
         raise UserError(f"cannot read {path}: {_one_line(error)}; expected an undamaged zip file") from None
     names = _limited(sorted(name for name in members if is_image_name(name)), max_images)
 
@@ -126,7 +130,7 @@ def open_zip(path: Path, max_images: int | None = None) -> Source:
             for name in names:
                 try:
                     data = archive.read(name)
-                except (*DAMAGED, NotImplementedError, RuntimeError) as error:  # RuntimeError: encrypted
+                except DAMAGED as error:
                     raise UserError(f"cannot read {name} in {path}: {_one_line(error)}") from None
                 yield decode_image(io.BytesIO(data), f"{name} in {path}"), labels.get(name)
 

@@ -72,7 +72,7 @@ def _check_images(names: list[str], read: Callable[[str], bytes], report: Report
     for name in names:
         try:
             image = decode_image(io.BytesIO(read(name)), name)
-        except (UserError, RuntimeError, *DAMAGED) as error:  # RuntimeError: an encrypted member
+        except DAMAGED as error:
             reason = reason or " ".join(str(error).split())
             broken.append(name)
             continue
@@ -175,7 +175,7 @@ def check(path: str | os.PathLike[str]) -> Report:
         return report
     try:
         text = read(LABEL_FILE)
-    except (RuntimeError, *DAMAGED) as error:
+    except DAMAGED as error:
         report.problems.append(f"{LABEL_FILE} cannot be read: {' '.join(str(error).split())}")
         return report
     _check_labels(text, images, report)

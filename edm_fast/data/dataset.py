@@ -13,9 +13,11 @@ import numpy as np
 import PIL.Image
 import torch
 
+from edm_fast.data._sources import DAMAGED
 from edm_fast.errors import UserError, UserOSError
 
 LABEL_FILE = "dataset.json"
+MAX_CLASS = 999_999  # a label becomes a one-hot vector of this length; networks take no more classes either
 
 
 @dataclass
@@ -67,9 +69,10 @@ class ZipSource:
         return self._handle
 
     def read(self, name: str) -> bytes:
+        archive = self._zip()
         try:
-            return self._zip().read(name)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            return archive.read(name)
+        except DAMAGED as error:
             raise UserOSError(f"{self.path}: cannot read member {name} ({error}); the archive is damaged") from error
 
 
@@ -92,7 +95,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             if image.mode in ("P", "PA"):
                 image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
             pixels = np.array(image.convert("L") if image.mode == "1" else image)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise UserOSError(f"cannot decode image {name} ({error}); expected a whole image file") from error
     if pixels.dtype != np.uint8:
         raise UserOSError(f"image {name} has {pixels.dtype} samples; expected 8 bits per channel")
@@ -105,7 +108,7 @@ def parse_labels(text: bytes, names: list[str], where: str) -> np.ndarray | None
     """Labels of `names` from dataset.json: int64 (n,) classes or float32 (n, dim) vectors; None if it has none."""
     try:
         table = json.loads(text)["labels"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserOSError(f'{where} is not valid; expected {{"labels": [[name, label], ...]}}') from error
     if table is None:
         return None
@@ -120,15 +123,21 @@ def parse_labels(text: bytes, names: list[str], where: str) -> np.ndarray | None
     if all(type(value) is int for value in values):
         if min(values) < 0:
             raise UserOSError(f"{where} has the class label {min(values)}; expected integers from 0 up")
+        if max(values) > MAX_CLASS:
+            raise UserOSError(
+                f"{where} has a class label above {MAX_CLASS}; expected integers from 0 up"
+            )
         return np.array(values, dtype=np.int64)
     try:
         labels = np.array(values, dtype=np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         labels = np.zeros([0], dtype=np.float32)
     if labels.ndim != 2:
         raise UserOSError(
             f"{where} mixes kinds of labels; expected all integers, or all lists of numbers of one length"
         )
+    if not np.isfinite(labels).all():
+        raise UserOSError(f"{where} has label vectors with values that are not finite numbers")
     return labels
 
 

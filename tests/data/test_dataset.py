@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -114,6 +115,10 @@ def labels(value):
         (labels({"labels": 5}), {}, "not a list"),
         (labels({"classes": []}), {}, "not valid"),
         (labels(b"{"), {}, "not valid"),
+        (labels(b"[" * 100_000), {}, "not valid"),
+        (labels({"labels": [["a.png", 0], ["b.png", 10**30]]}), {}, "class label above"),
+        (labels({"labels": [["a.png", [0.5]], ["b.png", [float("nan")]]]}), {}, "not finite"),
+        (labels({"labels": [["a.png", [0.5]], ["b.png", [10**400]]]}), {}, "mixes kinds"),
     ],
 )
 def test_errors_are_one_line(path, members, kwargs, message):
@@ -141,6 +146,43 @@ def test_resolution_needs_squares(path):
 def test_truncated_archive(path, cut):
     path.write_bytes(tiny.write_dataset(path).read_bytes()[:cut])
     with pytest.raises(UserOSError, match="not a readable zip"):
+        ImageFolderDataset(path)
+
+
+def damage(path, name):
+    """Flip bits in the middle of a member's data."""
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(name)
+    start = info.header_offset + 30 + len(name) + info.compress_size // 2
+    raw[start : start + 8] = bytes(b ^ 0xFF for b in raw[start : start + 8])
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_damaged_member(path, method):
+    pixels = np.random.RandomState(0).randint(0, 4, [32, 32], dtype=np.uint8)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", gray())
+        data = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(data, format="BMP")
+        archive.writestr("b.bmp", data.getvalue())
+    damage(path, "b.bmp")
+    source = ImageFolderDataset(path)._source
+    with pytest.raises(UserOSError, match="b.bmp"):
+        source.read("b.bmp")
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error("short"), NotImplementedError("BLP"), RuntimeError("AVIF"), IndexError()]
+)
+def test_whatever_a_decoder_raises_is_one_line(path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    make_zip(path, {"a.png": gray()})
+    monkeypatch.setattr(PIL.Image, "open", fail)
+    with pytest.raises(UserOSError, match="cannot decode image a.png"):
         ImageFolderDataset(path)
 
 
