@@ -124,9 +124,7 @@ def parse_labels(text: bytes, names: list[str], where: str) -> np.ndarray | None
         if min(values) < 0:
             raise UserOSError(f"{where} has the class label {min(values)}; expected integers from 0 up")
         if max(values) > MAX_CLASS:
-            raise UserOSError(
-                f"{where} has a class label above {MAX_CLASS}; expected integers from 0 up"
-            )
+            raise UserOSError(f"{where} has a class label above {MAX_CLASS}; expected integers from 0 up")
         return np.array(values, dtype=np.int64)
     try:
         labels = np.array(values, dtype=np.float32)

@@ -36,6 +36,8 @@ class InfiniteSampler(torch.utils.data.Sampler[int]):
             raise UserError(f"rank {rank} of {num_replicas} readers; expected 0 <= rank < num_replicas")
         if not 0 <= window_size <= 1:
             raise UserError(f"window_size {window_size}; expected a number from 0 to 1")
+        if not 0 <= seed < 1 << 32:
+            raise UserError(f"seed {seed}; expected an integer from 0 to {(1 << 32) - 1}")
         self.size = len(dataset)
         self.rank = rank
         self.num_replicas = num_replicas

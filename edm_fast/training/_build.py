@@ -61,4 +61,10 @@ def build_network(kwargs: Kwargs, dataset: ImageFolderDataset) -> torch.nn.Modul
     """The network for the images and labels of `dataset`, in training mode."""
     name, rest = split(kwargs, "network", "EDMPrecond")
     rest.update(img_resolution=dataset.resolution, img_channels=dataset.num_channels, label_dim=dataset.label_dim)
+    levels = rest.get("channel_mult")
+    if isinstance(levels, list | tuple) and levels and dataset.resolution % 2 ** (len(levels) - 1):
+        raise UserError(
+            f"images are {dataset.resolution}x{dataset.resolution}; expected a side that is a multiple of "
+            f"{2 ** (len(levels) - 1)}, since the network has {len(levels)} resolutions"
+        )
     return networks.build(name, rest).train().requires_grad_(True)

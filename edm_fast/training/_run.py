@@ -112,15 +112,19 @@ def endless_batches(dataset: ImageFolderDataset, options: Options, device: torch
         dataset, sampler=sampler, batch_size=options.rounds()[0], generator=torch.Generator(), **kwargs
     )
     torch.empty([], dtype=torch.int64).random_()
-    return _with_short_errors(iter(loader))
+    return _with_short_errors(loader)
 
 
-def _with_short_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """A loader process hands on its traceback as the text of an error; only the last line is for the user."""
+def _with_short_errors(loader: torch.utils.data.DataLoader[Batch]) -> Iterator[Batch]:
+    """A loader process hands on its traceback as the text of an error; only the last line is for the user.
+
+    The processes start with the first batch, so that a run that fails before it leaves none behind.
+    """
+    batches = iter(loader)
     while True:
         try:
             batch = next(batches)
-        except UserError as error:
+        except (UserError, OSError) as error:
             last = str(error).strip().splitlines()[-1]
             raise type(error)(last.rpartition(f"{type(error).__name__}: ")[2]) from None
         yield batch
@@ -141,7 +145,10 @@ def distribute(net: torch.nn.Module, device: torch.device, augmented: bool) -> t
         return net
     idle = not augmented and any("map_augment" in name for name, _ in net.named_parameters())
     return torch.nn.parallel.DistributedDataParallel(
-        net, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=idle
+        net,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=idle,
+        broadcast_buffers=False,  # they are constants
     )
 
 

@@ -47,7 +47,9 @@ def test_every_index_keeps_coming():
     assert counts.min() > 150 and counts.max() < 250
 
 
-@pytest.mark.parametrize("kwargs", [{"size": 0}, {"rank": 2, "num_replicas": 2}, {"window_size": 1.5}])
+@pytest.mark.parametrize(
+    "kwargs", [{"size": 0}, {"rank": 2, "num_replicas": 2}, {"window_size": 1.5}, {"seed": -1}, {"seed": 2**32}]
+)
 def test_bad_arguments(kwargs):
     with pytest.raises(UserError):
         take(1, **kwargs)

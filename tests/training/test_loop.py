@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import multiprocessing
 import subprocess
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 import edm_fast
 from edm_fast import training
+from edm_fast.cli._errors import error_line
 from edm_fast.errors import UserError
 from edm_fast.training import _stats, _step, _tick
 
@@ -208,6 +211,8 @@ def test_format_time(seconds, text):
         ({"augment_kwargs": {"class_name": "AugmentPipe", "zoom": 1}}, "zoom"),
         ({"network_kwargs": {"class_name": 3}}, "class_name"),
         ({"dataset_kwargs": {"path": "/nowhere.zip"}}, "does not exist"),
+        ({"network_kwargs": {**tiny.NETWORK, "channel_mult": [1, 1, 1, 1]}}, "4x4; .* a multiple of 8"),
+        ({"seed": -1}, "seed -1"),
     ],
 )
 def test_bad_settings(data, tmp_path, changes, message):
@@ -225,3 +230,29 @@ def test_damaged_image_found_by_a_loader_process_is_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         training.training_loop(**options, device="cpu")
     assert "\n" not in str(caught.value) and "damaged" in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def test_image_that_vanishes_is_one_line(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with zipfile.ZipFile(tiny.write_dataset(tmp_path / "data.zip", count=4, classes=0)) as archive:
+        archive.extractall(folder)
+    (folder / "003.png").unlink()
+    (folder / "003.png").symlink_to("nowhere.png")
+    for workers in (0, 1):
+        loader = {"num_workers": workers, "prefetch_factor": 2}
+        options = settings(folder, tmp_path / "run", data_loader_kwargs=loader)
+        with pytest.raises(OSError) as caught:
+            training.training_loop(**options, device="cpu")
+        line = error_line(caught.value)
+        assert "003.png" in line and "Traceback" not in line and len(line) < 200
+
+
+def test_loader_processes_start_with_the_first_batch(data, tmp_path):
+    """A run that fails while it is set up must not have started any: their end would clutter the one line."""
+    loader = {"num_workers": 1, "prefetch_factor": 2}
+    options = settings(data, tmp_path / "run", data_loader_kwargs=loader, network_kwargs={"class_name": "Missing"})
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError) as caught:
+        training.training_loop(**options, device="cpu")
+    assert set(multiprocessing.active_children()) == before and caught.tb is not None
