@@ -11,6 +11,7 @@ import torch
 import tqdm
 
 from edm_fast import distributed, files
+from edm_fast.cli._device import resolve_device
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.evaluation import fid
 
@@ -21,23 +22,11 @@ published as {fid.DETECTOR_FILE} with the metrics of the StyleGAN family"""
 def find_detector(path: str | None) -> str:
     """The file given, or the one in the cache folder."""
     if path is not None:
-        return str(files.fetch(path))
+        return fetch_once(path)
     cached = files.cache_folder() / fid.DETECTOR_FILE
     if not cached.is_file():
         raise UserOSError(f"{DETECTOR_HELP}; or put it at {cached}")
     return str(cached)
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device asked for, else this rank's GPU, else the CPU."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", distributed.local_rank())
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def progress(batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
@@ -47,7 +36,7 @@ def progress(batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
 detector_option = click.option(
     "--detector", help="TorchScript file of the Inception detector (a program: use a trusted one)", metavar="PATH|URL"
 )
-device_option = click.option("--device", help="Where the detector runs  [default: cuda if there is one, else cpu]")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 batch_option = click.option(
     "--batch", help="Images per batch and process", type=click.IntRange(min=1), default=64, show_default=True
 )
@@ -84,10 +73,10 @@ def command() -> None:
 @detector_option
 @device_option
 def calc(
-    image_path: str, ref_path: str, num_expected: int, seed: int, batch: int, detector: str | None, device: str | None
+    image_path: str, ref_path: str, num_expected: int, seed: int, batch: int, detector: str | None, device: str
 ) -> None:
     """Print the FID of images; the number is alone on the last line."""
-    where = pick_device(device)
+    where = resolve_device(device)
     distributed.init(where)
     mu_ref, sigma_ref = fid.load_statistics(fetch_once(ref_path))
     dataset = fid.open_images(image_path, num_expected, seed)
@@ -106,6 +95,7 @@ def calc(
     if distributed.rank() == 0:
         click.echo(f"{fid.frechet_distance(mu, sigma, mu_ref, sigma_ref):g}")
     distributed.barrier()
+    distributed.shutdown()
 
 
 @command.command()
@@ -114,9 +104,9 @@ def calc(
 @batch_option
 @detector_option
 @device_option
-def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, device: str | None) -> None:
+def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, device: str) -> None:
     """Compute reference statistics of all images of a dataset."""
-    where = pick_device(device)
+    where = resolve_device(device)
     distributed.init(where)
     if Path(dest_path).is_dir():
         raise UserOSError(f"{dest_path} is a folder; expected the name of an .npz file")
@@ -128,6 +118,7 @@ def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, dev
     if distributed.rank() == 0:
         fid.save_statistics(dest_path, mu, sigma)
     distributed.barrier()
+    distributed.shutdown()
 
 
 def fetch_once(path: str) -> str:
