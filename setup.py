@@ -19,7 +19,6 @@ from setuptools.command.build_ext import build_ext
 JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 CUDA = os.environ.get("EDM_FAST_CUDA", "")
 run = functools.partial(subprocess.run, capture_output=True, text=True)
-# contraction off: one result on every instruction set
 FLAGS = "-std=c++17 -O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden".split()
 
 
@@ -67,7 +66,8 @@ try:
     pybind11.setup_helpers.ParallelCompile(default=JOBS).install()
     extension = Extension("edm_fast._C", sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")), [pybind11.get_include()])
     extension.extra_compile_args, extension.language, extension.optional = FLAGS, "c++", True
-    extension.extra_link_args = ["-Wl,--exclude-libs,ALL"] * (sys.platform == "linux")  # keep the CUDA runtime inside
+    hide = ["-Wl,--exclude-libs,ALL"] * (sys.platform == "linux")  # the CUDA runtime stays inside
+    extension.extra_link_args, extension.depends = hide, glob("csrc/**/*.*", recursive=True)
 except ImportError:
     extension = print("edm-fast: pybind11 is not here; installing without the compiled part")
 
