@@ -10,12 +10,16 @@ import torch.distributed as dist
 
 
 def init(device: torch.device | str = "cpu") -> None:
-    """Join the process group torchrun describes in the environment (nccl for CUDA devices, gloo otherwise)."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
-        return
+    """Join the process group torchrun describes in the environment (nccl for CUDA devices, gloo otherwise).
+
+    A CUDA device becomes the current one, with or without other processes: kernels launched by Triton, pinned memory
+    and nccl go by that.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(local_rank() if device.index is None else device)
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+        return
     dist.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
 
 
