@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 
 from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write
+from edm_fast.files import atomic_write, umask
 
 Write = Callable[[str, bytes], None]
 
@@ -93,7 +93,7 @@ def _open_folder(path: Path) -> Iterator[Write]:
 
     try:
         yield write
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         if existed:
             for child in sorted(temporary.iterdir()):  # digits sort before dataset.json, which completes the set
                 os.replace(child, path / child.name)
@@ -103,9 +103,3 @@ def _open_folder(path: Path) -> Iterator[Write]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
