@@ -26,7 +26,16 @@ Source = tuple[int, Iterator[tuple[np.ndarray, Any]]]
 Report = Callable[[str], None]
 MNIST_TRAIN_IMAGES = 60000
 # what Pillow, zlib and zipfile raise for damaged files; RuntimeError: an encrypted member, a method nobody knows
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, AttributeError, struct.error)
+DAMAGED: tuple[type[Exception], ...] = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    struct.error,
+)
 DAMAGED += (zlib.error, zipfile.BadZipFile, PIL.Image.DecompressionBombError)
 
 
@@ -205,7 +214,7 @@ def open_lmdb(path: Path, max_images: int | None = None, report: Report = print)
                     return
                 try:
                     image = _decode_lmdb(value)
-                except DAMAGED as error:
+                except Exception as error:  # OpenCV has errors of its own
                     report(f"skipped entry {key!r}: {_one_line(error)}")
                     continue
                 done += 1
@@ -220,7 +229,7 @@ def open_source(source: str | os.PathLike[str], max_images: int | None = None, r
     if max_images is not None and max_images < 1:
         raise UserError(f"max-images is {max_images}; expected at least 1")
     if path.is_dir():
-        if path.resolve().name.endswith("_lmdb"):
+        if path.name.endswith("_lmdb") or path.resolve().name.endswith("_lmdb"):
             return open_lmdb(path, max_images, report)
         return open_folder(path, max_images)
     if not path.is_file():

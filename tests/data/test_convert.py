@@ -375,6 +375,21 @@ def test_lsun_lmdb(tmp_path, monkeypatch):
     for i in range(3):
         np.testing.assert_array_equal(dataset[i][0], picture(seed=i).transpose(2, 0, 1))
     assert convert(source, tmp_path / "p.zip", max_images=2) == 2
+    (tmp_path / "data").mkdir()
+    source.rename(tmp_path / "data" / "church")
+    source.symlink_to(tmp_path / "data" / "church")  # the name given decides
+    assert convert(source, tmp_path / "r.zip", report=said.append) == 3
+
+    class Cv2:
+        class error(Exception): ...  # noqa: N801
+
+        @staticmethod
+        def imdecode(buffer, flags):
+            raise Cv2.error("(-215:Assertion failed) !buf.empty()")
+
+    monkeypatch.setitem(__import__("sys").modules, "cv2", Cv2)
+    with pytest.raises(UserError, match="no image to write"):
+        convert(source, tmp_path / "s.zip", report=said.append)
     (tmp_path / "empty_lmdb").mkdir()
     with pytest.raises(UserError, match="expected an lmdb folder"):
         convert(tmp_path / "empty_lmdb", tmp_path / "q.zip")
