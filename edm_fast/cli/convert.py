@@ -34,7 +34,7 @@ def command(
     edm-fast convert network-snapshot-200000.pkl my-model.safetensors
     edm-fast convert --inspect network-snapshot-200000.pkl
     """
-    if (dest is None) != inspect_only:
+    if (dest is None) != inspect_only or dest == "":
         raise click.UsageError("expected SRC and DST, or --inspect and SRC")
     content = checkpoint.inspect(source, sha256=sha256)
     for line in describe(source, content, tensors=inspect_only):

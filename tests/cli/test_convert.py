@@ -77,6 +77,13 @@ def test_refusals(tmp_path, capsys):
         assert os.listdir(tmp_path) == ["there"]
 
 
+def test_empty_destination(tmp_path, monkeypatch, capsys):
+    """It would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    assert run(SOURCE, "") == 2 and "expected SRC and DST" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
 def test_overwrite(tmp_path, capsys):
     path = tmp_path / "a.safetensors"
     assert run(SOURCE, path) == 0
