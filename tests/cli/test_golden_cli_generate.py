@@ -3,9 +3,9 @@
 import math
 
 import click
-import golden_cases as g
 import pytest
 
+import golden_cases as g
 from edm_fast.cli._options import parse_int_list
 from edm_fast.cli.generate import command
 from edm_fast.sampling import deal_seeds

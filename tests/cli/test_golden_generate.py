@@ -1,12 +1,12 @@
 """Golden runs of the generate command: files, pixels, and the sampler's output before it became pixels."""
 
-import golden_cases as g
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
 
+import golden_cases as g
 from edm_fast.checkpoint import load
 from edm_fast.cli import main
 from edm_fast.cli.generate import command, sampler_for
