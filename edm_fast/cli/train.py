@@ -175,18 +175,10 @@ def console_log(path: Path) -> Iterator[None]:
 
 def print_settings(settings: dict[str, Any], run_dir: str) -> None:
     """What the run will do, for people."""
-    data = settings["dataset_kwargs"]
-    print("Training options:")
+    print("Settings:")
     print(json.dumps({**settings, "run_dir": run_dir}, indent=2))
-    print()
-    print(f"Output directory:        {run_dir}")
-    print(f"Dataset path:            {data['path']}")
-    print(f"Class-conditional:       {data['use_labels']}")
-    print(f"Network class:           {settings['network_kwargs']['class_name']}")
-    print(f"Loss:                    {settings['loss_kwargs']['class_name']}")
-    print(f"Number of processes:     {distributed.world_size()}")
-    print(f"Batch size:              {settings['batch_size']}")
-    print(f"Mixed precision:         {settings['network_kwargs']['use_fp16']}")
+    processes = distributed.world_size()
+    print(f"{run_dir}: {settings['total_kimg']} kimg of {settings['dataset_kwargs']['path']}, {processes} process(es)")
     print(flush=True)
 
 
@@ -224,14 +216,12 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
         training_loop(run_dir=run_dir, device=device, **settings)
 
 
-# Main options.
 @click.command()
 @click.option("--outdir", help="Where the results go", metavar="DIR", required=True)
 @click.option("--data", help="Data set", metavar="ZIP|DIR", required=True)
 @click.option("--cond", help="Class-conditional, by the labels of the data set", type=bool, default=False)
 @click.option("--arch", help="Architecture", type=click.Choice(list(ARCHITECTURES)), default="ddpmpp")
 @click.option("--precond", help="Preconditioning and loss", type=click.Choice(list(PRECONDS)), default="edm")
-# Hyperparameters.
 @click.option("--duration", help="Length, in million images", metavar="MIMG", type=POSITIVE, default=200.0)
 @click.option("--batch", help="Batch size of all processes together", metavar="INT", type=POSITIVE_INT, default=512)
 @click.option("--batch-gpu", help="Largest batch of one backward pass  [default: no limit]", type=POSITIVE_INT)
@@ -243,13 +233,11 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
 @click.option("--dropout", help="Dropout probability", metavar="FLOAT", type=PROBABILITY, default=0.13)
 @click.option("--augment", help="Augmentation probability, 0 = off", type=PROBABILITY, default=0.12)
 @click.option("--xflip", help="Add mirrored copies of the images", type=bool, default=False)
-# Performance.
 @click.option("--fp16", help="Half-precision network core", type=bool, default=False)
 @click.option("--ls", help="Loss scaling", metavar="FLOAT", type=POSITIVE, default=1.0)
 @click.option("--bench", help="cuDNN benchmarking", type=bool, default=True)
 @click.option("--cache", help="Keep decoded images in memory", type=bool, default=True)
 @click.option("--workers", help="Data loader processes", metavar="INT", type=POSITIVE_INT, default=1)
-# Input and output.
 @click.option("--desc", help="Text at the end of the run folder's name", metavar="TEXT")
 @click.option("--nosubdir", help="Write into the output folder itself", is_flag=True)
 @click.option("--tick", help="Thousand images between status lines", metavar="KIMG", type=POSITIVE_INT, default=50)

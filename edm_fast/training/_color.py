@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor
 
 from edm_fast.errors import UserError
 from edm_fast.training._warp import stack_matrix
 
-LUMA = (np.asarray([1, 1, 1, 0]) / np.sqrt(3)).tolist()
+LUMA = (1 / math.sqrt(3),) * 3 + (0.0,)
 
 
 def luma_projector(like: Tensor) -> Tensor:
     """v v^T, (4, 4)."""
     v = torch.tensor(LUMA, dtype=torch.float32, device=like.device)
-    return v.ger(v)
+    return v[:, None] * v
 
 
 def brightness(b: Tensor) -> Tensor:

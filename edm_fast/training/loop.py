@@ -85,7 +85,7 @@ def train(run: Run, stats_lines: int | None) -> None:
     options.run_dir.mkdir(parents=True, exist_ok=True)
     writer = StatsWriter(options.run_dir, keep_lines=stats_lines) if main else None
     clock = Clock(run.elapsed_sec)
-    distributed.print0(f"Training for {options.total_kimg} kimg from image {run.cur_nimg}", flush=True)
+    distributed.print0(f"Image {run.cur_nimg} of {int(options.total_kimg * 1000)}: training starts", flush=True)
     bar = tqdm.tqdm(
         total=int(options.total_kimg * 1000),
         initial=run.cur_nimg,
