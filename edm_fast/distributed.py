@@ -9,6 +9,11 @@ import torch
 import torch.distributed as dist
 
 
+def launched() -> int:
+    """How many processes torchrun has started, whether they have met yet or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def init(device: torch.device | str = "cpu") -> None:
     """Join the process group torchrun describes in the environment (nccl for CUDA devices, gloo otherwise).
 
@@ -18,7 +23,7 @@ def init(device: torch.device | str = "cpu") -> None:
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(local_rank() if device.index is None else device)
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+    if launched() == 1 or dist.is_initialized():
         return
     dist.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
 

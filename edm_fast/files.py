@@ -93,7 +93,7 @@ def fetch(
     if not path.is_file():
         _download(url, path, sha256)
     elif sha256 is not None:
-        _check_digest(path, url, sha256)
+        _check_digest(path, f"{url} (kept as {path})", sha256)
     return path
 
 

@@ -19,6 +19,8 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:N (others lack float64)")
     if device.type == "cuda":
         count = torch.cuda.device_count() if has_cuda else 0
+        if device.index is not None and distributed.launched() > 1:
+            raise UserError(f"--device {name}: each of several processes takes a GPU of its own; expected cuda or auto")
         index = distributed.local_rank() if device.index is None else device.index
         if index >= count:
             raise UserError(f"--device {name}: torch sees {count} CUDA devices")

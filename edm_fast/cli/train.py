@@ -261,15 +261,12 @@ def command(**opts: Any) -> None:
     """
     device = resolve_device(opts["device"])
     distributed.init(device)
-    try:
-        settings, name = training_settings(opts)
-        auto = opts["resume"] == "auto"
-        run_dir = distributed.broadcast_object(pick_run_dir(opts["outdir"], name, opts["nosubdir"], auto))
-        if opts["dry_run"]:
-            if distributed.rank() == 0:
-                print_settings(settings, run_dir)
-                print("Dry run; stopping.")
-            return
+    settings, name = training_settings(opts)
+    auto = opts["resume"] == "auto"
+    run_dir = distributed.broadcast_object(pick_run_dir(opts["outdir"], name, opts["nosubdir"], auto))
+    if not opts["dry_run"]:
         launch(settings, run_dir, auto, device)
-    finally:
-        distributed.shutdown()
+    elif distributed.rank() == 0:
+        print_settings(settings, run_dir)
+        print("Dry run; stopping.")
+    distributed.shutdown()  # not after an error: other ranks may be waiting in a collective, and torchrun ends them

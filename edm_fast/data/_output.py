@@ -59,7 +59,7 @@ def check_dest(dest: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def open_dest(dest: str | os.PathLike[str]) -> Iterator[Write]:
+def output_at(dest: str | os.PathLike[str]) -> Iterator[Write]:
     """Yield write(name, data). What was written appears under `dest` only when the block ends without an error."""
     path = check_dest(dest)
     with _open_zip(path) if path.suffix.lower() == ".zip" else _open_folder(path) as write:

@@ -146,7 +146,7 @@ def open_zip(path: Path, max_images: int | None = None) -> Source:
     return len(names), items()
 
 
-def open_cifar10(path: Path, max_images: int | None = None) -> Source:
+def cifar10_images(path: Path, max_images: int | None = None) -> Source:
     """The five training batches: (32, 32, 3) images with integer labels."""
     images, labels = read_cifar10(path)  # (n, 3, 32, 32) uint8, (n,) int64
     count = len(_limited(labels.tolist(), max_images))
@@ -169,7 +169,7 @@ def _read_idx(path: Path, magic: int, dims: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(numbers[1:])
 
 
-def open_mnist(path: Path, max_images: int | None = None) -> Source:
+def mnist_images(path: Path, max_images: int | None = None) -> Source:
     """28x28 digits zero-padded by 2 to (32, 32), with integer labels from the file beside `path`."""
     images = _read_idx(path, 2051, 3)
     labels = _read_idx(path.with_name(path.name.replace("images-idx3", "labels-idx1")), 2049, 1)
@@ -194,7 +194,7 @@ def _decode_lmdb(value: bytes) -> np.ndarray:
     return image[:, :, ::-1]
 
 
-def open_lmdb(path: Path, max_images: int | None = None, report: Report = print) -> Source:
+def lsun_images(path: Path, max_images: int | None = None, report: Report = print) -> Source:
     """The values of an LSUN lmdb folder, by key; no labels. Entries that do not decode are reported and left out."""
     try:
         import lmdb
@@ -230,14 +230,14 @@ def open_source(source: str | os.PathLike[str], max_images: int | None = None, r
         raise UserError(f"max-images is {max_images}; expected at least 1")
     if path.is_dir():
         if path.name.endswith("_lmdb") or path.resolve().name.endswith("_lmdb"):
-            return open_lmdb(path, max_images, report)
+            return lsun_images(path, max_images, report)
         return open_folder(path, max_images)
     if not path.is_file():
         raise UserOSError(f"no file or folder {path}; expected the source of a dataset")
     if path.name == "cifar-10-python.tar.gz":
-        return open_cifar10(path, max_images)
+        return cifar10_images(path, max_images)
     if path.name == "train-images-idx3-ubyte.gz":
-        return open_mnist(path, max_images)
+        return mnist_images(path, max_images)
     if path.suffix.lower() == ".zip":
         return open_zip(path, max_images)
     raise UserError(

@@ -48,7 +48,7 @@ def center_crop_wide(image: np.ndarray, width: int, height: int) -> np.ndarray |
     return canvas
 
 
-def make_transform(name: str | None, resolution: tuple[int, int] | None) -> Transform:
+def transform_by_name(name: str | None, resolution: tuple[int, int] | None) -> Transform:
     """image -> image for `--transform` and `--resolution` (width, height)."""
     if name is not None and name not in TRANSFORMS:
         raise UserError(f"unknown transform {name!r}; expected one of {', '.join(TRANSFORMS)}")

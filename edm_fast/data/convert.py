@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edm_fast.data._output import check_dest, encode_labels, encode_png, member_name, open_dest
+from edm_fast.data._output import check_dest, encode_labels, encode_png, member_name, output_at
 from edm_fast.data._sources import open_source
-from edm_fast.data._transforms import make_transform
+from edm_fast.data._transforms import transform_by_name
 from edm_fast.errors import UserError
 
 Item = tuple[np.ndarray | None, Any]  # image (H, W) or (H, W, C) uint8, or None where skipped; label or None
@@ -53,7 +53,7 @@ def convert(
     transform: None (resize only), "center-crop" or "center-crop-wide"; resolution: (width, height).
     progress(items, count) may wrap the loop; report(line) is told of entries left out.
     """
-    apply = make_transform(transform, resolution)
+    apply = transform_by_name(transform, resolution)
     check_dest(dest)
     count, items = open_source(source, max_images, report)
     changed = ((apply(image), label) for image, label in items)
@@ -64,7 +64,7 @@ def write_dataset(dest: str | os.PathLike[str], items: Iterable[Item]) -> int:
     """Write (image, label) items to a folder or .zip; the number of images written. A skipped item leaves a gap."""
     labels: list[tuple[str, Any]] = []
     first = None
-    with open_dest(dest) as write:
+    with output_at(dest) as write:
         for index, (image, label) in enumerate(items):
             if image is None:
                 continue

@@ -165,8 +165,8 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         self.image_names = [n for n in self._source.names if os.path.splitext(n)[1].lower() in known]
         if not self.image_names:
             raise UserOSError(f"no image files in {self.path}; expected PNG, JPEG or another format that Pillow reads")
-        self._use_labels = use_labels
-        self._raw_labels: np.ndarray | None = None
+        self._wants_labels = use_labels
+        self._all_labels: np.ndarray | None = None
         self._label_dim: int | None = None
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
 
@@ -179,19 +179,19 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         if max_size is not None and max_size < kept.size:
             np.random.RandomState(random_seed % (1 << 31)).shuffle(kept)
             kept = np.sort(kept[:max_size])
-        self._raw_idx = np.tile(kept, 2) if xflip else kept
-        self._xflip = np.arange(self._raw_idx.size) >= kept.size
+        self._file_of_item = np.tile(kept, 2) if xflip else kept
+        self._flipped = np.arange(self._file_of_item.size) >= kept.size
 
     def __getstate__(self) -> dict[str, Any]:
         # readers of other processes decode and parse for themselves
-        return {**self.__dict__, "_raw_labels": None, "_cache": None if self._cache is None else {}}
+        return {**self.__dict__, "_all_labels": None, "_cache": None if self._cache is None else {}}
 
     def __len__(self) -> int:
-        return self._raw_idx.size
+        return self._file_of_item.size
 
     def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
-        image = self._raw_image(int(self._raw_idx[idx]))
-        if self._xflip[idx]:
+        image = self._raw_image(int(self._file_of_item[idx]))
+        if self._flipped[idx]:
             image = image[:, :, ::-1]
         return image.copy(), self.get_label(idx)
 
@@ -211,17 +211,17 @@ class ImageFolderDataset(torch.utils.data.Dataset):
     @property
     def raw_labels(self) -> np.ndarray:
         """Labels of all files: int64 (n,) or float32 (n, dim); float32 (n, 0) without labels."""
-        if self._raw_labels is None:
+        if self._all_labels is None:
             labels = None
-            if self._use_labels and LABEL_FILE in self._source.names:
+            if self._wants_labels and LABEL_FILE in self._source.names:
                 where = f"{LABEL_FILE} of {self.path}"
                 labels = parse_labels(self._source.read(LABEL_FILE), self.image_names, where)
-            self._raw_labels = np.zeros([len(self.image_names), 0], dtype=np.float32) if labels is None else labels
-        return self._raw_labels
+            self._all_labels = np.zeros([len(self.image_names), 0], dtype=np.float32) if labels is None else labels
+        return self._all_labels
 
     def get_label(self, idx: int) -> np.ndarray:
         """Label of item idx: float32 (label_dim,)."""
-        label = self.raw_labels[self._raw_idx[idx]]
+        label = self.raw_labels[self._file_of_item[idx]]
         if label.dtype != np.int64:
             return label.copy()
         onehot = np.zeros([self.label_dim], dtype=np.float32)
@@ -229,8 +229,8 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         return onehot
 
     def get_details(self, idx: int) -> Details:
-        raw_idx = int(self._raw_idx[idx])
-        return Details(raw_idx, bool(self._xflip[idx]), self.raw_labels[raw_idx].copy())
+        raw_idx = int(self._file_of_item[idx])
+        return Details(raw_idx, bool(self._flipped[idx]), self.raw_labels[raw_idx].copy())
 
     @property
     def resolution(self) -> int:

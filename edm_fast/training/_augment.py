@@ -97,12 +97,12 @@ class AugmentPipe:
         if self.scale > 0:
             w = self._gate(torch.randn([n], device=device), [n], self.scale)
             s = torch.exp2(w * -self.scale_std)
-            G = G @ geo.scale2d(s, s)
+            G = G @ geo.scaling(s, s)
             labels.append(w)
         if self.rotate_frac > 0:
             w = (torch.rand([n], device=device) * 2 - 1) * (math.pi * self.rotate_frac_max)
             w = self._gate(w, [n], self.rotate_frac)
-            G = G @ geo.rotate2d(w)
+            G = G @ geo.rotation(w)
             labels.append(torch.stack([w.cos() - 1, w.sin()], dim=1))
         if self.aniso > 0:
             w = torch.randn([n], device=device)
@@ -110,12 +110,12 @@ class AugmentPipe:
             w = self._gate(w, [n], self.aniso)
             r = torch.where(torch.rand([n], device=device) < self.aniso_rotate_prob, r, torch.zeros_like(r))
             s = torch.exp2(w * self.aniso_std)
-            G = G @ geo.rotate2d(-r) @ geo.scale2d(1 / s, s) @ geo.rotate2d(r)
+            G = G @ geo.rotation(-r) @ geo.scaling(1 / s, s) @ geo.rotation(r)
             labels.append(torch.stack([w * r.cos(), w * r.sin()], dim=1))
         if self.translate_frac > 0:
             w = self._gate(torch.randn([2, n], device=device), [1, n], self.translate_frac)
             shift = w * -self.translate_frac_std
-            G = G @ geo.translate2d(shift[0] * width, shift[1] * height)
+            G = G @ geo.translation(shift[0] * width, shift[1] * height)
             labels.append(w.T)
         return geo.warp(images, G)
 

@@ -22,6 +22,9 @@ from edm_fast.training._run import Run
 FORMAT = "edm-fast training state 1"
 NAME = re.compile(r"training-state-(\d+)\.pt")
 
+KEYS = {"net", "ema", "optimizer_state", "cur_nimg", "tick", "tick_start_nimg", "data_position", "seed"}
+KEYS |= {"dataset_size", "rng", "stats_lines", "elapsed_sec"}
+
 State = dict[str, Any]
 
 
@@ -88,7 +91,8 @@ def read_state(path: str | Path) -> State | None:
         raise
     except Exception:  # damaged bytes can make the reader fail in any way
         return None
-    return state if isinstance(state, dict) and state.get("format") == FORMAT else None
+    whole = isinstance(state, dict) and state.get("format") == FORMAT and KEYS <= state.keys()
+    return state if whole else None
 
 
 def latest_state(run_dir: str | Path) -> tuple[Path, int] | None:

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients, learning rate, Adam, weight average. Nothing in it waits for the device."""
+"""One optimizer step: gradients, learning rate, Adam, weight average. Nothing here waits for the device."""
 
 from __future__ import annotations
 

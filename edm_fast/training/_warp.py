@@ -36,15 +36,15 @@ def stack_matrix(*rows: list[float | Tensor], like: Tensor) -> Tensor:
     return torch.stack(elements, dim=-1).reshape(*like.shape, len(rows), len(rows[0]))
 
 
-def translate2d(tx: Tensor, ty: Tensor) -> Tensor:
+def translation(tx: Tensor, ty: Tensor) -> Tensor:
     return stack_matrix([1, 0, tx], [0, 1, ty], [0, 0, 1], like=tx)
 
 
-def scale2d(sx: Tensor, sy: Tensor) -> Tensor:
+def scaling(sx: Tensor, sy: Tensor) -> Tensor:
     return stack_matrix([sx, 0, 0], [0, sy, 0], [0, 0, 1], like=sx)
 
 
-def rotate2d(angle: Tensor) -> Tensor:
+def rotation(angle: Tensor) -> Tensor:
     cos, sin = torch.cos(angle), torch.sin(angle)
     return stack_matrix([cos, -sin, 0], [sin, cos, 0], [0, 0, 1], like=angle)
 

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from edm_fast.data import ImageFolderDataset, _cifar, _output, _sources
-from edm_fast.data._transforms import center_crop, center_crop_wide, make_transform
+from edm_fast.data._transforms import center_crop, center_crop_wide, transform_by_name
 from edm_fast.data.convert import convert, write_dataset
 from edm_fast.errors import UserError
 
@@ -245,7 +245,7 @@ def test_bad_transforms():
         ("center-crop-wide", (8, 16), "not wide"),
     ]:
         with pytest.raises(UserError, match=message):
-            make_transform(name, resolution)
+            transform_by_name(name, resolution)
 
 
 # --- CIFAR-10, MNIST, LSUN --------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_pickling_drops_handles_labels_and_cache(path):
     label, _ = data.get_label(0), [data[i] for i in range(len(data))]
     blob = pickle.dumps(data)
     other = pickle.loads(blob)
-    assert other._raw_labels is None and other._cache == {} and other._source._handle is None
+    assert other._all_labels is None and other._cache == {} and other._source._handle is None
     assert np.array_equal(other.get_label(0), label) and np.array_equal(other[5][0], data[5][0])
 
 

@@ -40,14 +40,14 @@ def test_failed_pixel_and_colour_gates_are_exact(images):
 def test_warp_by_whole_pixels_agrees_with_shifting(images, shift):
     tx, ty = (torch.full([4], float(s)) for s in shift)
     # G maps output to input pixels: x - tx, and the other way round in y
-    warped = geo.warp(images, geo.translate2d(-tx, ty))
+    warped = geo.warp(images, geo.translation(-tx, ty))
     shifted = geo.shift_mirrored(images, tx.reshape(4, 1, 1, 1), ty.reshape(4, 1, 1, 1))
     inner = slice(8, -8)
     assert (warped - shifted)[..., inner, inner].abs().max() < 5e-3
 
 
 def test_warp_half_turn_is_two_flips(images):
-    half = geo.rotate2d(torch.full([4], torch.pi))
+    half = geo.rotation(torch.full([4], torch.pi))
     # the filter is only nearly symmetric, and mirrored borders have kinks
     assert (geo.warp(images, half) - images.flip(2, 3)).abs().max() < 0.03
 
@@ -55,9 +55,9 @@ def test_warp_half_turn_is_two_flips(images):
 def test_one_batch_warps_images_independently(images):
     """The common margins must not show."""
     angles = torch.tensor([0.0, 0.5, 2.0, -1.0])
-    together = geo.warp(images, geo.rotate2d(angles))
+    together = geo.warp(images, geo.rotation(angles))
     for i in range(4):
-        alone = geo.warp(images[i : i + 1], geo.rotate2d(angles[i : i + 1]))
+        alone = geo.warp(images[i : i + 1], geo.rotation(angles[i : i + 1]))
         assert (together[i : i + 1] - alone).abs().max() < 1e-4
 
 
