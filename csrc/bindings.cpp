@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common.h"
+#include "group_norm_silu.h"
 #include "solver_update.h"
 #include "upfirdn.h"
 
@@ -53,6 +54,15 @@ static Upfirdn upfirdn(int dtype, Address y, Address x, Address f, const std::ve
             out_h, out_w, taps, factor, padding, gain, up, channels_last};
 }
 
+static GroupNormSilu group_norm_silu(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
+                                     Address scale, Address shift, Address dy, Address dx, Address dparams,
+                                     const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
+    if (sizes.size() != 6) check("group_norm_silu", kBadArgument);
+    return {dtype, (void*)y, (void*)stats, (void*)x, (void*)weight, (void*)bias, (void*)scale, (void*)shift,
+            (void*)dy, (void*)dx, (void*)dparams, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
+            eps, silu, channels_last};
+}
+
 // m.def of one native function: its maker's arguments, then (isa, threads) on the CPU or (device, stream) on a GPU
 template <typename S, typename... Args, typename P, typename Q>
 static void define(py::module_& m, const std::string& name, S (*make)(Args...), int (*run)(const S&, P, Q)) {
@@ -69,6 +79,8 @@ PYBIND11_MODULE(_C, m) {
     m.attr("BEST_ISA") = best_isa();
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
+    define(m, "group_norm_silu_fwd_cpu", group_norm_silu, group_norm_silu_fwd_cpu);
+    define(m, "group_norm_silu_bwd_cpu", group_norm_silu, group_norm_silu_bwd_cpu);
     define(m, "solver_update_fwd_cpu", solver_update, solver_update_fwd_cpu);
     define(m, "upfirdn_fwd_cpu", upfirdn, upfirdn_fwd_cpu);
 #ifdef EDM_WITH_CUDA

@@ -10,10 +10,15 @@ Source: Wu & He 2018 (group norm); Dhariwal & Nichol 2021 (adaptive scale and sh
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from edm_fast.backend import Op
+from edm_fast import native
+from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
 
@@ -61,4 +66,160 @@ def check(
             raise UserError(f"{op}: {name} has shape {tuple(value.shape)}; expected {(x.shape[0], channels)}")
 
 
-group_norm_silu = Op("group_norm_silu", reference, check)
+# The native op also returns what its backward needs: (3, N, groups), the mean of each group, what the mean lost when it
+# was rounded to the dtype of x, and 1 / sqrt(var + eps). The backward returns dx and dparams (rows, C): dweight, dbias,
+# the rows of dscale, the rows of dshift.
+_library = torch.library.Library("edm_fast", "FRAGMENT")
+_arguments = "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, int groups, float eps, bool silu"
+_library.define(f"group_norm_silu({_arguments}) -> (Tensor y, Tensor stats)")
+_library.define(f"group_norm_silu_backward(Tensor dy, Tensor stats, {_arguments}) -> (Tensor dx, Tensor dparams)")
+Parameters = Sequence[torch.Tensor | None]  # weight, bias, scale, shift
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _layout(x: torch.Tensor) -> torch.memory_format:
+    return native.layout_of(x) or torch.contiguous_format
+
+
+def _sizes(x: torch.Tensor, parameters: Parameters, groups: int) -> tuple[int, ...]:
+    """n, c, space, groups, and the numbers of rows of scale and shift."""
+    n, c, *space = x.shape
+    scale, shift = parameters[2:4]
+    rows = 0 if scale is None else scale.shape[0], 0 if shift is None else shift.shape[0]
+    return n, c, math.prod(space), groups, *rows
+
+
+def _fake_forward(x: torch.Tensor, *args: Any) -> Pair:
+    return torch.empty_like(x, memory_format=_layout(x)), x.new_empty(3, x.shape[0], args[4])
+
+
+def _forward(x: torch.Tensor, *args: Any) -> Pair:
+    *parameters, groups, eps, silu = args
+    layout, sizes = _layout(x), _sizes(x, parameters, groups)
+    y, stats = torch.empty_like(x, memory_format=layout), x.new_empty(3, sizes[0], groups)
+    if y.numel() == 0:
+        return y, stats.zero_()
+    x, parameters = x.contiguous(memory_format=layout), [None if t is None else t.contiguous() for t in parameters]
+    last = layout == torch.channels_last or sizes[2] == 1
+    name = f"group_norm_silu_fwd_{x.device.type}"
+    native.call(name, x, y, stats, *parameters, None, None, None, sizes, eps, silu, last, layout=layout)
+    return y, stats
+
+
+def _fake_backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
+    _, c, _, _, scale_rows, shift_rows = _sizes(x, args[:4], args[4])
+    return torch.empty_like(x, memory_format=_layout(x)), x.new_empty(2 + scale_rows + shift_rows, c)
+
+
+def _backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
+    *parameters, groups, eps, silu = args
+    layout, sizes = _layout(x), _sizes(x, parameters, groups)
+    dx, dparams = torch.empty_like(x, memory_format=layout), x.new_empty(2 + sizes[4] + sizes[5], sizes[1])
+    if dx.numel() == 0:
+        return dx, dparams.zero_()
+    x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
+    parameters = [None if t is None else t.contiguous() for t in parameters]
+    last = layout == torch.channels_last or sizes[2] == 1
+    name = f"group_norm_silu_bwd_{x.device.type}"
+    native.call(name, x, None, stats, *parameters, dy, dx, dparams, sizes, eps, silu, last, layout=layout)
+    return dx, dparams
+
+
+_library.impl("group_norm_silu", _forward, "CPU")
+_library.impl("group_norm_silu_backward", _backward, "CPU")
+torch.library.register_fake("edm_fast::group_norm_silu", _fake_forward, lib=_library)
+torch.library.register_fake("edm_fast::group_norm_silu_backward", _fake_backward, lib=_library)
+
+
+class Normalise(torch.autograd.Function):
+    """The native op; keeps x and the statistics, and nothing else of the size of x."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        y, stats = torch.ops.edm_fast.group_norm_silu(*args)
+        ctx.save_for_backward(stats, *args[:5])
+        ctx.rest = args[5:]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        saved = ctx.saved_tensors
+        scale, shift = saved[4:]
+        gradients = Gradients.apply if torch.is_grad_enabled() else torch.ops.edm_fast.group_norm_silu_backward
+        dx, dparams = gradients(dy, *saved, *ctx.rest)
+        if scale is None:
+            return dx, *dparams.unbind(0), None, None, None, None, None
+        dweight, dbias, dscale, dshift = dparams.split((1, 1, scale.shape[0], shift.shape[0]))
+        return dx, dweight[0], dbias[0], dscale, dshift, None, None, None
+
+
+class Gradients(torch.autograd.Function):
+    """The backward of Normalise as a function of its own; its backward goes through the reference, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: torch.Tensor, stats: torch.Tensor, *args: Any) -> Pair:
+        ctx.save_for_backward(dy, *args[:5])
+        ctx.rest = args[5:]
+        return torch.ops.edm_fast.group_norm_silu_backward(dy, stats, *args)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: torch.Tensor, ddparams: torch.Tensor) -> Any:
+        groups, eps, silu = ctx.rest
+        with torch.enable_grad():
+            # aliases, so that a scale that was computed from x counts once
+            saved = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            aliases: list[Any] = [None if t is None else t.view_as(t) for t in saved]
+            dy, x, weight, bias, scale, shift = aliases
+            y = reference(x, weight, bias, groups, eps, scale, shift, silu)
+            inputs = [t for t in aliases[1:] if t is not None]
+            dx, *others = torch.autograd.grad(y, inputs, dy, create_graph=True)
+            dparams = torch.cat([g.reshape(-1, g.shape[-1]) for g in others])
+        wanted = [t for t in aliases if t is not None]
+        found = iter(
+            torch.autograd.grad(
+                (dx, dparams), wanted, (ddx, ddparams), create_graph=torch.is_grad_enabled(), allow_unused=True
+            )
+        )
+        ddy, *rest = (None if t is None else next(found) for t in aliases)
+        return ddy, None, *rest, None, None, None
+
+
+def cpu_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    silu: bool = True,
+) -> torch.Tensor:
+    if weight.dtype != x.dtype or bias.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    args = (x, weight, bias, scale, shift, groups, eps, silu)
+    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in args[:5]]):
+        return Normalise.apply(*args)
+    return torch.ops.edm_fast.group_norm_silu(*args)[0]
+
+
+def cpu_reason(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    silu: bool = True,
+) -> str | None:
+    tensors = [t for t in (x, weight, bias, scale, shift) if t is not None]
+    if any([t.device.type != "cpu" for t in tensors]):
+        return "it needs CPU tensors"
+    if x.dtype not in native.DTYPES:
+        return f"it takes float32 or float64, not {x.dtype}"
+    if any([t.dtype != x.dtype for t in tensors[3:]]):
+        return "scale and shift have another dtype than x"
+    return native.cpu_reason()
+
+
+group_norm_silu = Op("group_norm_silu", reference, check, cpu=Candidate(cpu_forward, cpu_reason, differentiable=True))

@@ -1,0 +1,29 @@
+// group_norm_silu: u = (x - mean) rstd weight + bias; m = shift + u (scale + 1); y = m sigmoid(m), and its backward.
+#pragma once
+
+#include "common.h"
+
+namespace edm {
+
+struct GroupNormSilu {
+    int dtype;
+    void* y_ptr;                        // (n, c, space): output of forward
+    void* stats_ptr;                    // (3, n, groups): output of forward, input of backward. Mean, what its
+                                        // rounding lost, 1 / sqrt(var + eps)
+    const void* x_ptr;                  // (n, c, space)
+    const void *weight_ptr, *bias_ptr;  // (c)
+    const void *scale_ptr, *shift_ptr;  // (n or 1, c), or null
+    const void* dy_ptr;                 // (n, c, space): input of backward
+    void* dx_ptr;                       // (n, c, space): output of backward
+    void* dparams_ptr;                  // (rows, c): dweight, dbias, and the rows of dscale and dshift: likewise
+    int64_t n, c, space, groups;
+    int64_t scale_rows, shift_rows;     // n, 1, or 0 for none
+    double eps;
+    bool silu;
+    bool channels_last;                 // of x, y, dy and dx: (n, space, c)
+};
+
+int group_norm_silu_fwd_cpu(const GroupNormSilu& s, int isa, int threads);
+int group_norm_silu_bwd_cpu(const GroupNormSilu& s, int isa, int threads);
+
+}  // namespace edm
