@@ -83,8 +83,12 @@ def test_layouts():
 @needs_native
 def test_the_pool_is_torchs():
     """A second OpenMP library in the process would mean two pools that spin on the same cores."""
-    torch.set_num_threads(max(2, torch.get_num_threads()))
-    solver_update(torch.zeros(64, 3, 32, 32))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        solver_update(torch.zeros(64, 3, 32, 32))
+    finally:
+        torch.set_num_threads(threads)
     if sys.platform != "linux":
         return
     with open("/proc/self/maps") as maps:
