@@ -138,6 +138,26 @@ def test_many_python_threads_at_once():
     assert not wrong
 
 
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_computes_alone():
+    """A fork has none of the pool's threads; waiting for them would never end."""
+    code = """
+import os, signal, torch
+from edm_fast.ops import upfirdn
+torch.set_num_threads(2)
+x, f = torch.randn(8, 64, 32, 32), torch.full((2, 2), 0.25)
+want = upfirdn(x, f, down=2).numpy()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    os._exit(0 if (upfirdn(x, f, down=2).numpy() == want).all() else 1)
+raise SystemExit(os.waitpid(pid, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_ops_work_without_the_compiled_part(monkeypatch):
     monkeypatch.setattr(native, "lib", None)
     monkeypatch.setattr(native, "_failure", "the compiled part is not there")

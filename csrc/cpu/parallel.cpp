@@ -3,10 +3,11 @@
 #include "../common.h"
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
-#include <functional>
 #include <mutex>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,6 +15,9 @@
 #if defined(__linux__)
 #include <dlfcn.h>
 #include <link.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
 #endif
 
 namespace edm {
@@ -23,13 +27,29 @@ struct Job {
     int64_t size, parts;
     Body body;
     void* context;
+    std::atomic<bool>* failed;
     // part k of the job; the cut depends on `parts` alone, never on who runs it
     void run(int64_t k) const {
         const int64_t each = size / parts, rest = size % parts;
         const int64_t begin = k * each + std::min(k, rest);
-        body(context, begin, begin + each + (k < rest ? 1 : 0));
+        // bodies may run out of memory, and no exception may pass through OpenMP's frames or leave a worker
+        try {
+            body(context, begin, begin + each + (k < rest ? 1 : 0));
+        } catch (...) {
+            *failed = true;
+        }
     }
 };
+
+// A fork copies the calling thread alone, and OpenMP (or our pool) would wait for the others forever.
+std::atomic<bool> forked{false};
+
+void watch_for_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    static const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+    (void)watching;
+#endif
+}
 
 struct OpenMP {
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
@@ -129,11 +149,17 @@ const char* thread_pool() { return openmp().path.c_str(); }
 void parallel_for(int64_t size, int64_t grain, int threads, Body body, void* context) {
     if (size <= 0) return;
     const int64_t most = (size + grain - 1) / std::max<int64_t>(grain, 1);
-    Job job{size, std::max<int64_t>(1, std::min<int64_t>(threads, most)), body, context};
-    if (job.parts == 1) return body(context, 0, size);
-    if (openmp().parallel) return openmp().parallel(team_member, &job, static_cast<unsigned>(job.parts), 0);
-    static Pool* pool = new Pool;  // never destroyed: its workers outlive static destructors
-    pool->run(job);
+    std::atomic<bool> failed{false};
+    const Job job{size, std::max<int64_t>(1, std::min<int64_t>(threads, most)), body, context, &failed};
+    if (job.parts == 1 || forked) return body(context, 0, size);
+    watch_for_forks();
+    if (openmp().parallel) {
+        openmp().parallel(team_member, const_cast<Job*>(&job), static_cast<unsigned>(job.parts), 0);
+    } else {
+        static Pool* pool = new Pool;  // never destroyed: its workers outlive static destructors
+        pool->run(job);
+    }
+    if (failed) throw std::bad_alloc();
 }
 
 }  // namespace edm
