@@ -52,7 +52,8 @@ def _checked(name: str) -> str:
     return name
 
 
-# process-wide, as torch's own backend switches: threads of one program see the same choice
+# process-wide, as torch's own backend switches: threads of one program see the same choice. Replaced as a whole, never
+# changed in place, so that no thread finds it half written
 _requested: dict[str | None, str] = {None: os.environ.get("EDM_FAST_BACKEND") or "auto"}
 _ops: dict[str, Op] = {}
 
@@ -68,23 +69,28 @@ class use_backend:
     """
 
     def __init__(self, name: str, *ops: str) -> None:
+        global _requested
         _checked(name)
         for op in ops:
             if op not in _ops:
                 raise UserError(f"unknown op {op!r}; expected one of {', '.join(_ops)}")
-        self._saved = dict(_requested)
-        if ops:
-            _requested.update(dict.fromkeys(ops, name))
-        else:
-            _requested.clear()
-            _requested[None] = name
+        self._saved = _requested
+        _requested = {**_requested, **dict.fromkeys(ops, name)} if ops else {None: name}
 
     def __enter__(self) -> use_backend:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _requested.clear()
-        _requested.update(self._saved)
+        global _requested
+        _requested = self._saved
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, whose tensors hide what they carry."""
+    if torch.compiler.is_compiling():
+        return False
+    # no public question exists for either
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:
@@ -139,6 +145,8 @@ class Op:
         if not candidate.differentiable and torch.is_grad_enabled():
             if any(t.requires_grad for t in _tensors((*args, *kwargs.values()))):
                 return "it has no backward and a gradient is needed"
+        if _transformed():
+            return "torch.func and forward-mode derivatives need the plain formula"
         return candidate.reason(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +161,7 @@ class Op:
 
     def explain(self) -> list[Choice]:
         """One Choice per backend that has run since the last reset, with the reasons of the latest call."""
-        return [Choice(self.name, name, self._last, calls) for name, calls in self._calls.items()]
+        return [Choice(self.name, name, self._last, calls) for name, calls in list(self._calls.items())]
 
     def reset(self) -> None:
         self._calls.clear()

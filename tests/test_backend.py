@@ -1,5 +1,8 @@
 """Dispatch: order, reasons, explicit requests, and the input checks of every op."""
 
+import sys
+import threading
+
 import pytest
 import torch
 
@@ -127,3 +130,48 @@ def test_ops_refuse_bad_input_in_one_line(name):
     with pytest.raises(UserError, match=name.split(":")[0]) as error:
         BAD_CALLS[name]()
     assert "\n" not in str(error.value)
+
+
+def test_threads_never_see_a_request_half_made(op):
+    """use_backend in one thread while another dispatches: every call finds one whole request or the other."""
+    problems, stop = [], threading.Event()
+
+    def switch():
+        while not stop.is_set():
+            with use_backend("reference"):
+                pass
+
+    def dispatch():
+        try:
+            for _ in range(20_000):
+                op.choose(torch.ones(()))
+        except KeyError as error:
+            problems.append(error)
+        finally:
+            stop.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=target) for target in (switch, dispatch)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not problems
+
+
+def test_forward_mode_derivatives_are_not_lost():
+    """Native code would drop the tangent without a word."""
+    x, f = torch.randn(1, 2, 4, 4), torch.full((2, 2), 0.25)
+    assert torch.func.jvp(lambda x: ops.upfirdn(x, f, down=2), (x,), (torch.ones_like(x),))[1].eq(1).all()
+    assert torch.func.grad(lambda x: ops.upfirdn(x, f, down=2).sum())(x).eq(0.25).all()
+    assert torch.equal(torch.vmap(lambda x: ops.solver_update(x, a=2.0)[0])(x), 2 * x)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        y, _ = ops.solver_update(dual, a=2.0)
+        assert torch.autograd.forward_ad.unpack_dual(y).tangent.eq(2).all()
+        with use_backend("cpu"), pytest.raises(BackendError):
+            ops.upfirdn(dual, f, down=2)
