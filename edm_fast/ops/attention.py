@@ -27,7 +27,8 @@ class AttentionWeights(torch.autograd.Function):
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         scaled = k / math.sqrt(k.shape[1])
         wide = torch.promote_types(q.dtype, torch.float32)
-        w = torch.einsum("ncq,nck->nqk", q.to(wide), scaled.to(wide)).softmax(dim=2).to(q.dtype)
+        with torch.autocast(q.device.type, enabled=False):  # it would take the product in half precision
+            w = torch.einsum("ncq,nck->nqk", q.to(wide), scaled.to(wide)).softmax(dim=2).to(q.dtype)
         ctx.save_for_backward(q, k, w)
         return w
 

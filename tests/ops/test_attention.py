@@ -8,6 +8,7 @@ import torch
 
 from edm_fast.errors import UserError
 from edm_fast.ops import attention
+from edm_fast.ops.attention import attention_weights
 
 
 def defined(qkv, heads):
@@ -40,6 +41,14 @@ def test_half_precision_keeps_its_dtype_and_does_not_overflow(dtype):
     torch.testing.assert_close(y.double(), defined(qkv.double(), 1), rtol=0.05, atol=1.0)
 
 
+def test_autocast_keeps_the_wide_product():
+    qkv = (torch.randn(2, 3 * 64, 8, 8) * 3).bfloat16()
+    q, k = qkv[:, 0::3].flatten(2), qkv[:, 1::3].flatten(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = attention_weights(q, k)
+    assert torch.equal(inside, attention_weights(q, k))
+
+
 def test_equal_keys_average_the_values():
     qkv = torch.randn(1, 3, 2, 2, dtype=torch.float64)
     qkv[:, 1] = 0.3  # one key everywhere
@@ -49,6 +58,7 @@ def test_equal_keys_average_the_values():
 def test_derivatives():
     qkv = torch.randn(2, 3 * 2 * 3, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: attention(x, 2), qkv)
+    assert torch.autograd.gradgradcheck(lambda x: attention(x, 2), qkv)
 
 
 @pytest.mark.parametrize("name", op_checks.backends("attention"))

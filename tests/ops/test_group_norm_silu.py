@@ -96,6 +96,15 @@ EXTRA = {
 }
 
 
+def test_one_scale_serves_every_image():
+    """Its gradient is the sum over the images."""
+    x = torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    pair = [torch.randn(1, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(
+        lambda scale, shift: group_norm_silu(x, torch.ones(4), torch.zeros(4), 2, scale=scale, shift=shift), pair
+    )
+
+
 @pytest.mark.parametrize("name", op_checks.backends("group_norm_silu"))
 @pytest.mark.parametrize("case", op_checks.cases("group_norm_silu"))
 def test_backend_keeps_the_budget(name, case):
