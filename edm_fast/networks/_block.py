@@ -67,8 +67,8 @@ class UNetBlock(torch.nn.Module):
         self.conv1 = Conv2d(out_channels, out_channels, kernel=3, **init_zero)
         self.skip = None
         if out_channels != in_channels or up or down:
-            kernel = 1 if resample_proj or out_channels != in_channels else 0
-            self.skip = Conv2d(in_channels, out_channels, kernel=kernel, **resample, **init)
+            mixes = resample_proj or out_channels != in_channels
+            self.skip = Conv2d(in_channels, out_channels, kernel=int(mixes), **resample, **init)
         if self.num_heads:
             self.norm2 = GroupNorm(out_channels, eps=eps)
             attn = init if init_attn is None else dict(init_attn)
@@ -79,7 +79,7 @@ class UNetBlock(torch.nn.Module):
         params = self.affine(emb).to(x.dtype)  # (N or 1, out or 2 out)
         h = self.norm0(x, silu=True)
         if self.adaptive_scale:
-            scale, shift = params.chunk(chunks=2, dim=1)
+            scale, shift = params.chunk(2, 1)
             h = self.norm1(self.conv0(h), scale, shift, silu=True)
         else:
             h = self.norm1(self.conv0(h, emb=params), silu=True)

@@ -132,12 +132,12 @@ class DhariwalUNet(torch.nn.Module):
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         emb = self.embed(noise_labels, class_labels, augment_labels, x.shape[0])
-        skips = []
-        for module in self.enc.values():
-            x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
-            skips.append(x)
-        for name, module in self.dec.items():
-            if "_block" in name:
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = module(x, emb)
-        return self.out_conv(self.out_norm(x, silu=True))
+        conv, *blocks = self.enc.values()
+        skips = [conv(x)]
+        for block in blocks:
+            skips.append(block(skips[-1], emb))
+        h = skips[-1]
+        for name, block in self.dec.items():
+            takes_skip = name.partition("_")[2].startswith("block")
+            h = block(torch.cat((h, skips.pop()), 1) if takes_skip else h, emb)
+        return self.out_conv(self.out_norm(h, silu=True))

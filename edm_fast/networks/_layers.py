@@ -17,15 +17,19 @@ from edm_fast.ops import conv2d, group_norm_silu, upfirdn
 
 def weight_init(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> torch.Tensor:
     """Initial values by name: {xavier,kaiming}_{uniform,normal} (Glorot & Bengio 2010; He et al. 2015)."""
-    if mode == "xavier_uniform":
-        return math.sqrt(6 / (fan_in + fan_out)) * (torch.rand(*shape) * 2 - 1)
-    if mode == "xavier_normal":
-        return math.sqrt(2 / (fan_in + fan_out)) * torch.randn(*shape)
-    if mode == "kaiming_uniform":
-        return math.sqrt(3 / fan_in) * (torch.rand(*shape) * 2 - 1)
-    if mode == "kaiming_normal":
-        return math.sqrt(1 / fan_in) * torch.randn(*shape)
-    raise UserError(f"unknown init mode {mode!r}; expected {{xavier,kaiming}}_{{uniform,normal}}")
+    family, _, distribution = mode.partition("_")
+    gain, fan = {"xavier": (2, fan_in + fan_out), "kaiming": (1, fan_in)}.get(family, (0, 1))  # variance gain / fan
+    if not gain or distribution not in ("uniform", "normal"):
+        raise UserError(f"unknown init mode {mode!r}; expected {{xavier,kaiming}}_{{uniform,normal}}")
+    if distribution == "normal":
+        return math.sqrt(gain / fan) * torch.randn(*shape)
+    return math.sqrt(3 * gain / fan) * (2 * torch.rand(*shape) - 1)  # uniform on [-b, b] has variance b^2 / 3
+
+
+def _waves(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """[cos(t f), sin(t f)]: t (N,), frequencies (h,) -> (N, 2h)."""
+    angle = t[:, None] * frequencies.to(t.dtype)
+    return torch.cat((torch.cos(angle), torch.sin(angle)), 1)
 
 
 class Linear(torch.nn.Module):
@@ -50,8 +54,10 @@ class Linear(torch.nn.Module):
             self.bias = torch.nn.Parameter(weight_init([out_features], init_mode, *fans) * init_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = x @ self.weight.to(x.dtype).t()
-        return y if self.bias is None else y.add_(self.bias.to(x.dtype))
+        y = torch.matmul(x, self.weight.to(x.dtype).mT)
+        if self.bias is not None:
+            y += self.bias.to(x.dtype)
+        return y
 
 
 class Conv2d(torch.nn.Module):
@@ -94,9 +100,11 @@ class Conv2d(torch.nn.Module):
             self.weight = torch.nn.Parameter(weight_init(shape, init_mode, *fans) * init_weight)
             if bias:
                 self.bias = torch.nn.Parameter(weight_init([out_channels], init_mode, *fans) * init_bias)
-        f = torch.as_tensor(resample_filter, dtype=torch.float32)
-        f = f.ger(f)[None, None] / f.sum().square()  # (1, 1, K, K)
-        self.register_buffer("resample_filter", f if up or down else None)
+        f = None
+        if up or down:
+            taps = torch.tensor([float(tap) for tap in resample_filter], dtype=torch.float32)
+            f = (torch.outer(taps, taps) / taps.sum() ** 2).reshape(1, 1, len(taps), len(taps))
+        self.register_buffer("resample_filter", f)
 
     def _resample(self, x: torch.Tensor, padding: int) -> torch.Tensor:
         assert self.resample_filter is not None
@@ -169,10 +177,8 @@ class PositionalEmbedding(torch.nn.Module):
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         half = self.num_channels // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - (1 if self.endpoint else 0))
-        freqs = (1 / self.max_positions) ** exponents
-        angles = t.ger(freqs.to(t.dtype))
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        e = torch.arange(half, dtype=torch.float32, device=t.device) / (half - int(self.endpoint))
+        return _waves(t, (1 / self.max_positions) ** e)
 
 
 class FourierEmbedding(torch.nn.Module):
@@ -185,8 +191,7 @@ class FourierEmbedding(torch.nn.Module):
         self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        angles = t.ger((2 * math.pi * self.freqs).to(t.dtype))
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        return _waves(t, 2 * math.pi * self.freqs)
 
 
 def drop_labels(labels: torch.Tensor, probability: float, batch: int) -> torch.Tensor:

@@ -169,8 +169,8 @@ class SongUNet(torch.nn.Module):
         batch: int,
     ) -> torch.Tensor:
         """The conditioning vector (N or 1, emb) every block sees."""
-        emb = self.map_noise(noise_labels)
-        emb = emb.reshape(emb.shape[0], 2, -1).flip(1).reshape(*emb.shape)  # (cos, sin) -> (sin, cos)
+        cos, sin = self.map_noise(noise_labels).chunk(2, 1)
+        emb = torch.cat((sin, cos), 1)
         if self.map_label is not None and class_labels is not None:
             if self.training and self.label_dropout:
                 class_labels = drop_labels(class_labels, self.label_dropout, batch)
@@ -191,33 +191,37 @@ class SongUNet(torch.nn.Module):
 
     def encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
         """All skip connections, first to last."""
+        side = x
         skips: list[torch.Tensor] = []
-        aux = x
         for name, module in self.enc.items():
-            if "aux_down" in name:
-                aux = module(aux)
-            elif "aux_skip" in name:
-                x = skips[-1] = module(aux, residual=skips[-1])
-            elif "aux_residual" in name:
-                x = skips[-1] = aux = (skips[-1] + module(aux)) / math.sqrt(2)
+            _, _, role = name.partition("_")  # "32x32_aux_skip" -> "aux_skip"
+            if role == "conv":
+                skips.append(module(x))
+            elif role == "aux_down":
+                side = module(side)
+            elif role == "aux_skip":
+                skips[-1] = module(side, residual=skips[-1])
+            elif role == "aux_residual":
+                side = (skips[-1] + module(side)) / math.sqrt(2)
+                skips[-1] = side
             else:
-                x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
-                skips.append(x)
+                skips.append(module(skips[-1], emb))
         return skips
 
     def decode(self, skips: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
         x = skips[-1]
-        aux: torch.Tensor | None = None
+        out: torch.Tensor | None = None  # the running output
         for name, module in self.dec.items():
-            if "aux_up" in name:
-                aux = module(aux)
-            elif "aux_norm" in name:
+            _, _, role = name.partition("_")
+            if role == "aux_up":
+                out = module(out)
+            elif role == "aux_norm":
                 normed = module(x, silu=True)
-            elif "aux_conv" in name:
-                aux = module(normed, residual=aux)
+            elif role == "aux_conv":
+                out = module(normed, residual=out)
+            elif role.startswith("block"):
+                x = module(torch.cat((x, skips.pop()), 1), emb)
             else:
-                if "_block" in name:
-                    x = torch.cat([x, skips.pop()], dim=1)
                 x = module(x, emb)
-        assert aux is not None
-        return aux
+        assert out is not None
+        return out

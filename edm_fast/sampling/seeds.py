@@ -57,7 +57,11 @@ class StackedRandomGenerator:
     """
 
     def __init__(self, device: torch.device | str, seeds: Iterable[int]) -> None:
-        self.generators = [torch.Generator(device).manual_seed(int(seed) % (1 << 32)) for seed in seeds]
+        self.generators = []
+        for seed in seeds:
+            generator = torch.Generator(device)
+            generator.manual_seed(int(seed) % 2**32)
+            self.generators.append(generator)
 
     def _check(self, size: Sequence[int]) -> None:
         if len(size) == 0 or size[0] != len(self.generators):
@@ -72,7 +76,8 @@ class StackedRandomGenerator:
 
     def randn_like(self, input: Tensor) -> Tensor:
         """Standard normals in the shape, dtype, layout and device of `input`."""
-        return self.randn(input.shape, dtype=input.dtype, layout=input.layout, device=input.device)
+        like = {name: getattr(input, name) for name in ("dtype", "layout", "device")}
+        return self.randn(input.shape, **like)
 
     def randint(self, *bounds: int, size: Sequence[int], **kwargs: Any) -> Tensor:
         """randint(high, size=...) or randint(low, high, size=...): integers from [low, high)."""
