@@ -29,8 +29,11 @@ def init(device: torch.device | str = "cpu") -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group, if one was joined; every rank must come here."""
     if dist.is_initialized():
+        # gloo's threads may still be dropping tensors of the last call, for which they need the interpreter that the
+        # group's destructor would hold while it waits for them (seen with torch 2.6): a barrier lets them finish
+        dist.barrier()
         dist.destroy_process_group()
 
 
