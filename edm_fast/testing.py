@@ -145,6 +145,7 @@ def _attention_cases() -> Iterator[Case]:
     for layout in LAYOUTS:
         yield case(f"odd_{layout}", 2, 5, 3, 7, 3, layout)
     yield case("one_pixel", 2, 4, 1, 1, 2)
+    yield case("batch_0", 0, 4, 3, 3, 2)
 
 
 def _conv(shape: tuple[int, ...], out: int, k: int, *tail: str, layout: str = "contiguous", **kwargs: Any) -> Callable:

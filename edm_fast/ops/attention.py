@@ -52,7 +52,7 @@ def reference(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
     """Attention output (N, heads C, H, W) from interleaved qkv (N, 3 heads C, H, W)."""
     n, channels, *spatial = qkv.shape
     head = channels // (3 * num_heads)
-    q, k, v = qkv.reshape(n * num_heads, head, 3, -1).unbind(2)  # each (N heads, C, HW)
+    q, k, v = qkv.reshape(n * num_heads, head, 3, math.prod(spatial)).unbind(2)  # each (N heads, C, HW)
     a = torch.einsum("nqk,nck->ncq", attention_weights(q, k), v)
     return a.reshape(n, num_heads * head, *spatial)
 

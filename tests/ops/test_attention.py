@@ -22,7 +22,7 @@ def defined(qkv, heads):
             for pixel in range(h * w):
                 weights = torch.softmax(q[:, pixel] @ k / math.sqrt(size), dim=0)
                 out[image, head * size : (head + 1) * size, pixel] = v @ weights
-    return out.reshape(n, -1, h, w)
+    return out.reshape(n, heads * size, h, w)
 
 
 @pytest.mark.parametrize("case", op_checks.cases("attention", real=False))
