@@ -10,7 +10,7 @@ from typing import Any
 from edm_fast.errors import UserError
 from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
 
-# far above anything published, far below anything that would exhaust memory while building
+# far above anything published; together they may still ask for more memory than there is
 _LIMITS = {
     "img_resolution": 4096,
     "img_channels": 1024,
@@ -22,6 +22,7 @@ _LIMITS = {
     "num_blocks": 64,
     "M": 20_000,
 }
+_PROBABILITIES = ("dropout", "label_dropout")
 _MAY_BE_ZERO = ("label_dim", "augment_dim", "num_blocks")
 _LISTS = {"channel_mult": int, "attn_resolutions": int, "resample_filter": float}
 _FROM_PRECOND = ("img_resolution", "in_channels", "out_channels", "label_dim")
@@ -59,6 +60,9 @@ def _checked(name: str, value: Any) -> Any:
     elif name.endswith("_type"):
         if not isinstance(value, str):
             expected = "a name"
+    elif name in _PROBABILITIES:
+        if not _is_number(value) or not 0 <= value <= 1:
+            expected = "a probability from 0 to 1"
     elif not _is_number(value):
         expected = "a number"
     if expected is not None:

@@ -134,7 +134,9 @@ def _advance(net: Any, x_hat: Tensor, x: Tensor, stage: Stage, labels: Tensor | 
 def _denoise(net: Any, x: Tensor, at: Slope, labels: Tensor | None) -> Tensor:
     # filled on the device: no copy from the host, so no wait
     sigma = torch.full((), at.sigma, dtype=torch.float64, device=x.device)
-    return net(x if at.s == 1 else x / at.s, sigma, labels).to(torch.float64)
+    # divided by a tensor: CUDA would multiply by the rounded inverse of a number
+    scaled = x if at.s == 1 else x / torch.full((), at.s, dtype=torch.float64, device=x.device)
+    return net(scaled, sigma, labels).to(torch.float64)
 
 
 def check(steps: Sequence[Step]) -> None:
@@ -176,5 +178,7 @@ def round_sigma(net: Any, sigmas: Tensor) -> Tensor:
 
 def churn(sigmas: Tensor, num_steps: int, S_churn: float, S_min: float, S_max: float) -> Tensor:
     """gamma_i = min(S_churn / N, sqrt(2) - 1) where S_min <= sigma_i <= S_max, else 0. Alg. 2, line 4. (N,)"""
+    if not S_churn >= 0:
+        raise UserError(f"S_churn is {S_churn}; expected a number of at least 0")
     gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
     return gamma * ((sigmas >= S_min) & (sigmas <= S_max)).to(torch.float64)

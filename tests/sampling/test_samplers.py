@@ -134,6 +134,8 @@ def test_an_empty_batch_stays_empty():
 
 
 BAD = [
+    ({"S_churn": -1}, "S_churn"),
+    ({"S_churn": math.nan}, "S_churn"),
     ({"num_steps": 1}, "num_steps"),
     ({"num_steps": 0}, "num_steps"),
     ({"num_steps": 2.5}, "num_steps"),
