@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 # (entry id, array name, bit-identical, largest error relative to the largest value) of each float comparison so far
 results: list[tuple[str, str, bool, float]] = []
@@ -99,3 +100,13 @@ def check(entry: Entry, name: str, got: Any, want: Any = None) -> None:
     worst = int(np.argmax(error - bound))
     ok = np.all(error <= bound)  # false for nan, too
     assert ok, f"{entry['id']}:{name}: |{got[worst]} - {want[worst]}| = {error[worst]:.3g} > {bound[worst]:.3g}"
+
+
+def heads(tensors: Iterable[Any], columns: int = 8) -> np.ndarray:
+    """(n, columns) as the golden head rows: sum, sum of absolute values and the first values of each, NaN-padded."""
+    flat = [torch.as_tensor(tensor).detach().double().flatten() for tensor in tensors]
+    out = np.full([len(flat), columns], np.nan)
+    for row, values in zip(out, flat, strict=True):
+        row[:2] = values.sum(), values.abs().sum()
+        row[2 : 2 + len(values)] = values[: columns - 2]
+    return out

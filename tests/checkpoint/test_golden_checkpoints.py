@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,16 +22,6 @@ def expects(what):
 
 def file_of(entry):
     return g.path(entry, entry["config"]["file"])
-
-
-def rows(tensors):
-    """Sum, sum of absolute values and the first six values of each tensor, NaN-padded."""
-    out = np.full([len(tensors), 8], np.nan)
-    for row, tensor in zip(out, tensors, strict=True):
-        flat = torch.as_tensor(tensor).double().flatten()
-        row[:2] = flat.sum(), flat.abs().sum()
-        row[2 : 2 + min(len(flat), 6)] = flat[:6]
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +74,7 @@ def test_golden_load(entry, outcomes):
     digests = {k: [list(t.shape), hashlib.sha256(t.numpy().tobytes()).hexdigest()[:16]] for k, t in state.items()}
     assert digests == config["state_dict"]
     assert list(state) == arrays["head_keys"].tolist()
-    g.check(entry, "head_rows", rows(list(state.values())))
+    g.check(entry, "head_rows", g.heads(state.values()))
 
     inputs = {k.removeprefix("in/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("in/")}
     with torch.no_grad():
@@ -109,13 +98,13 @@ def test_golden_training_state(entry):
     state = checkpoint.load_training_state(file_of(entry))
     assert (state["class_name"], state["init_kwargs"]) == (config["class"], config["kwargs"])
     assert list(state["net"]) == arrays["net_keys"].tolist()
-    g.check(entry, "net_rows", rows(list(state["net"].values())))
+    g.check(entry, "net_rows", g.heads(state["net"].values()))
 
     adam = state["optimizer_state"]
     assert sorted(adam["state"]) == config["params_with_state"]
     found = {f"{index}/{name}": value for index, part in adam["state"].items() for name, value in part.items()}
     assert sorted(found) == sorted(arrays["adam_keys"].tolist())
-    g.check(entry, "adam_rows", rows([found[key] for key in arrays["adam_keys"]]))
+    g.check(entry, "adam_rows", g.heads([found[key] for key in arrays["adam_keys"]]))
     for got, want in zip(adam["param_groups"], config["param_groups"], strict=True):
         assert {k: list(v) if isinstance(v, tuple) else v for k, v in got.items() if k != "params"} == want
 
