@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common.h"
+#include "conv2d.h"
 #include "group_norm_silu.h"
 #include "solver_update.h"
 #include "upfirdn.h"
@@ -63,6 +64,18 @@ static GroupNormSilu group_norm_silu(int dtype, Address x, Address y, Address st
             eps, silu, channels_last};
 }
 
+static Conv2d conv2d(int dtype, Address y, Address x, Address x2, Address weight, Address bias, Address residual,
+                     const std::vector<int64_t>& sizes, double scale, int algorithm) {
+    if (sizes.size() != 9) check("conv2d", kBadArgument);
+    return {dtype, algorithm, (void*)y, {(void*)x, (void*)x2}, (void*)weight, (void*)bias, (void*)residual,
+            sizes[0], sizes[1], sizes[2], {sizes[3], sizes[4]}, sizes[5], sizes[6], sizes[7], sizes[8], scale};
+}
+
+static Conv2dPack conv2d_pack(int dtype, Address packed, Address weight, int64_t out, int64_t in, int64_t kernel,
+                              bool transposed, int algorithm) {
+    return {dtype, algorithm, (void*)packed, (void*)weight, out, in, kernel, transposed};
+}
+
 // m.def of one native function: its maker's arguments, then (isa, threads) on the CPU or (device, stream) on a GPU
 template <typename S, typename... Args, typename P, typename Q>
 static void define(py::module_& m, const std::string& name, S (*make)(Args...), int (*run)(const S&, P, Q)) {
@@ -79,6 +92,9 @@ PYBIND11_MODULE(_C, m) {
     m.attr("BEST_ISA") = best_isa();
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
+    m.def("conv2d_packed_size", conv2d_packed_size);
+    define(m, "conv2d_pack_cpu", conv2d_pack, conv2d_pack_cpu);
+    define(m, "conv2d_fwd_cpu", conv2d, conv2d_fwd_cpu);
     define(m, "group_norm_silu_fwd_cpu", group_norm_silu, group_norm_silu_fwd_cpu);
     define(m, "group_norm_silu_bwd_cpu", group_norm_silu, group_norm_silu_bwd_cpu);
     define(m, "solver_update_fwd_cpu", solver_update, solver_update_fwd_cpu);

@@ -1,0 +1,40 @@
+// conv2d: y = (weight * [x0, x1] + bias + residual) scale, square kernel 1 or 3, zero padding, channels last.
+#pragma once
+
+#include "common.h"
+
+namespace edm {
+
+// How the products are taken. Winograd (Lavin & Gray 2016): tiles of 2x2 or 4x4 outputs from 16 or 36 products a channel
+// pair, where the direct sum takes 36 or 144.
+enum ConvAlgorithm : int { kDirect = 0, kWinograd2 = 2, kWinograd4 = 4 };
+
+struct Conv2d {
+    int dtype;                    // float32
+    int algorithm;
+    void* y_ptr;                  // (n, h + 2 padding - kernel + 1, likewise w, out)
+    const void* x_ptr[2];         // (n, h, w, channels[i]); the second may be null: the images' channels side by side
+    const void* weight_ptr;       // as conv2d_pack_cpu leaves it for this algorithm
+    const void* bias_ptr;         // (bias_rows, out), or null: one row for all images, or one for each
+    const void* residual_ptr;     // as y, or null
+    int64_t n, h, w, channels[2], out;
+    int64_t kernel, padding;
+    int64_t bias_rows;
+    double scale;
+};
+
+struct Conv2dPack {
+    int dtype;
+    int algorithm;
+    void* packed_ptr;             // conv2d_packed_size elements
+    const void* weight_ptr;       // (out, in, kernel, kernel), contiguous
+    int64_t out, in, kernel;
+    bool transposed;              // pack the adjoint, as if weight[i, o] had been flipped in both axes: (in, out) swap
+};
+
+// floats of a packed weight, or -1 where the algorithm has none for this kernel
+int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel);
+int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads);
+int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads);
+
+}  // namespace edm

@@ -1,0 +1,140 @@
+// Cuts a convolution into blocks of outputs (tiles of them for Winograd) times ranges of output channels, of which each
+// thread takes some. How the work is cut never changes a sum, so neither the number of threads nor the batch does.
+#include "../conv2d.h"
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace edm {
+namespace {
+
+struct Place {
+    int64_t n, y, x;  // first output of a tile
+};
+
+// outputs of all images in a row, grouped in tiles of `tile` squared
+struct Cut {
+    int64_t oh, ow, tile, tiles_y, tiles_x, total;
+    explicit Cut(const Conv2d& s)
+        : oh(s.h + 2 * s.padding - s.kernel + 1), ow(s.w + 2 * s.padding - s.kernel + 1),
+          tile(s.algorithm == kDirect ? 1 : s.algorithm), tiles_y((oh + tile - 1) / tile),
+          tiles_x((ow + tile - 1) / tile), total(s.n * tiles_y * tiles_x) {}
+    Place place(int64_t t) const {
+        return {t / (tiles_x * tiles_y), t / tiles_x % tiles_y * tile, t % tiles_x * tile};
+    }
+};
+
+// floats from one row of a matrix to the next: rows a power of two apart would share few sets of the first-level cache
+constexpr int64_t row_pitch(int64_t depth) { return (depth + 15) / 16 * 16 + 16; }
+
+}  // namespace
+}  // namespace edm
+#define EDM_BODY "_conv2d.inc"
+#include "_foreach_isa.h"
+
+namespace edm {
+namespace {
+
+constexpr int64_t kPanel = 32;
+constexpr int64_t kScratch = 224 * 1024;  // floats of transformed input that a block aims at: they should stay in L2
+
+int64_t panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
+
+// planes of a packed weight: positions of the kernel, or products of a tile
+int64_t planes(int algorithm, int64_t kernel) {
+    if (algorithm == kDirect && (kernel == 1 || kernel == 3)) return kernel * kernel;
+    if (kernel == 3 && algorithm == kWinograd2) return 16;
+    if (kernel == 3 && algorithm == kWinograd4) return 36;
+    return -1;
+}
+
+// A block of memory that each thread keeps: allocating megabytes at each call would cost page faults
+float* scratch_of(int64_t floats) {
+    struct Free {
+        void operator()(float* p) const { std::free(p); }
+    };
+    static thread_local std::unique_ptr<float, Free> kept;
+    static thread_local int64_t size = 0;
+    if (size < floats) {
+        kept.reset(), size = 0;
+        const size_t bytes = (size_t(floats) * sizeof(float) + 4095) / 4096 * 4096;
+        kept.reset(static_cast<float*>(std::aligned_alloc(4096, bytes)));
+        if (!kept) throw std::bad_alloc();
+        size = floats;
+    }
+    return kept.get();
+}
+
+void pack_panel(const Conv2dPack& s, int64_t panel, int64_t count, int64_t out, int64_t in) {
+    float* packed = static_cast<float*>(s.packed_ptr) + panel * count * in * kPanel;
+    const float* weight = static_cast<const float*>(s.weight_ptr);
+    const int64_t area = s.kernel * s.kernel;
+    for (int64_t i = 0; i < in; ++i)
+        for (int64_t k = 0; k < kPanel; ++k) {
+            const int64_t o = panel * kPanel + k;
+            double u[36] = {};
+            if (o < out) {
+                const float* g = weight + (s.transposed ? i * out + o : o * in + i) * area;
+                if (s.algorithm == kWinograd4) portable::transform_weights<4>(g, s.transposed, u);
+                else if (s.algorithm == kWinograd2) portable::transform_weights<2>(g, s.transposed, u);
+                else
+                    for (int64_t j = 0; j < area; ++j) u[j] = g[s.transposed ? area - 1 - j : j];
+            }
+            for (int64_t j = 0; j < count; ++j) packed[(j * in + i) * kPanel + k] = float(u[j]);
+        }
+}
+
+bool fits(const Conv2d& s, int isa) {
+    return s.n >= 0 && s.h > 0 && s.w > 0 && s.channels[0] > 0 && s.channels[1] >= 0 && s.out > 0 && s.padding >= 0 &&
+           planes(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
+           (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
+           (s.x_ptr[1] != nullptr) == (s.channels[1] > 0) && isa <= best_isa();
+}
+
+}  // namespace
+
+int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel) {
+    const int64_t count = planes(algorithm, kernel);
+    return count < 0 ? -1 : panels(out) * count * in * kPanel;
+}
+
+int conv2d_pack_cpu(const Conv2dPack& s, int, int threads) {
+    const int64_t count = planes(s.algorithm, s.kernel);
+    if (s.dtype != kFloat32) return kBadType;
+    if (count < 0 || s.out < 1 || s.in < 1) return kBadArgument;
+    const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
+    parallel_for(panels(out), 1, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) pack_panel(s, panel, count, out, in);
+    });
+    return kOk;
+}
+
+int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
+    if (s.dtype != kFloat32) return kBadType;
+    if (!fits(s, isa)) return kBadArgument;
+    if (s.n == 0) return kOk;
+    const Cut cut(s);
+    const int64_t depth = s.channels[0] + s.channels[1], pitch = row_pitch(depth), count = planes(s.algorithm, s.kernel);
+    const bool tiled = s.algorithm != kDirect;
+    // as many tiles as keep the second-level cache, in multiples of the rows that the registers hold
+    int64_t block = tiled ? std::max<int64_t>(12, kScratch / (count * pitch) / 12 * 12) : 48;
+    // equal blocks, and no fewer than threads
+    const int64_t wanted = std::max<int64_t>((cut.total + block - 1) / block, std::min<int64_t>(threads, cut.total / 8));
+    block = (cut.total + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1);
+    const int64_t blocks = (cut.total + block - 1) / block;
+    const int64_t parts = std::min(panels(s.out), std::max<int64_t>(1, (threads + blocks - 1) / blocks));
+    const int64_t floats = tiled ? count * block * (pitch + kPanel) : depth + 16 * kPanel;
+    parallel_for(blocks * parts, 1, threads, [&](int64_t begin, int64_t end) {
+        float* scratch = scratch_of(floats);
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t first = item / parts * block, part = item % parts;
+            EDM_DISPATCH(isa, convolve(s, cut, first, std::min(first + block, cut.total), panels(s.out) * part / parts,
+                                       panels(s.out) * (part + 1) / parts, scratch));
+        }
+    });
+    return kOk;
+}
+
+}  // namespace edm
