@@ -1,4 +1,4 @@
-// conv2d: y = (weight * [x0, x1] + bias + residual) scale, square kernel 1 or 3, zero padding, channels last.
+// conv2d: y = (weight * x + bias + residual) scale, square kernel 1 or 3, zero padding, channels last.
 #pragma once
 
 #include "common.h"
@@ -13,13 +13,14 @@ struct Conv2d {
     int dtype;                    // float32
     int algorithm;
     void* y_ptr;                  // (n, h + 2 padding - kernel + 1, likewise w, out)
-    const void* x_ptr[2];         // (n, h, w, channels[i]); the second may be null: the images' channels side by side
+    const void* x_ptr;            // (n, h, w, in)
     const void* weight_ptr;       // as conv2d_pack_cpu leaves it for this algorithm
     const void* bias_ptr;         // (bias_rows, out), or null: one row for all images, or one for each
     const void* residual_ptr;     // as y, or null
-    int64_t n, h, w, channels[2], out;
+    int64_t n, h, w, in, out;
     int64_t kernel, padding;
     int64_t bias_rows;
+    int64_t y_pitch, x_pitch, residual_pitch;  // elements from pixel to pixel: an image may be part of a wider one
     double scale;
 };
 

@@ -87,10 +87,11 @@ void pack_panel(const Conv2dPack& s, int64_t panel, int64_t count, int64_t out, 
 }
 
 bool fits(const Conv2d& s, int isa) {
-    return s.n >= 0 && s.h > 0 && s.w > 0 && s.channels[0] > 0 && s.channels[1] >= 0 && s.out > 0 && s.padding >= 0 &&
+    return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
            planes(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
-           (s.x_ptr[1] != nullptr) == (s.channels[1] > 0) && isa <= best_isa();
+           s.x_pitch >= s.in && s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
+           isa <= best_isa();
 }
 
 }  // namespace
@@ -116,7 +117,7 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     if (!fits(s, isa)) return kBadArgument;
     if (s.n == 0) return kOk;
     const Cut cut(s);
-    const int64_t depth = s.channels[0] + s.channels[1], pitch = row_pitch(depth), count = planes(s.algorithm, s.kernel);
+    const int64_t pitch = row_pitch(s.in), count = planes(s.algorithm, s.kernel);
     const bool tiled = s.algorithm != kDirect;
     // as many tiles as keep the second-level cache, in multiples of the rows that the registers hold
     int64_t block = tiled ? std::max<int64_t>(12, kScratch / (count * pitch) / 12 * 12) : 48;
@@ -125,7 +126,7 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     block = (cut.total + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1);
     const int64_t blocks = (cut.total + block - 1) / block;
     const int64_t parts = std::min(panels(s.out), std::max<int64_t>(1, (threads + blocks - 1) / blocks));
-    const int64_t floats = tiled ? count * block * (pitch + kPanel) : depth + 16 * kPanel;
+    const int64_t floats = tiled ? count * block * (pitch + kPanel) : s.in + 16 * kPanel;
     parallel_for(blocks * parts, 1, threads, [&](int64_t begin, int64_t end) {
         float* scratch = scratch_of(floats);
         for (int64_t item = begin; item < end; ++item) {
