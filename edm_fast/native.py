@@ -15,7 +15,7 @@ import torch  # first: the compiled part looks for torch's thread pool when it n
 
 from edm_fast.errors import UserError
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 DTYPES = {torch.float32: 0, torch.float64: 1}  # codes of csrc/common.h
 
 lib: Any = None

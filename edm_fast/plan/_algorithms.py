@@ -21,10 +21,21 @@ import torch
 from edm_fast import native
 from edm_fast.files import atomic_write, cache_folder
 
-DIRECT, WINOGRAD2, WINOGRAD4 = 0, 2, 4  # codes of csrc/conv2d.h
-NAMES = {DIRECT: "direct", WINOGRAD2: "winograd2", WINOGRAD4: "winograd4"}
+DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14  # codes of csrc/conv2d.h
+NAMES = {
+    DIRECT: "direct",
+    WINOGRAD2: "winograd2",
+    WINOGRAD4: "winograd4",
+    INT16: "int16",
+    WINOGRAD4_INT16: "winograd4-int16",
+}
 # the error of F(2x2) is that of the direct sum or less; F(4x4) is within three times of it (benchmarks/NOTES.md)
-ALLOWED = {"exact": (DIRECT, WINOGRAD2), "fp32": (DIRECT, WINOGRAD2, WINOGRAD4)}
+# integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
+ALLOWED: dict[str, tuple[int, ...]] = {
+    "exact": (DIRECT, WINOGRAD2),
+    "fp32": (DIRECT, WINOGRAD2, WINOGRAD4),
+    "bf16": (DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16),
+}
 ROUNDS = 3
 VERSION = 1  # of the kernels: another one makes old measurements void
 
@@ -68,11 +79,18 @@ class Measured:
         self.folder = folder
 
     def __call__(self, shape: Shape) -> int:
-        allowed = [a for a in self.allowed if native.lib.conv2d_packed_size(a, 1, 1, shape.kernel) > 0]
+        allowed = [a for a in self.allowed if fits(a, shape)]
         if len(allowed) == 1:
             return allowed[0]
         costs = table(self.folder or cache_folder()).costs(shape, allowed)
         return min(allowed, key=lambda a: costs[a])
+
+
+def fits(algorithm: int, shape: Shape) -> bool:
+    """Whether the kernels have this algorithm for the shape."""
+    if native.lib.conv2d_packed_size(algorithm, 1, 1, shape.kernel) < 0:
+        return False
+    return algorithm not in (INT16, WINOGRAD4_INT16) or (shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1)
 
 
 class Table:

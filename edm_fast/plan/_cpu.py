@@ -170,7 +170,7 @@ class _Builder:
         kernel = weight.shape[-1]
         padding = kernel // 2 if k.get("padding") is None else k["padding"]
         shape = Shape(n, channels, h, w, weight.shape[0], kernel, padding)
-        algorithm = self.choose(shape) if kernel == 3 else DIRECT
+        algorithm = self.choose(shape) if node.kind == "conv2d" else DIRECT
         self.program.algorithms[shape] = algorithm
         packed = self.weights(weight, algorithm)
         bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
