@@ -26,11 +26,18 @@ class BackendError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One implementation of an op; `forward` and `reason` share the signature of the op's reference."""
+    """One implementation of an op; its functions share the signature of the op's reference.
+
+    `reason` says why it cannot take a call; `slower` why it could but would not be faster, and is not asked where the
+    backend was requested by name. Its error against float64 stays within `budget` times that of the reference, and a
+    floor of four roundings.
+    """
 
     forward: Callable[..., Any]
     reason: Callable[..., str | None]
     differentiable: bool = False
+    slower: Callable[..., str | None] | None = None
+    budget: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +154,10 @@ class Op:
                 raise BackendError(f"{self.name}: backend {request!r} was requested, but {reason}")
             return Choice(self.name, request, {})
         reasons: dict[str, str] = {}
-        for name in self.candidates:
+        for name, candidate in self.candidates.items():
             reason = self._reason(name, args, kwargs)
+            if reason is None and candidate.slower is not None:
+                reason = candidate.slower(*args, **kwargs)
             if reason is None:
                 return Choice(self.name, name, reasons)
             reasons[name] = reason

@@ -217,11 +217,13 @@ def outputs(result: Any) -> list[torch.Tensor]:
     return [t for t in (result if isinstance(result, tuple) else (result,)) if t is not None]
 
 
-def errors(function: Callable[..., Any], reference: Callable[..., Any], call: Call) -> list[tuple[float, float, float]]:
+def errors(
+    function: Callable[..., Any], reference: Callable[..., Any], call: Call, factor: float = 2.0
+) -> list[tuple[float, float, float]]:
     """For each output: (error of `function`, error budget, largest value), against `reference` in float64.
 
-    Budget: twice the error of the reference in the dtype of the inputs, and a floor of four roundings of the largest
-    value.
+    Budget: `factor` times the error of the reference in the dtype of the inputs, and a floor of four roundings of the
+    largest value.
     """
     args, kwargs = call
     got, plain = outputs(function(*args, **kwargs)), outputs(reference(*args, **kwargs))
@@ -233,14 +235,14 @@ def errors(function: Callable[..., Any], reference: Callable[..., Any], call: Ca
             continue
         size = e.abs().max().item()
         floor = 4 * torch.finfo(g.dtype).eps * size
-        table.append(((g - e).abs().max().item(), 2 * (p - e).abs().max().item() + floor, size))
+        table.append(((g - e).abs().max().item(), factor * (p - e).abs().max().item() + floor, size))
     return table
 
 
-def check(function: Callable[..., Any], reference: Callable[..., Any], call: Call) -> None:
+def check(function: Callable[..., Any], reference: Callable[..., Any], call: Call, factor: float = 2.0) -> None:
     """`function` keeps the error budget, writes all of its output, and gives the same bits twice."""
     with torch.no_grad(), poisoned():
-        for error, budget, _ in errors(function, reference, call):
+        for error, budget, _ in errors(function, reference, call, factor):
             assert error <= budget, f"error {error:.3g} against float64, budget {budget:.3g}"  # false for nan, too
         first, second = (outputs(function(*call[0], **call[1])) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second)), "two runs differ"

@@ -35,9 +35,12 @@ def cases(op: str, **where: bool) -> list[Any]:
 
 
 def forward(op: str, name: str, case: testing.Case, dtype: torch.dtype) -> None:
-    testing.check(forced(op, name), backend.ops()[op].reference, case.inputs(dtype, BACKENDS[name]))
+    found = backend.ops()[op]
+    call, budget = case.inputs(dtype, BACKENDS[name]), found.candidates[name].budget
+    testing.check(forced(op, name), found.reference, call, budget)
 
 
 def gradient(op: str, name: str, case: testing.Case, dtype: torch.dtype) -> None:
-    function, reference = testing.gradients(forced(op, name)), testing.gradients(backend.ops()[op].reference)
-    testing.check(function, reference, case.inputs(dtype, BACKENDS[name]))
+    found = backend.ops()[op]
+    function, reference = testing.gradients(forced(op, name)), testing.gradients(found.reference)
+    testing.check(function, reference, case.inputs(dtype, BACKENDS[name]), found.candidates[name].budget)

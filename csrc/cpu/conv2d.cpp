@@ -81,32 +81,6 @@ int64_t plane_floats(int algorithm, int64_t in) {
     return int16_products(algorithm) ? portable::int16_panel(in) : in * kPanel;
 }
 
-// u: the planes of one filter
-void transform_filter(const Conv2dPack& s, const float* g, double* u) {
-    const int64_t area = s.kernel * s.kernel;
-    if (tile_of(s.algorithm) == 4) portable::transform_weights<4>(g, s.transposed, u);
-    else if (tile_of(s.algorithm) == 2) portable::transform_weights<2>(g, s.transposed, u);
-    else
-        for (int64_t j = 0; j < area; ++j) u[j] = g[s.transposed ? area - 1 - j : j];
-}
-
-void pack_panel(const Conv2dPack& s, int64_t panel, int64_t count, int64_t out, int64_t in) {
-    const int64_t floats = plane_floats(s.algorithm, in);
-    float* packed = static_cast<float*>(s.packed_ptr) + panel * count * floats;
-    const float* weight = static_cast<const float*>(s.weight_ptr);
-    const bool small = int16_products(s.algorithm);
-    std::vector<float> planes(small ? size_t(count * in * kPanel) : 0);
-    float* to = small ? planes.data() : packed;
-    for (int64_t i = 0; i < in; ++i)
-        for (int64_t k = 0; k < kPanel; ++k) {
-            const int64_t o = panel * kPanel + k;
-            double u[36] = {};
-            if (o < out) transform_filter(s, weight + (s.transposed ? i * out + o : o * in + i) * s.kernel * s.kernel, u);
-            for (int64_t j = 0; j < count; ++j) to[(j * in + i) * kPanel + k] = float(u[j]);
-        }
-    for (int64_t j = 0; small && j < count; ++j) portable::pack_int16(to + j * in * kPanel, in, packed + j * floats);
-}
-
 // floats of one row of a transformed tile or of a pixel, as the products read it
 int64_t row_floats(const Conv2d& s) {
     return int16_products(s.algorithm) ? portable::int16_pitch(s.in) / 2 : row_pitch(s.in);
@@ -138,13 +112,14 @@ int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kerne
     return count < 0 ? -1 : panels(out) * count * plane_floats(algorithm, in);
 }
 
-int conv2d_pack_cpu(const Conv2dPack& s, int, int threads) {
+int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
     const int64_t count = planes(s.algorithm, s.kernel);
     if (s.dtype != kFloat32) return kBadType;
+    if (isa > best_isa()) return kBadArgument;
     if (count < 0 || s.out < 1 || s.in < 1 || (int16_products(s.algorithm) && s.in > kMostInt16)) return kBadArgument;
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
     parallel_for(panels(out), 1, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t panel = begin; panel < end; ++panel) pack_panel(s, panel, count, out, in);
+        for (int64_t panel = begin; panel < end; ++panel) EDM_DISPATCH(isa, pack_panel(s, panel, count, out, in));
     });
     return kOk;
 }

@@ -62,7 +62,8 @@ def _distance(got: Any, exact: Any) -> tuple[float, float]:
 
 
 def self_test(calls: Callable[..., dict[str, Call]] = representative_calls) -> list[dict[str, Any]]:
-    """Each backend that can run here against float64. Budget: twice the reference's error plus four roundings."""
+    """Each backend that can run here against float64. Budget: the candidate's multiple of the reference's error
+    plus four roundings."""
     rows = []
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
@@ -77,7 +78,8 @@ def self_test(calls: Callable[..., dict[str, Call]] = representative_calls) -> l
                             error, _ = _distance(op(*args, **kwargs), exact)
                         except backend.BackendError:
                             continue  # not for this device or dtype; the table of ops says why
-                    budget = 2 * plain + 4 * torch.finfo(dtype).eps * size
+                    factor = 2.0 if candidate == "reference" else op.candidates[candidate].budget
+                    budget = factor * plain + 4 * torch.finfo(dtype).eps * size
                     row = {"op": name, "backend": candidate, "device": device, "dtype": str(dtype).split(".")[1]}
                     rows.append({**row, "error": error, "budget": budget, "ok": error <= budget})
     return rows

@@ -8,10 +8,13 @@ Weight and bias are cast to the dtype of x.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from edm_fast.backend import Op
+from edm_fast import native
+from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
 
@@ -63,4 +66,198 @@ def check(
         raise UserError(f"{op}: emb has shape {tuple(emb.shape)}; expected {(x.shape[0], outputs)}")
 
 
-conv2d = Op("conv2d", reference, check)
+# The native op: images channels last, `rows` (0, 1 or N, O) the sum of bias and embedding. Its backward gives dx, or all
+# that depends on dy scale: the residual has this gradient itself, the rows its sums.
+_library = torch.library.Library("edm_fast", "FRAGMENT")
+_tail = "Tensor? rows, Tensor? residual, float scale, int padding"
+_library.define(f"conv2d(Tensor x, Tensor weight, {_tail}) -> Tensor")
+_library.define("conv2d_adjoint(Tensor dy, Tensor weight, int padding) -> Tensor")
+
+WINOGRAD4 = 4  # code of csrc/conv2d.h
+FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
+
+
+def _algorithm(kernel: int) -> int:
+    return WINOGRAD4 if kernel == 3 else 0
+
+
+def _last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _images(n: int, c: int, h: int, w: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.empty((n, c, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rows: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    scale: float,
+    padding: int,
+    transposed: bool,
+) -> torch.Tensor:
+    outputs, inputs, k, _ = weight.shape
+    x, algorithm = _last(x), _algorithm(k)
+    packed_for = (inputs, outputs) if transposed else (outputs, inputs)
+    n, _, h, w = x.shape
+    y = _images(n, packed_for[0], h + 2 * padding - k + 1, w + 2 * padding - k + 1, x)
+    if y.numel() == 0:
+        return y
+    packed = x.new_empty(native.lib.conv2d_packed_size(algorithm, *packed_for, k))
+    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, k, transposed, algorithm)
+    rows = None if rows is None else rows.contiguous()
+    residual = None if residual is None else _last(residual)
+    channels = y.shape[1]
+    sizes = (n, h, w, x.shape[1], channels, k, padding, 0 if rows is None else rows.shape[0])
+    pitches = (channels, x.shape[1], channels)
+    native.call(
+        "conv2d_fwd_cpu",
+        y,
+        x,
+        packed,
+        rows,
+        residual,
+        (*sizes, *pitches),
+        scale,
+        algorithm,
+        layout=torch.channels_last,
+    )
+    return y
+
+
+def _forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rows: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    scale: float,
+    padding: int,
+) -> torch.Tensor:
+    return _convolve(x, weight, rows, residual, scale, padding, transposed=False)
+
+
+def _adjoint(dy: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+    return _convolve(dy, weight, None, None, 1.0, weight.shape[-1] - 1 - padding, transposed=True)
+
+
+def _fake_forward(x: torch.Tensor, weight: torch.Tensor, *tail: Any) -> torch.Tensor:
+    grow = 2 * tail[-1] - weight.shape[-1] + 1
+    return _images(x.shape[0], weight.shape[0], x.shape[2] + grow, x.shape[3] + grow, x)
+
+
+def _fake_adjoint(dy: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+    grow = weight.shape[-1] - 1 - 2 * padding
+    return _images(dy.shape[0], weight.shape[1], dy.shape[2] + grow, dy.shape[3] + grow, dy)
+
+
+_library.impl("conv2d", _forward, "CPU")
+_library.impl("conv2d_adjoint", _adjoint, "CPU")
+torch.library.register_fake("edm_fast::conv2d", _fake_forward, lib=_library)
+torch.library.register_fake("edm_fast::conv2d_adjoint", _fake_adjoint, lib=_library)
+
+
+def _weight_gradient(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+    """torch's own: the sum over pixels leaves Winograd's transform little to save."""
+    k = [padding] * 2
+    mask = (False, True, False)
+    grads = torch.ops.aten.convolution_backward(dy, x, weight, None, [1, 1], k, [1, 1], False, [0, 0], 1, mask)
+    return grads[1]
+
+
+class Convolve(torch.autograd.Function):
+    """The native op. Its backward is native once, and the reference's where it is to be differentiated itself."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        x, weight, rows, residual, scale, padding = args
+        ctx.save_for_backward(x, weight)
+        ctx.rest = (None if rows is None else rows.shape[0], residual is not None, scale, padding)
+        return torch.ops.edm_fast.conv2d(*args)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        rows, residual, scale, padding = ctx.rest
+        dy = dy if scale == 1.0 else dy * scale
+        dx = dweight = drows = None
+        if torch.is_grad_enabled():
+            if ctx.needs_input_grad[0]:
+                dx = F.conv_transpose2d(dy, weight, padding=padding)
+            if ctx.needs_input_grad[1]:
+                dweight = torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=padding)
+        else:
+            dy = _last(dy)
+            if ctx.needs_input_grad[0]:
+                dx = torch.ops.edm_fast.conv2d_adjoint(dy, weight, padding)
+            if ctx.needs_input_grad[1]:
+                dweight = _weight_gradient(dy, _last(x), weight, padding)
+        if ctx.needs_input_grad[2]:
+            drows = dy.sum((2, 3)) if rows == dy.shape[0] else dy.sum((0, 2, 3))[None]
+        return dx, dweight, drows, dy if residual and ctx.needs_input_grad[3] else None, None, None
+
+
+def cpu_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    emb: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int | None = None,
+) -> torch.Tensor:
+    rows = emb if bias is None else bias[None] if emb is None else emb + bias
+    args = (x, weight, rows, residual, float(scale), weight.shape[-1] // 2 if padding is None else padding)
+    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in args[:4]]):
+        return Convolve.apply(*args)
+    return torch.ops.edm_fast.conv2d(*args)
+
+
+def cpu_reason(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    emb: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int | None = None,
+) -> str | None:
+    tensors = [t for t in (x, weight, bias, emb, residual) if t is not None]
+    if any([t.device.type != "cpu" for t in tensors]):
+        return "it needs CPU tensors"
+    if any([t.dtype != torch.float32 for t in tensors]):
+        return f"it takes float32 alone, not {x.dtype}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast wants another dtype"
+    k = weight.shape[-1]
+    if k not in (1, 3):
+        return f"it takes kernels of 1x1 and 3x3, not {k}x{k}"
+    if padding is not None and padding > k - 1:
+        return f"its backward takes a padding of at most {k - 1} for this kernel, not {padding}"
+    return native.cpu_reason()
+
+
+def cpu_slower(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    emb: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int | None = None,
+) -> str | None:
+    n, _, h, w = x.shape
+    if weight.shape[-1] != 3:
+        return "torch is as fast for a 1x1 kernel"
+    if min(weight.shape[:2]) < 16:
+        return "fewer than 16 channels do not repay its transforms"
+    if n * -(-h // 4) * -(-w // 4) < FEW_TILES:
+        return "so few pixels do not repay the transform of the weights"
+    return None
+
+
+# F(4x4) pays for its speed with digits: up to 6 times the largest error of torch's best order of summation, and no more
+# than that of its worst
+cpu = Candidate(cpu_forward, cpu_reason, differentiable=True, slower=cpu_slower, budget=8.0)
+conv2d = Op("conv2d", reference, check, cpu=cpu)
