@@ -28,20 +28,23 @@ class Inputs(NamedTuple):
     labels: torch.Tensor | None  # (N, label_dim) float32
 
 
+def check_name(name: str) -> None:
+    """UserError unless `name` may be a network: "demo", a preset, an address, or something on the disk."""
+    if name not in PRESETS and name != DEMO and not is_url(name) and not (name and Path(name).exists()):
+        raise UserError(f"network {name!r} is no file; expected a checkpoint, {DEMO}, or one of {', '.join(PRESETS)}")
+
+
 def open_network(name: str, device: torch.device | str = "cpu") -> Any:
     """A network in float32 and eval mode: "demo", a preset with fresh weights, or a checkpoint's path or address."""
+    check_name(name)
     if name in PRESETS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net: Any = preset(name).eval().requires_grad_(False)
         randomise(net)
         net = net.to(device)
-    elif name == DEMO:
-        net = load(demo_path(), device=device)
-    elif is_url(name) or Path(name).exists():
-        net = load(name, device=device)
     else:
-        raise UserError(f"network {name!r} is no file; expected a checkpoint, {DEMO}, or one of {', '.join(PRESETS)}")
+        net = load(demo_path() if name == DEMO else name, device=device)
     net.use_fp16 = False
     return net
 

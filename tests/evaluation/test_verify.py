@@ -59,6 +59,22 @@ def test_float64_truth(class_name, model_type):
     assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
 
 
+class Probe(torch.nn.Module):
+    """F(x; c_noise) = x c_noise."""
+
+    def forward(self, x, noise_labels, class_labels=None):
+        return x * noise_labels.reshape(-1, 1, 1, 1)
+
+
+def test_float64_truth_rounds_nothing_to_float32():
+    net = tiny()
+    net.model = Probe()
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor(0.7)
+    s = sigma.item()
+    factor = 0.25 / (s**2 + 0.25) + s * 0.5 / (s**2 + 0.25) * math.log(s) / 4
+    torch.testing.assert_close(_networks.Exact(net)(x, sigma, None), factor * x.double(), rtol=1e-14, atol=0)
+
+
 def test_randomised_networks_have_no_idle_layers():
     with torch.random.fork_rng():
         net = networks.build("EDMPrecond", {"img_resolution": 8, "img_channels": 3, "model_channels": 32})
