@@ -103,6 +103,26 @@ class Exact:
         return c_skip * x + c_out * F_x[:, : self.net.img_channels]
 
 
+class _HalfCore(torch.nn.Module):
+    """A raw network whose weights and images are bfloat16 and channels last."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        noise = copy.deepcopy(model.map_noise)  # frequencies of 8 bits would be other frequencies
+        self.model = copy.deepcopy(model).to(torch.bfloat16, memory_format=torch.channels_last)
+        self.model.map_noise = noise
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.model(x.to(torch.bfloat16, memory_format=torch.channels_last), *args, **kwargs)
+
+
+def half(net: Any) -> Any:
+    """The best of plain PyTorch in bfloat16: weights cast once, no autocast; the preconditioner stays in float32."""
+    copied = copy.copy(net)
+    copied._modules = {**net._modules, "model": _HalfCore(net.model)}
+    return copied
+
+
 def accelerated(net: Any, precision: str) -> Any:
     """edm_fast.accelerate(net, precision); UserError if that cannot be done here."""
     try:

@@ -5,15 +5,13 @@ A row's `build` returns a function of (x, sigma, labels), or raises UserError wi
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from edm_fast.evaluation import _peers
-from edm_fast.evaluation._networks import accelerated
+from edm_fast.evaluation._networks import accelerated, half
 from edm_fast.evaluation._peers import Subject
 
 
@@ -30,26 +28,6 @@ class Row:
 
     def described(self) -> dict[str, str]:
         return {"precision": self.precision, "memory_format": self.memory_format, "compile": self.compile}
-
-
-class _HalfCore(torch.nn.Module):
-    """A raw network whose weights and images are bfloat16 and channels last."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        noise = copy.deepcopy(model.map_noise)  # frequencies of 8 bits would be other frequencies
-        self.model = copy.deepcopy(model).to(torch.bfloat16, memory_format=torch.channels_last)
-        self.model.map_noise = noise
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.model(x.to(torch.bfloat16, memory_format=torch.channels_last), *args, **kwargs)
-
-
-def _half(subject: Subject) -> Any:
-    """The best of plain PyTorch in bfloat16: weights cast once, no autocast; the preconditioner stays in float32."""
-    net = copy.copy(subject.net)
-    net._modules = {**net._modules, "model": _HalfCore(subject.net.model)}
-    return net
 
 
 def _ours(precision: str, memory_format: str = "own") -> Row:
@@ -70,7 +48,7 @@ ROWS: dict[str, Row] = {
         _ours("exact"),
         _ours("fp32"),
         _ours("bf16"),
-        Row("torch-bf16", _half, precision="bf16", memory_format="channels_last"),
+        Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
         Row("torch.compile", _peers.compiled, compile="default"),
         Row("onnxruntime", _peers.onnxruntime, memory_format="own", compile="all", samples=False),
         Row("openvino", lambda s: _peers.openvino(s, "f32"), memory_format="own", compile="latency", samples=False),
