@@ -1,7 +1,9 @@
 # make sample   images from the bundled checkpoint, in out/ (out/grid.png shows them all)
 # make test     tests with coverage, lint, types
 # make lint     ruff and mypy
-# make bench    speed of each op's backends; JSON in out/bench.json
+# make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
+#               more); make bench-ops: of each op's backends, in out/bench.json (minutes); make bench-suites: the networks
+#               as pytest-benchmark suites
 #
 # Needs Python 3.10+, a C++17 compiler and git; everything else goes into .venv. On Linux plain pip takes the CUDA build of
 # torch, several GB; TORCH may be any requirement, or options and one, to take another:
@@ -16,7 +18,7 @@ NATIVE := setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 # one process for each core, and one thread in each: faster than the reverse for tests this small
 PYTEST_FLAGS ?= --numprocesses=auto
 
-.PHONY: sample test lint bench clean
+.PHONY: sample test lint bench bench-ops bench-suites clean
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
@@ -32,9 +34,18 @@ lint: $(VENV)/developer
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+PYTEST_BENCH := $(BIN)/pytest -q -s --benchmark-columns=median,iqr
+
 bench: $(VENV)/developer
+	$(BIN)/edm-fast bench --outdir=out/bench
+
+bench-ops: $(VENV)/developer
 	mkdir -p out
-	$(BIN)/pytest benchmarks/ops -q -s --benchmark-columns=median,iqr --benchmark-json=out/bench.json
+	$(PYTEST_BENCH) benchmarks/ops --benchmark-json=out/bench.json
+
+bench-suites: $(VENV)/developer
+	mkdir -p out
+	$(PYTEST_BENCH) benchmarks/networks benchmarks/sampling --benchmark-json=out/bench-suites.json
 
 clean:
 	rm -rf $(VENV) build out *.egg-info edm_fast/_C.*

@@ -1,6 +1,6 @@
-"""Benchmarks are bench_*.py files; helpers in ops/ are importable."""
+"""Benchmarks are bench_*.py files; helpers in ops/ and networks/ are importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "ops"))
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("ops", "networks")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_p
 from edm_fast.errors import UserError
 from edm_fast.files import fetch, is_url
 
-__all__ = ["CheckpointError", "inspect", "load", "load_training_state", "save", "save_pkl"]
+__all__ = ["CheckpointError", "demo_path", "inspect", "load", "load_training_state", "save", "save_pkl"]
 
 PathLike = str | os.PathLike[str]
 
@@ -46,6 +47,14 @@ def load(
         if type(error) not in (RuntimeError, AssertionError):
             raise  # out of memory has a class and a message of its own
         raise UserError(f"device {device} cannot be used: {str(error).splitlines()[0][:160]}") from None
+
+
+def demo_path() -> Path:
+    """The demo checkpoint inside the package: MNIST digits, 32x32."""
+    path = Path(str(importlib.resources.files("edm_fast"))) / "assets" / "demo-mnist.safetensors"
+    if not path.is_file():
+        raise UserError("this installation has no demo model; expected --network=PATH or URL")
+    return path
 
 
 def save(net: torch.nn.Module, path: PathLike) -> None:

@@ -5,84 +5,27 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import click
 import torch
 
-from edm_fast import backend, native, ops  # noqa: F401  (importing ops registers them)
+from edm_fast import backend, native
+from edm_fast.cases import SMALL
+from edm_fast.evaluation.verify import small_calls, verify_ops
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 PACKAGES = (
     *("torch", "numpy", "scipy", "pillow", "safetensors", "click", "tqdm"),
     *("triton", "lmdb", "tensorboard", "matplotlib", "pytest-benchmark"),
 )
 
 
-def representative_calls(dtype: torch.dtype, device: str, size: int = 8, channels: int = 32) -> dict[str, Call]:
-    """One call of each op, shaped like a layer of a published network (smaller by default)."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
-
-    x, weight = draw(2, channels, size, size), draw(channels, channels, 3, 3) / math.sqrt(9 * channels)
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=dtype, device=device) / 8
-    return {
-        "upfirdn": ((x, torch.outer(taps, taps)), {"down": 2, "padding": 1}),
-        "group_norm_silu": ((x, draw(channels), draw(channels), channels // 4), {}),
-        "attention": ((draw(2, 3 * channels, size, size), 1), {}),
-        "conv2d": ((x, weight, draw(channels)), {"residual": draw(*x.shape), "scale": math.sqrt(0.5)}),
-        "solver_update": ((x, x, draw(*x.shape)), {"t": 2.5, "h": -0.4, "terms": [draw(*x.shape)], "weights": [0.5]}),
-    }
-
-
-def _outputs(result: Any) -> list[torch.Tensor]:
-    return [t for t in (result if isinstance(result, tuple) else (result,)) if t is not None]
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_double(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _double(item) for name, item in value.items()}
-    return value.double() if isinstance(value, torch.Tensor) else value
-
-
-def _distance(got: Any, exact: Any) -> tuple[float, float]:
-    """Largest error of any output, and its largest value."""
-    pairs = list(zip(_outputs(got), _outputs(exact)))
-    error = torch.stack([(g - e).abs().max() for g, e in pairs]).max().item()  # nan, if there is one anywhere
-    return error, torch.stack([e.abs().max() for _, e in pairs]).max().item()
-
-
-def self_test(calls: Callable[..., dict[str, Call]] = representative_calls) -> list[dict[str, Any]]:
-    """Each backend that can run here against float64. Budget: the candidate's multiple of the reference's error
-    plus four roundings."""
-    rows = []
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in devices:
-        for dtype in (torch.float32, torch.float64):
-            for name, (args, kwargs) in calls(dtype, device).items():
-                op = backend.ops()[name]
-                exact = op.reference(*_double(args), **_double(kwargs))
-                plain, size = _distance(op.reference(*args, **kwargs), exact)
-                for candidate in ("reference", *op.candidates):
-                    with backend.use_backend(candidate):
-                        try:
-                            error, _ = _distance(op(*args, **kwargs), exact)
-                        except backend.BackendError:
-                            continue  # not for this device or dtype; the table of ops says why
-                    factor = 2.0 if candidate == "reference" else op.candidates[candidate].budget
-                    budget = factor * plain + 4 * torch.finfo(dtype).eps * size
-                    row = {"op": name, "backend": candidate, "device": device, "dtype": str(dtype).split(".")[1]}
-                    rows.append({**row, "error": error, "budget": budget, "ok": error <= budget})
-    return rows
+def self_test() -> list[dict[str, Any]]:
+    """One small call of each op on each backend that can run here, against float64."""
+    return verify_ops(small_calls())
 
 
 def _version(package: str) -> str | None:
@@ -123,11 +66,12 @@ def cuda_part() -> dict[str, Any]:
 
 
 def choices() -> dict[str, dict[str, Any]]:
-    """Per op: the backend of a representative call, and why not the others."""
+    """Per op: the backend of a small call, and why not the others."""
     table: dict[str, dict[str, Any]] = {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, (args, kwargs) in representative_calls(torch.float32, device).items():
+    for name, case in SMALL.items():
         op = backend.ops()[name]
+        args, kwargs = case.inputs(torch.float32, device)
         try:
             choice = op.choose(*args, **kwargs)
             missing = set(backend.NAMES) - {"auto", "reference", *op.candidates}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ import tqdm
 
 from edm_fast import distributed
 from edm_fast.backend import use_backend
-from edm_fast.checkpoint import load
+from edm_fast.checkpoint import demo_path, load
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
@@ -116,14 +115,6 @@ def check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
 
 
-def default_network() -> Path:
-    """The demo checkpoint inside the package."""
-    path = Path(str(importlib.resources.files("edm_fast"))) / "assets" / "demo-mnist.safetensors"
-    if not path.is_file():
-        raise UserError("this installation has no demo model; expected --network=PATH or URL")
-    return path
-
-
 def sampler_for(options: dict[str, Any]) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
     """(sampler, its keywords): the ablation sampler if any of its own four is set. What is not set is not passed."""
     names = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise")
@@ -209,7 +200,7 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
 def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
     """The first rank loads (and downloads) before the others do."""
     if name is None:
-        name = str(default_network())
+        name = str(demo_path())
         distributed.print0("No --network given: using the demo model that comes with edm-fast (MNIST digits, 32x32).")
     first: list[torch.nn.Module] = []
     on_first_rank(lambda: first.append(load(name, device=device)))

@@ -1,1 +1,1 @@
-"""How good samples are: the Frechet distance between image sets."""
+"""How good samples are (Frechet distance), how exact each implementation is (verify), and how fast (bench)."""

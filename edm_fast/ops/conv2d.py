@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.nn.grad
 
 from edm_fast import native
 from edm_fast.backend import Candidate, Op
@@ -66,8 +67,8 @@ def check(
         raise UserError(f"{op}: emb has shape {tuple(emb.shape)}; expected {(x.shape[0], outputs)}")
 
 
-# The native op: images channels last, `rows` (0, 1 or N, O) the sum of bias and embedding. Its backward gives dx, or all
-# that depends on dy scale: the residual has this gradient itself, the rows its sums.
+# The native op: images channels last; rows (1 or N, O): the sum of bias and embedding. conv2d_adjoint gives dx; the
+# gradients of residual and rows are dy scale itself and its sums.
 _library = torch.library.Library("edm_fast", "FRAGMENT")
 _tail = "Tensor? rows, Tensor? residual, float scale, int padding"
 _library.define(f"conv2d(Tensor x, Tensor weight, {_tail}) -> Tensor")

@@ -67,8 +67,7 @@ class PlannedUNet(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, precision: str) -> None:
         super().__init__()
-        # not registered: the copy's parameters would be counted twice
-        self.__dict__["reference"] = model
+        self.reference = [model]  # in a list, so that its parameters are not counted as the copy's own
         self.precision = precision
         self.choose = Measured(precision)
         self.weights = Weights()
@@ -85,7 +84,7 @@ class PlannedUNet(torch.nn.Module):
             raise UserError("an accelerated network has no gradients; expected torch.no_grad() or the network itself")
         with torch.no_grad():
             if tensors["x"].shape[0] == 0:
-                return self.reference(**inputs)
+                return self.reference[0](**inputs)
             key = tuple((name, tuple(t.shape)) for name, t in sorted(tensors.items()))
             program = self.take(key)
             try:
@@ -98,7 +97,7 @@ class PlannedUNet(torch.nn.Module):
         with self.lock:
             if self.programs.get(key):
                 return self.programs[key].pop()
-        return Program(trace(self.reference, dict(key)), self.choose, self.weights)
+        return Program(trace(self.reference[0], dict(key)), self.choose, self.weights)
 
     def give_back(self, key: Any, program: Program) -> None:
         with self.lock:

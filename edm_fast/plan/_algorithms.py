@@ -1,4 +1,4 @@
-"""Which algorithm a convolution runs on: the fastest of those its precision allows, measured once per shape and machine.
+"""Which algorithm a convolution runs on: the fastest that its precision allows, measured once per shape and machine.
 
 Measurements are kept in a file of the cache folder, so that a plan is the same from run to run. The second and later
 calls of a layer find its weights in main memory, not in the caches, and so do the measurements.
@@ -90,7 +90,9 @@ def fits(algorithm: int, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
     if native.lib.conv2d_packed_size(algorithm, 1, 1, shape.kernel) < 0:
         return False
-    return algorithm not in (INT16, WINOGRAD4_INT16) or (shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1)
+    return algorithm not in (INT16, WINOGRAD4_INT16) or (
+        shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1
+    )
 
 
 class Table:
@@ -131,9 +133,9 @@ def _table(path: Path) -> Table:
 def _processor() -> str:
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        fields = ("vendor_id", "cpu family", "model", "stepping")
-        lines = dict(map(str.strip, line.split(":", 1)) for line in open("/proc/cpuinfo") if ":" in line)
-        name = "-".join(lines[field] for field in fields if field in lines) or name
+        lines = [line.partition(":") for line in open("/proc/cpuinfo")]
+        found = {key.strip(): value.strip() for key, _, value in lines}
+        name = "-".join(found[key] for key in ("vendor_id", "cpu family", "model", "stepping") if key in found) or name
     return "".join(c if c.isalnum() or c == "-" else "_" for c in name)
 
 

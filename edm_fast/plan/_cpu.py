@@ -187,7 +187,7 @@ class _Builder:
             sizes = (*sizes, count, to_pitch, pitch, other_pitch)
             scale = float(k.get("scale", 1.0))
             run = native.bind("conv2d_fwd_cpu", to, source, packed.data_ptr(), vector, other, sizes, scale, algorithm)
-            if tail is None:
+            if tail is None or rows is None or bias is None:
                 return run
 
             def step(threads: int) -> None:
@@ -227,9 +227,7 @@ class _Builder:
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
             (to, _), (source, pitch) = native.window(view(y)), native.window(view(x))
             sizes = tuple(x.shape), *y.shape[2:], f.shape[0], max(up, down), k["padding"]
-            return native.bind(
-                "upfirdn_fwd_cpu", to, source, f.data_ptr(), *sizes, float(up**2), up > 1, True, pitch
-            )
+            return native.bind("upfirdn_fwd_cpu", to, source, f.data_ptr(), *sizes, float(up**2), up > 1, True, pitch)
 
         return Task([x], [y], bind)
 

@@ -1,6 +1,7 @@
 """edm-fast generate: files, continued runs, several processes, bad input."""
 
 import errno
+import importlib.resources
 import os
 import pickle
 import signal
@@ -129,15 +130,15 @@ def test_grid(gray, tmp_path):
 
 
 def test_the_demo_model_is_used_and_named(gray, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "default_network", lambda: gray)
+    monkeypatch.setattr(generate, "demo_path", lambda: gray)
     result = succeed(f"--outdir={tmp_path}", "--seeds=0", "--steps=2")
     assert "demo model" in result.output.splitlines()[0]
 
 
 def test_a_missing_demo_model_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(generate.importlib.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     with pytest.raises(UserError, match="--network"):
-        generate.default_network()
+        checkpoint.demo_path()
 
 
 def test_exact_runs_on_the_reference(conditional, tmp_path, monkeypatch):

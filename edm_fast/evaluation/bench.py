@@ -1,0 +1,194 @@
+"""bench: how fast each way to run a network is, as a ratio to eager PyTorch in float32 measured in the same run.
+
+All rows of a network and batch are built first, then timed by turns, so that whatever else the machine does meets all
+of them. A ratio is the median over the rounds of reference time / row time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edm_fast.errors import UserError
+from edm_fast.evaluation import _machine, _memory, _networks, _peers, _report
+from edm_fast.evaluation._rows import ROWS
+from edm_fast.evaluation._targets import TARGETS, Results, default_batches
+from edm_fast.files import atomic_write
+
+MIN_TURN = 0.2  # seconds: shorter calls are repeated within a turn, after one to warm the caches
+MAX_REPEATS = 200
+Entry = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def by_turns(calls: dict[str, Callable[[], Any]], rounds: int, min_turn: float = MIN_TURN) -> dict[str, list[float]]:
+    """Seconds of a call for each of `rounds` turns; every second round goes backwards."""
+    repeats: dict[str, int] = {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        call()
+        seconds = max(time.perf_counter() - start, 1e-9)
+        repeats[name] = min(max(1, math.ceil(min_turn / seconds)), MAX_REPEATS)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            if repeats[name] > 1:
+                calls[name]()
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                calls[name]()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return times
+
+
+def numbers(times: Sequence[float], reference: Sequence[float]) -> Entry:
+    """Median and quartiles of the times, and of the ratios reference / time taken round by round."""
+    ratios = [r / t for r, t in zip(reference, times, strict=True)]
+    return {
+        "median_s": statistics.median(times),
+        "quartiles_s": _quartiles(times),
+        "times_s": list(times),
+        "reference_median_s": statistics.median(reference),
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": _quartiles(ratios),
+    }
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    if len(values) < 2:
+        return [values[0], values[0]]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [low, high]
+
+
+def measure(
+    target: str, name: str, batch: int, rows: Sequence[str], rounds: int, say: Say, memory: bool = False
+) -> list[Entry]:
+    """One entry per row, the reference first whether asked for or not; one without numbers has a "reason"."""
+    names = ["reference", *(row for row in rows if row != "reference")]
+    entries: dict[str, Entry] = {}
+    calls: dict[str, Callable[[], Results]] = {}
+    with _peers.subject(_networks.open_network(name), batch) as subject:
+        truth: Results = []
+        for row in names:
+            entry = entries[row] = {"network": name, "batch": batch, "row": row, **ROWS[row].described()}
+            say(f"{name}, batch {batch}: building {row}")
+            start = time.perf_counter()
+            try:
+                call = TARGETS[target].prepare(ROWS[row], subject)
+                results = call()
+            except UserError as error:
+                if row == "reference":
+                    raise
+                entry["reason"] = str(error)
+                continue
+            entry["build_s"] = time.perf_counter() - start  # the first call is part of it: some pack or compile there
+            truth = truth or results
+            entry.update(_errors(target, results, truth))
+            calls[row] = call
+        say(f"{name}, batch {batch}: {rounds} rounds of {', '.join(calls)}")
+        for row, times in (found := by_turns(calls, rounds)).items():
+            entries[row].update(numbers(times, found["reference"]), images_per_s=batch / statistics.median(times))
+    if memory:
+        _add_memory(target, entries)
+    for entry in entries.values():
+        entry["date"] = now()
+        say(_report.line(entry))
+    return list(entries.values())
+
+
+def _errors(target: str, results: Results, truth: Results) -> Entry:
+    """Of the first call, relative to the reference; of images also the mean difference in levels of 255."""
+    found = {"error": _networks.relative_error(results, truth)}
+    if target == "sampling":
+        clipped = [images[0].clamp(-1, 1) for images in (results, truth)]
+        found["levels"] = (clipped[0] - clipped[1]).abs().mean().item() * 127.5
+    return found
+
+
+def _add_memory(target: str, entries: dict[str, Entry]) -> None:
+    for row, entry in entries.items():
+        if not ROWS[row].samples:
+            entry["memory_reason"] = "its file is exported in the same process, which takes more than running it"
+        elif "reason" not in entry:
+            try:
+                entry["memory_bytes"] = _memory.peak_growth(target, entry["network"], entry["batch"], row)
+            except UserError as error:
+                entry["memory_reason"] = str(error)
+    base = entries["reference"].get("memory_bytes")
+    for entry in entries.values():
+        if base and "memory_bytes" in entry:
+            entry["memory_ratio"] = entry["memory_bytes"] / base
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def bench(
+    target: str,
+    outdir: Path,
+    say: Say,
+    networks: Sequence[str] | None = None,
+    batches: Sequence[int] | None = None,
+    rows: Sequence[str] | None = None,
+    rounds: int = 5,
+    resume: bool = False,
+    memory: bool = False,
+    command: str = "",
+) -> Path:
+    """Measure a target and write TARGET-MACHINE.json after each network and batch; returns its path.
+
+    `resume` keeps the finished entries of an earlier run with the same settings and measures the rest, each against a
+    reference of its own run.
+    """
+    networks = networks or TARGETS[target].networks
+    wanted = [row for row in TARGETS[target].rows if rows is None or row in rows]
+    for name in networks:
+        _networks.check_name(name)
+    settings = {**_machine.settings(torch.device("cpu")), "rounds": rounds}
+    path = outdir / f"{target}-{_machine.slug(settings)}.json"
+    entries = _finished(path, settings, memory) if resume else []
+    for name in networks:
+        for batch in batches or default_batches(target, name):
+            done = {entry["row"] for entry in entries if (entry["network"], entry["batch"]) == (name, batch)}
+            missing = [row for row in wanted if row not in done]
+            if not missing:
+                say(f"{name}, batch {batch}: finished before")
+                continue
+            fresh = measure(target, name, batch, missing, rounds, say, memory)
+            entries += [entry for entry in fresh if entry["row"] not in done]  # an earlier reference stays
+            entries.sort(key=_order(target, networks))
+            document = {"target": target, "settings": settings, "command": command, "date": now(), "rows": entries}
+            with atomic_write(path, "w") as file:
+                file.write(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def _order(target: str, networks: Sequence[str]) -> Callable[[Entry], Any]:
+    def key(entry: Entry) -> Any:
+        place = list(networks).index(entry["network"]) if entry["network"] in networks else len(networks)
+        return place, entry["network"], entry["batch"], TARGETS[target].rows.index(entry["row"])
+
+    return key
+
+
+def _finished(path: Path, settings: Entry, memory: bool) -> list[Entry]:
+    """The entries of an earlier run that lack nothing; UserError if it had other settings."""
+    if not path.exists():
+        return []
+    document = _report.read(path)
+    for key, value in settings.items():
+        was = document["settings"].get(key)
+        if was != value:
+            raise UserError(f"{path} has {key} {was!r}, now it is {value!r}; expected another --outdir or no --resume")
+    kinds = {"memory_bytes", "memory_reason"} if memory else set()
+    return [entry for entry in document["rows"] if "ratio" in entry and (not memory or kinds & entry.keys())]
