@@ -2,10 +2,7 @@
 // thread takes some. How the work is cut never changes a sum, so neither the number of threads nor the batch does.
 #include "../conv2d.h"
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <vector>
+#include "_scratch.h"
 
 namespace edm {
 namespace {
@@ -26,9 +23,6 @@ struct Cut {
     }
 };
 
-// floats from one row of a matrix to the next: rows a power of two apart would share few sets of the first-level cache
-constexpr int64_t row_pitch(int64_t depth) { return (depth + 15) / 16 * 16 + 16; }
-
 }  // namespace
 }  // namespace edm
 #define EDM_BODY "_conv2d.inc"
@@ -48,23 +42,6 @@ int64_t planes(int algorithm, int64_t kernel) {
     if (kernel == 3 && algorithm == kWinograd2) return 16;
     if (kernel == 3 && algorithm == kWinograd4) return 36;
     return -1;
-}
-
-// A block of memory that each thread keeps: allocating megabytes at each call would cost page faults
-float* scratch_of(int64_t floats) {
-    struct Free {
-        void operator()(float* p) const { std::free(p); }
-    };
-    static thread_local std::unique_ptr<float, Free> kept;
-    static thread_local int64_t size = 0;
-    if (size < floats) {
-        kept.reset(), size = 0;
-        const size_t bytes = (size_t(floats) * sizeof(float) + 4095) / 4096 * 4096;
-        kept.reset(static_cast<float*>(std::aligned_alloc(4096, bytes)));
-        if (!kept) throw std::bad_alloc();
-        size = floats;
-    }
-    return kept.get();
 }
 
 void pack_panel(const Conv2dPack& s, int64_t panel, int64_t count, int64_t out, int64_t in) {
