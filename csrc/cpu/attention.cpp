@@ -12,7 +12,7 @@
 namespace edm {
 namespace {
 
-constexpr int64_t kQueries = 64, kKeys = 256, kDepth = 128;  // multiples of the width of a packed panel
+constexpr int64_t kQueries = 128, kKeys = 256, kDepth = 128;  // multiples of the width of a packed panel
 constexpr int64_t kWeightPitch = row_pitch(kKeys), kTurnedPitch = row_pitch(kQueries);
 
 constexpr int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
