@@ -50,26 +50,26 @@ static SolverUpdate solver_update(int dtype, Address y, Address d, Address base,
 
 static Upfirdn upfirdn(int dtype, Address y, Address x, Address f, const std::vector<int64_t>& nchw, int64_t out_h,
                        int64_t out_w, int64_t taps, int64_t factor, int64_t padding, double gain, bool up,
-                       bool channels_last) {
+                       bool channels_last, int64_t x_pitch) {
     if (nchw.size() != 4) check("upfirdn", kBadArgument);
     return {dtype, (void*)y, (void*)x, (void*)f, nchw[0], nchw[1], nchw[2], nchw[3],
-            out_h, out_w, taps, factor, padding, gain, up, channels_last};
+            out_h, out_w, taps, factor, padding, gain, up, channels_last, x_pitch};
 }
 
 static GroupNormSilu group_norm_silu(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
                                      Address scale, Address shift, Address dy, Address dx, Address dparams,
                                      const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
-    if (sizes.size() != 6) check("group_norm_silu", kBadArgument);
+    if (sizes.size() != 7) check("group_norm_silu", kBadArgument);
     return {dtype, (void*)y, (void*)stats, (void*)x, (void*)weight, (void*)bias, (void*)scale, (void*)shift,
             (void*)dy, (void*)dx, (void*)dparams, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
-            eps, silu, channels_last};
+            eps, silu, channels_last, sizes[6]};
 }
 
-static Conv2d conv2d(int dtype, Address y, Address x, Address x2, Address weight, Address bias, Address residual,
-                     const std::vector<int64_t>& sizes, double scale, int algorithm) {
-    if (sizes.size() != 9) check("conv2d", kBadArgument);
-    return {dtype, algorithm, (void*)y, {(void*)x, (void*)x2}, (void*)weight, (void*)bias, (void*)residual,
-            sizes[0], sizes[1], sizes[2], {sizes[3], sizes[4]}, sizes[5], sizes[6], sizes[7], sizes[8], scale};
+static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual,
+                     const std::vector<int64_t>& k, double scale, int algorithm) {
+    if (k.size() != 11) check("conv2d", kBadArgument);
+    return {dtype, algorithm, (void*)y, (void*)x, (void*)weight, (void*)bias, (void*)residual,
+            k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], scale};
 }
 
 static Conv2dPack conv2d_pack(int dtype, Address packed, Address weight, int64_t out, int64_t in, int64_t kernel,

@@ -10,14 +10,14 @@ enum DType : int { kFloat32 = 0, kFloat64 = 1 };
 // what a native function returns; a CUDA error e is kCudaError + e
 enum Status : int { kOk = 0, kBadArgument = 1, kBadType = 2, kCudaError = 1000 };
 
-enum Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3 };
 
 // the best instruction set this processor and operating system run
 inline int best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
-        return kAvx512;
+        return __builtin_cpu_supports("avx512vnni") ? kAvx512Vnni : kAvx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
 #endif
     return kPortable;
@@ -50,7 +50,7 @@ inline int best_isa() {
     EDM_AVX512 void NAME##_avx512 ARGS { NAME<T> CALL; }                 \
     template <typename T>                                                \
     auto NAME##_for(int isa) {                                           \
-        return isa == kAvx512 ? NAME##_avx512<T> : isa == kAvx2 ? NAME##_avx2<T> : NAME##_portable<T>; \
+        return isa >= kAvx512 ? NAME##_avx512<T> : isa == kAvx2 ? NAME##_avx2<T> : NAME##_portable<T>; \
     }
 
 // Calls body(context, begin, end) on contiguous parts of [0, size), at most `threads` of them and none smaller than

@@ -1,4 +1,4 @@
-// conv2d: y = (weight * [x0, x1] + bias + residual) scale, square kernel 1 or 3, zero padding, channels last.
+// conv2d: y = (weight * x + bias + residual) scale, square kernel 1 or 3, zero padding, channels last.
 #pragma once
 
 #include "common.h"
@@ -6,20 +6,22 @@
 namespace edm {
 
 // How the products are taken. Winograd (Lavin & Gray 2016): tiles of 2x2 or 4x4 outputs from 16 or 36 products a channel
-// pair, where the direct sum takes 36 or 144.
-enum ConvAlgorithm : int { kDirect = 0, kWinograd2 = 2, kWinograd4 = 4 };
+// pair, where the direct sum takes 36 or 144. Int16: the products are those of scaled 16-bit integers, twice as many at a
+// time where the processor has AVX512-VNNI, and exact; what is lost is the rounding to them, less than to bfloat16.
+enum ConvAlgorithm : int { kDirect = 0, kWinograd2 = 2, kWinograd4 = 4, kInt16 = 10, kWinograd4Int16 = 14 };
 
 struct Conv2d {
     int dtype;                    // float32
     int algorithm;
     void* y_ptr;                  // (n, h + 2 padding - kernel + 1, likewise w, out)
-    const void* x_ptr[2];         // (n, h, w, channels[i]); the second may be null: the images' channels side by side
+    const void* x_ptr;            // (n, h, w, in)
     const void* weight_ptr;       // as conv2d_pack_cpu leaves it for this algorithm
     const void* bias_ptr;         // (bias_rows, out), or null: one row for all images, or one for each
     const void* residual_ptr;     // as y, or null
-    int64_t n, h, w, channels[2], out;
+    int64_t n, h, w, in, out;
     int64_t kernel, padding;
     int64_t bias_rows;
+    int64_t y_pitch, x_pitch, residual_pitch;  // elements from pixel to pixel: an image may be part of a wider one
     double scale;
 };
 

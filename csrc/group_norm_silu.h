@@ -21,6 +21,7 @@ struct GroupNormSilu {
     double eps;
     bool silu;
     bool channels_last;                 // of x, y, dy and dx: (n, space, c)
+    int64_t x_pitch;                    // channels last, forward: elements from pixel to pixel of x, c or more
 };
 
 int group_norm_silu_fwd_cpu(const GroupNormSilu& s, int isa, int threads);

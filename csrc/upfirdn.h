@@ -13,6 +13,7 @@ struct Upfirdn {
     double gain;
     bool up;                          // y[i] = gain sum_j x[j] f[i + padding - factor j]
     bool channels_last;               // of x and y
+    int64_t x_pitch;                  // channels last: elements from pixel to pixel of x, c or more
 };
 
 int upfirdn_fwd_cpu(const Upfirdn& s, int isa, int threads);

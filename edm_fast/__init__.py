@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "checkpoint",
     "save": "checkpoint",
+    "accelerate": "plan",
     "edm_sampler": "sampling",
     "ablation_sampler": "sampling",
     "StackedRandomGenerator": "sampling",
@@ -20,7 +21,7 @@ _HOMES = {
     "explain": "backend",
     "UserError": "errors",
 }
-_PACKAGES = ("checkpoint", "data", "evaluation", "networks", "ops", "sampling", "training")
+_PACKAGES = ("checkpoint", "data", "evaluation", "networks", "ops", "plan", "sampling", "training")
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
 

@@ -6,6 +6,8 @@ candidate carries a `reason` function: None if it can take this call, otherwise 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
@@ -101,6 +103,20 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
+# what ops are handed to instead of running, while a plan looks at a network (see `recording`)
+_recorder: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar("recorder", default=None)
+
+
+@contextlib.contextmanager
+def recording(recorder: Callable[..., Any] | None) -> Iterator[None]:
+    """Inside the block every op call of this thread, once checked, becomes recorder(op, *args, **kwargs)."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
 class Op:
     """A function with one definition (`reference`) and several implementations.
 
@@ -151,6 +167,8 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.check(*args, **kwargs)
+        if not torch.compiler.is_compiling() and (recorder := _recorder.get()) is not None:
+            return recorder(self, *args, **kwargs)
         choice = self.choose(*args, **kwargs)
         if not torch.compiler.is_compiling():
             self._calls[choice.backend] = self._calls.get(choice.backend, 0) + 1

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch  # first: the compiled part looks for torch's thread pool when it needs one
 
 from edm_fast.errors import UserError
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 DTYPES = {torch.float32: 0, torch.float64: 1}  # codes of csrc/common.h
 
 lib: Any = None
@@ -85,6 +85,30 @@ def _address(
     if not value.is_contiguous(memory_format=layout if value.ndim == 4 else torch.contiguous_format):
         raise UserError(f"{name} got a tensor with strides {value.stride()}; expected {layout}")
     return value.data_ptr()
+
+
+def window(image: torch.Tensor) -> tuple[int, int]:
+    """(address, pitch) of a float32 CPU image (N, C, H, W) that lies channels last in a perhaps wider one: `pitch`
+    elements from pixel to pixel, C of them its own. Tensors (N, C) are images of one pixel."""
+    n, c, h, w = (*image.shape, 1, 1)[:4]
+    strides = (*image.stride(), 1, 1)[:4]
+    pitch = strides[3] if w > 1 else strides[2] if h > 1 else strides[0] if n > 1 else c
+    dense = [(n, h * w * pitch), (c, 1), (h, w * pitch), (w, pitch)]
+    if image.device.type != "cpu" or image.dtype != torch.float32:
+        raise UserError(f"an image on {image.device} of {image.dtype}; expected float32 on the CPU")
+    if pitch < c or any(size > 1 and stride != want for (size, want), stride in zip(dense, strides)):
+        raise UserError(f"an image of shape {tuple(image.shape)} with strides {image.stride()}; expected channels last")
+    return image.data_ptr(), pitch
+
+
+def bind(name: str, *plain: Any) -> Callable[[int], None]:
+    """A native CPU function on float32 memory with its arguments set, addresses as `window` gives them; called with
+    the number of threads. Whoever calls it keeps the memory alive."""
+    return functools.partial(_run, getattr(lib, name), (DTYPES[torch.float32], *plain))
+
+
+def _run(function: Callable[..., None], plain: tuple[Any, ...], threads: int) -> None:
+    function(*plain, _isa, threads)
 
 
 def call(name: str, *args: Any, layout: torch.memory_format = torch.contiguous_format) -> None:

@@ -53,7 +53,7 @@ def test_a_bad_status_is_an_exception():
     with pytest.raises(RuntimeError, match="solver_update: bad argument"):
         update(torch.empty(4), x, terms=[x] * 9, weights=[1.0] * 9)
     with pytest.raises(RuntimeError, match="upfirdn_fwd_cpu: bad argument"):
-        native.call("upfirdn_fwd_cpu", x, x, x, (1, 1, 2, 2), 1, 1, 2, 0, 0, 1.0, False, False)
+        native.call("upfirdn_fwd_cpu", x, x, x, (1, 1, 2, 2), 1, 1, 2, 0, 0, 1.0, False, False, 1)
     with pytest.raises(RuntimeError, match="bad argument"):
         native.lib.solver_update_fwd_cpu(0, 0, 0, 0, 0, 0, 0, [], [], ONES, 0, 9, 1)  # no such instruction set
 

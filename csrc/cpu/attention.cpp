@@ -1,6 +1,6 @@
-// Cuts attention into (image, head) times blocks of queries; a block goes over the keys in steps, with a running maximum
-// and sum (Milakov & Gimelshein 2018; Dao et al. 2022), so that no matrix of pixels x pixels exists. How the work is cut
-// depends on the sizes of one image alone: neither threads nor the batch change a bit.
+// Cuts attention into (image, head) times blocks of queries; a block goes over the keys in steps, with a running
+// maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022), so that no matrix of pixels x pixels exists. How the work
+// is cut depends on the sizes of one image alone: neither threads nor the batch change a bit.
 #include "../attention.h"
 
 #include <algorithm>

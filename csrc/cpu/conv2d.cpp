@@ -2,6 +2,8 @@
 // thread takes some. How the work is cut never changes a sum, so neither the number of threads nor the batch does.
 #include "../conv2d.h"
 
+#include <vector>
+
 #include "_scratch.h"
 
 namespace edm {
@@ -11,12 +13,16 @@ struct Place {
     int64_t n, y, x;  // first output of a tile
 };
 
+constexpr int64_t tile_of(int algorithm) {
+    return algorithm == kWinograd2 ? 2 : algorithm == kWinograd4 || algorithm == kWinograd4Int16 ? 4 : 1;
+}
+
 // outputs of all images in a row, grouped in tiles of `tile` squared
 struct Cut {
     int64_t oh, ow, tile, tiles_y, tiles_x, total;
     explicit Cut(const Conv2d& s)
         : oh(s.h + 2 * s.padding - s.kernel + 1), ow(s.w + 2 * s.padding - s.kernel + 1),
-          tile(s.algorithm == kDirect ? 1 : s.algorithm), tiles_y((oh + tile - 1) / tile),
+          tile(tile_of(s.algorithm)), tiles_y((oh + tile - 1) / tile),
           tiles_x((ow + tile - 1) / tile), total(s.n * tiles_y * tiles_x) {}
     Place place(int64_t t) const {
         return {t / (tiles_x * tiles_y), t / tiles_x % tiles_y * tile, t % tiles_x * tile};
@@ -34,53 +40,87 @@ namespace {
 constexpr int64_t kPanel = 32;
 constexpr int64_t kScratch = 224 * 1024;  // floats of transformed input that a block aims at: they should stay in L2
 
+constexpr int64_t kMostInt16 = 4096;      // channels, see _int16.inc
+
 int64_t panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 
 // planes of a packed weight: positions of the kernel, or products of a tile
 int64_t planes(int algorithm, int64_t kernel) {
     if (algorithm == kDirect && (kernel == 1 || kernel == 3)) return kernel * kernel;
     if (kernel == 3 && algorithm == kWinograd2) return 16;
-    if (kernel == 3 && algorithm == kWinograd4) return 36;
+    if (kernel == 3 && (algorithm == kWinograd4 || algorithm == kWinograd4Int16)) return 36;
+    if (kernel == 1 && algorithm == kInt16) return 1;
     return -1;
 }
 
-void pack_panel(const Conv2dPack& s, int64_t panel, int64_t count, int64_t out, int64_t in) {
-    float* packed = static_cast<float*>(s.packed_ptr) + panel * count * in * kPanel;
-    const float* weight = static_cast<const float*>(s.weight_ptr);
+bool int16_products(int algorithm) { return algorithm == kInt16 || algorithm == kWinograd4Int16; }
+
+// floats of one plane of one panel
+int64_t plane_floats(int algorithm, int64_t in) {
+    return int16_products(algorithm) ? portable::int16_panel(in) : in * kPanel;
+}
+
+// u: the planes of one filter
+void transform_filter(const Conv2dPack& s, const float* g, double* u) {
     const int64_t area = s.kernel * s.kernel;
+    if (tile_of(s.algorithm) == 4) portable::transform_weights<4>(g, s.transposed, u);
+    else if (tile_of(s.algorithm) == 2) portable::transform_weights<2>(g, s.transposed, u);
+    else
+        for (int64_t j = 0; j < area; ++j) u[j] = g[s.transposed ? area - 1 - j : j];
+}
+
+void pack_panel(const Conv2dPack& s, int64_t panel, int64_t count, int64_t out, int64_t in) {
+    const int64_t floats = plane_floats(s.algorithm, in);
+    float* packed = static_cast<float*>(s.packed_ptr) + panel * count * floats;
+    const float* weight = static_cast<const float*>(s.weight_ptr);
+    const bool small = int16_products(s.algorithm);
+    std::vector<float> planes(small ? size_t(count * in * kPanel) : 0);
+    float* to = small ? planes.data() : packed;
     for (int64_t i = 0; i < in; ++i)
         for (int64_t k = 0; k < kPanel; ++k) {
             const int64_t o = panel * kPanel + k;
             double u[36] = {};
-            if (o < out) {
-                const float* g = weight + (s.transposed ? i * out + o : o * in + i) * area;
-                if (s.algorithm == kWinograd4) portable::transform_weights<4>(g, s.transposed, u);
-                else if (s.algorithm == kWinograd2) portable::transform_weights<2>(g, s.transposed, u);
-                else
-                    for (int64_t j = 0; j < area; ++j) u[j] = g[s.transposed ? area - 1 - j : j];
-            }
-            for (int64_t j = 0; j < count; ++j) packed[(j * in + i) * kPanel + k] = float(u[j]);
+            if (o < out) transform_filter(s, weight + (s.transposed ? i * out + o : o * in + i) * s.kernel * s.kernel, u);
+            for (int64_t j = 0; j < count; ++j) to[(j * in + i) * kPanel + k] = float(u[j]);
         }
+    for (int64_t j = 0; small && j < count; ++j) portable::pack_int16(to + j * in * kPanel, in, packed + j * floats);
+}
+
+// floats of one row of a transformed tile or of a pixel, as the products read it
+int64_t row_floats(const Conv2d& s) {
+    return int16_products(s.algorithm) ? portable::int16_pitch(s.in) / 2 : row_pitch(s.in);
+}
+
+// floats of scratch for `block` tiles or pixels
+int64_t scratch_floats(const Conv2d& s, int64_t block) {
+    const int64_t pitch = row_pitch(s.in), q = portable::int16_pitch(s.in) / 2;
+    if (s.algorithm == kDirect) return s.in + 16 * kPanel;
+    if (s.algorithm == kInt16) return block * (kPanel + 1 + q);
+    const int64_t count = planes(s.algorithm, s.kernel);
+    if (s.algorithm == kWinograd4Int16) return count * (block * (kPanel + 1 + q) + pitch);
+    return count * block * (pitch + kPanel + 1);
 }
 
 bool fits(const Conv2d& s, int isa) {
-    return s.n >= 0 && s.h > 0 && s.w > 0 && s.channels[0] > 0 && s.channels[1] >= 0 && s.out > 0 && s.padding >= 0 &&
+    return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
            planes(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
-           (s.x_ptr[1] != nullptr) == (s.channels[1] > 0) && isa <= best_isa();
+           (s.algorithm != kInt16 || s.padding == 0) && (!int16_products(s.algorithm) || s.in <= kMostInt16) &&
+           s.x_pitch >= s.in && s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
+           isa <= best_isa();
 }
 
 }  // namespace
 
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel) {
     const int64_t count = planes(algorithm, kernel);
-    return count < 0 ? -1 : panels(out) * count * in * kPanel;
+    return count < 0 ? -1 : panels(out) * count * plane_floats(algorithm, in);
 }
 
 int conv2d_pack_cpu(const Conv2dPack& s, int, int threads) {
     const int64_t count = planes(s.algorithm, s.kernel);
     if (s.dtype != kFloat32) return kBadType;
-    if (count < 0 || s.out < 1 || s.in < 1) return kBadArgument;
+    if (count < 0 || s.out < 1 || s.in < 1 || (int16_products(s.algorithm) && s.in > kMostInt16)) return kBadArgument;
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
     parallel_for(panels(out), 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t panel = begin; panel < end; ++panel) pack_panel(s, panel, count, out, in);
@@ -93,16 +133,16 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     if (!fits(s, isa)) return kBadArgument;
     if (s.n == 0) return kOk;
     const Cut cut(s);
-    const int64_t depth = s.channels[0] + s.channels[1], pitch = row_pitch(depth), count = planes(s.algorithm, s.kernel);
-    const bool tiled = s.algorithm != kDirect;
+    const int64_t count = planes(s.algorithm, s.kernel);
+    const bool tiled = tile_of(s.algorithm) > 1;
     // as many tiles as keep the second-level cache, in multiples of the rows that the registers hold
-    int64_t block = tiled ? std::max<int64_t>(12, kScratch / (count * pitch) / 12 * 12) : 48;
+    int64_t block = tiled ? std::max<int64_t>(12, kScratch / (count * row_floats(s)) / 12 * 12) : 48;
     // equal blocks, and no fewer than threads
     const int64_t wanted = std::max<int64_t>((cut.total + block - 1) / block, std::min<int64_t>(threads, cut.total / 8));
     block = (cut.total + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1);
     const int64_t blocks = (cut.total + block - 1) / block;
     const int64_t parts = std::min(panels(s.out), std::max<int64_t>(1, (threads + blocks - 1) / blocks));
-    const int64_t floats = tiled ? count * block * (pitch + kPanel) : depth + 16 * kPanel;
+    const int64_t floats = scratch_floats(s, block);
     parallel_for(blocks * parts, 1, threads, [&](int64_t begin, int64_t end) {
         float* scratch = scratch_of(floats);
         for (int64_t item = begin; item < end; ++item) {

@@ -128,9 +128,9 @@ EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, int64_t begin
     T *mean = scratch.data() + 3 * most, *a = mean + most, *b = a + most;
     for (int64_t item = begin; item < end; ++item) {
         const Slab<T> slab(s, most, item);
-        const T* x = static_cast<const T*>(s.x_ptr) + slab.offset;
+        const T* x = static_cast<const T*>(s.x_ptr) + slab.n * s.space * s.x_pitch + slab.first;
         T* y = static_cast<T*>(s.y_ptr) + slab.offset;
-        moments_last(means, m2, scratch.data(), x, s.space, s.c, slab.width);
+        moments_last(means, m2, scratch.data(), x, s.space, s.x_pitch, slab.width);
         for (int64_t c0 = 0; c0 < slab.width; c0 += per_group) {
             Moments m;
             for (int64_t c = c0; c < c0 + per_group; ++c) m.join(double(s.space), means[c], m2[c]);
@@ -142,7 +142,7 @@ EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, int64_t begin
                 mean[c] = f.mean, a[c] = f.a, b[c] = f.b;
             }
         }
-        for (int64_t p = 0; p < s.space; ++p, x += s.c, y += s.c) {
+        for (int64_t p = 0; p < s.space; ++p, x += s.x_pitch, y += s.c) {
             apply_last(y, x, mean, a, b, slab.width);
             if (s.silu) silu_in_place(y, slab.width);
         }
@@ -161,7 +161,7 @@ int run(const GroupNormSilu& s, int isa, int threads) {
 }  // namespace
 
 int group_norm_silu_fwd_cpu(const GroupNormSilu& s, int isa, int threads) {
-    if (!sizes_fit(s, isa)) return kBadArgument;
+    if (!sizes_fit(s, isa) || (s.channels_last && s.x_pitch < s.c)) return kBadArgument;
     if (s.dtype == kFloat32) return run<float>(s, isa, threads);
     if (s.dtype == kFloat64) return run<double>(s, isa, threads);
     return kBadType;

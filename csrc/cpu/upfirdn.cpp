@@ -181,7 +181,7 @@ EDM_INLINE void last_rows(const Task<T>& task, int64_t begin, int64_t end) {
     const std::vector<T> zeros(s.c);
     for (int64_t line = begin; line < end; ++line) {  // (n, out_h)
         const int64_t i = line % s.out_h;
-        const T* image = static_cast<const T*>(s.x_ptr) + line / s.out_h * s.h * s.w * s.c;
+        const T* image = static_cast<const T*>(s.x_ptr) + line / s.out_h * s.h * s.w * s.x_pitch;
         T* y = static_cast<T*>(s.y_ptr) + line * s.out_w * s.c;
         for (int64_t j = 0; j < s.out_w; ++j, y += s.c) {
             const T* x[M * M];
@@ -193,7 +193,7 @@ EDM_INLINE void last_rows(const Task<T>& task, int64_t begin, int64_t end) {
                     const int64_t col = Up ? (qx >> 1) - b : 2 * j - s.padding + b;
                     const int64_t ky = Up ? (qy & 1) + 2 * a : a, kx = Up ? (qx & 1) + 2 * b : b;
                     const bool inside = r >= 0 && r < s.h && col >= 0 && col < s.w;
-                    x[a * M + b] = inside ? image + (r * s.w + col) * s.c : zeros.data();
+                    x[a * M + b] = inside ? image + (r * s.w + col) * s.x_pitch : zeros.data();
                     f[a * M + b] = task.f[ky * K + kx];
                 }
             mix<T, M>(y, x, f, s.c);
@@ -205,11 +205,11 @@ EDM_INLINE void last_rows(const Task<T>& task, int64_t begin, int64_t end) {
 template <typename T>
 void general(const Task<T>& task, int64_t begin, int64_t end) {
     const Upfirdn& s = task.s;
-    const int64_t sc = s.channels_last ? 1 : s.h * s.w, sw = s.channels_last ? s.c : 1;
+    const int64_t sc = s.channels_last ? 1 : s.h * s.w, sw = s.channels_last ? s.x_pitch : 1;
     const int64_t oc = s.channels_last ? 1 : s.out_h * s.out_w, ow = s.channels_last ? s.c : 1;
     for (int64_t line = begin; line < end; ++line) {
         const int64_t i = line % s.out_h, c = line / s.out_h % s.c, n = line / s.out_h / s.c;
-        const T* x = static_cast<const T*>(s.x_ptr) + n * s.c * s.h * s.w + c * sc;
+        const T* x = static_cast<const T*>(s.x_ptr) + n * s.h * s.w * (s.channels_last ? s.x_pitch : s.c) + c * sc;
         T* y = static_cast<T*>(s.y_ptr) + n * s.c * s.out_h * s.out_w + c * oc + i * s.out_w * ow;
         const int64_t first = s.up ? floor_div(i + s.padding, s.factor) : s.factor * i - s.padding;
         for (int64_t j = 0; j < s.out_w; ++j) {
@@ -287,6 +287,7 @@ int run(const Upfirdn& s, int isa, int threads) {
 int upfirdn_fwd_cpu(const Upfirdn& s, int isa, int threads) {
     if (s.taps < 1 || s.factor < 1 || s.padding < 0 || isa > best_isa()) return kBadArgument;
     if (s.n < 0 || s.c < 0 || s.h < 1 || s.w < 1 || s.out_h < 1 || s.out_w < 1) return kBadArgument;
+    if (s.channels_last && s.x_pitch < s.c) return kBadArgument;
     if (s.dtype == kFloat32) return run<float>(s, isa, threads);
     if (s.dtype == kFloat64) return run<double>(s, isa, threads);
     return kBadType;

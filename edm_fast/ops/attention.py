@@ -11,6 +11,7 @@ steps with a running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -29,7 +30,8 @@ class AttentionWeights(torch.autograd.Function):
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         scaled = k / math.sqrt(k.shape[1])
         wide = torch.promote_types(q.dtype, torch.float32)
-        with torch.autocast(q.device.type, enabled=False):  # it would take the product in half precision
+        # autocast would take the product in half precision; it knows no meta tensors, which ask for shapes alone
+        with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
             w = torch.einsum("ncq,nck->nqk", q.to(wide), scaled.to(wide)).softmax(dim=2).to(q.dtype)
         ctx.save_for_backward(q, k, w)
         return w

@@ -82,11 +82,11 @@ def _layout(x: torch.Tensor) -> torch.memory_format:
 
 
 def _sizes(x: torch.Tensor, parameters: Parameters, groups: int) -> tuple[int, ...]:
-    """n, c, space, groups, and the numbers of rows of scale and shift."""
+    """n, c, space, groups, the numbers of rows of scale and shift, and the pixel pitch."""
     n, c, *space = x.shape
     scale, shift = parameters[2:4]
     rows = 0 if scale is None else scale.shape[0], 0 if shift is None else shift.shape[0]
-    return n, c, math.prod(space), groups, *rows
+    return n, c, math.prod(space), groups, *rows, c
 
 
 def _fake_forward(x: torch.Tensor, *args: Any) -> Pair:
@@ -107,7 +107,7 @@ def _forward(x: torch.Tensor, *args: Any) -> Pair:
 
 
 def _fake_backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
-    _, c, _, _, scale_rows, shift_rows = _sizes(x, args[:4], args[4])
+    _, c, _, _, scale_rows, shift_rows, _ = _sizes(x, args[:4], args[4])
     return torch.empty_like(x, memory_format=_layout(x)), x.new_empty(2 + scale_rows + shift_rows, c)
 
 

@@ -63,7 +63,8 @@ def _resample(
         return y
     last = layout == torch.channels_last
     name = f"upfirdn_fwd_{x.device.type}"
-    native.call(name, y, x, f, tuple(x.shape), *size, f.shape[0], factor, padding, gain, up, last, layout=layout)
+    sizes = tuple(x.shape), *size, f.shape[0], factor, padding
+    native.call(name, y, x, f, *sizes, gain, up, last, x.shape[1], layout=layout)
     return y
 
 

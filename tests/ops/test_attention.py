@@ -177,8 +177,8 @@ def test_threads_and_batches_do_not_change_a_bit(shape, layout):
                 ]
                 for count in (1, 2, 3, 5, 8):
                     torch.set_num_threads(count)
-                    wide = testing.laid_out(torch.cat([qkv.flip(0), qkv]), layout)
-                    assert all(torch.equal(a[n:], b) for a, b in zip(on_cpu_and_gradient(wide, heads), alone))
+                    wide = testing.laid_out(torch.cat([qkv.flip(0), -qkv, qkv]), layout)
+                    assert all(torch.equal(a[2 * n :], b) for a, b in zip(on_cpu_and_gradient(wide, heads), alone))
                     results[isa, count] = run(qkv, heads)[:2]
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,158 @@
+"""Which algorithm a convolution runs on: the fastest of those its precision allows, measured once per shape and machine.
+
+Measurements are kept in a file of the cache folder, so that a plan is the same from run to run. The second and later
+calls of a layer find its weights in main memory, not in the caches, and so do the measurements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import platform
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edm_fast import native
+from edm_fast.files import atomic_write, cache_folder
+
+DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14  # codes of csrc/conv2d.h
+NAMES = {
+    DIRECT: "direct",
+    WINOGRAD2: "winograd2",
+    WINOGRAD4: "winograd4",
+    INT16: "int16",
+    WINOGRAD4_INT16: "winograd4-int16",
+}
+# the error of F(2x2) is that of the direct sum or less; F(4x4) is within three times of it (benchmarks/NOTES.md)
+# integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
+ALLOWED: dict[str, tuple[int, ...]] = {
+    "exact": (DIRECT, WINOGRAD2),
+    "fp32": (DIRECT, WINOGRAD2, WINOGRAD4),
+    "bf16": (DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16),
+}
+ROUNDS = 3
+VERSION = 1  # of the kernels: another one makes old measurements void
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A convolution: images (n, channels, h, w) to `outputs` channels."""
+
+    n: int
+    channels: int
+    h: int
+    w: int
+    outputs: int
+    kernel: int
+    padding: int
+
+    def sizes(self) -> tuple[int, ...]:
+        """As the native function takes them, without bias, in dense images."""
+        own = (self.n, self.h, self.w, self.channels, self.outputs, self.kernel, self.padding)
+        return (*own, 0, self.outputs, self.channels, self.outputs)
+
+    def output(self) -> tuple[int, int, int, int]:
+        grow = 2 * self.padding - self.kernel + 1
+        return self.n, self.outputs, self.h + grow, self.w + grow
+
+
+def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torch.Tensor:
+    """A weight (O, C, k, k) as `conv2d_fwd_cpu` reads it."""
+    outputs, inputs, kernel, _ = weight.shape
+    forward = (inputs, outputs) if transposed else (outputs, inputs)
+    packed = weight.new_empty(native.lib.conv2d_packed_size(algorithm, *forward, kernel))
+    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, kernel, transposed, algorithm)
+    return packed
+
+
+class Measured:
+    """The fastest allowed algorithm for a shape; asks the clock where the file does not know."""
+
+    def __init__(self, precision: str, folder: Path | None = None) -> None:
+        self.allowed = ALLOWED[precision]
+        self.folder = folder
+
+    def __call__(self, shape: Shape) -> int:
+        allowed = [a for a in self.allowed if fits(a, shape)]
+        if len(allowed) == 1:
+            return allowed[0]
+        costs = table(self.folder or cache_folder()).costs(shape, allowed)
+        return min(allowed, key=lambda a: costs[a])
+
+
+def fits(algorithm: int, shape: Shape) -> bool:
+    """Whether the kernels have this algorithm for the shape."""
+    if native.lib.conv2d_packed_size(algorithm, 1, 1, shape.kernel) < 0:
+        return False
+    return algorithm not in (INT16, WINOGRAD4_INT16) or (shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1)
+
+
+class Table:
+    """Seconds by shape and algorithm, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        self.seconds: dict[str, float] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            found = json.loads(path.read_text())
+            self.seconds = {str(key): float(value) for key, value in found.items()}
+
+    def costs(self, shape: Shape, algorithms: list[int]) -> dict[int, float]:
+        with self.lock:
+            keys = {a: f"{NAMES[a]} {' '.join(map(str, dataclasses.astuple(shape)))}" for a in algorithms}
+            missing = [a for a in algorithms if keys[a] not in self.seconds]
+            if missing:
+                self.seconds.update({keys[a]: seconds for a, seconds in measure(shape, missing).items()})
+                with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not results
+                    with atomic_write(self.path, "w") as file:
+                        json.dump(self.seconds, file, indent=0, sort_keys=True)
+            return {a: self.seconds[keys[a]] for a in algorithms}
+
+
+def table(folder: Path) -> Table:
+    """The table of this processor, instruction set and number of threads."""
+    name = f"conv2d-{VERSION}-{_processor()}-{native.isa()}-{torch.get_num_threads()}.json"
+    return _table(folder / "plans" / name)
+
+
+@functools.cache
+def _table(path: Path) -> Table:
+    return Table(path)
+
+
+@functools.cache
+def _processor() -> str:
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        fields = ("vendor_id", "cpu family", "model", "stepping")
+        lines = dict(map(str.strip, line.split(":", 1)) for line in open("/proc/cpuinfo") if ":" in line)
+        name = "-".join(lines[field] for field in fields if field in lines) or name
+    return "".join(c if c.isalnum() or c == "-" else "_" for c in name)
+
+
+def measure(shape: Shape, algorithms: list[int]) -> dict[int, float]:
+    """Best seconds of each algorithm, by turns, each time with cold caches."""
+    x = torch.randn(shape.n, shape.h, shape.w, shape.channels)
+    y = torch.empty(shape.output())
+    weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel)
+    flush = torch.zeros(12 * 2**20)
+    calls: dict[int, Any] = {}
+    packs = {a: pack(weight, a) for a in algorithms}
+    for a in algorithms:
+        addresses = (y.data_ptr(), x.data_ptr(), packs[a].data_ptr(), 0, 0)
+        calls[a] = native.bind("conv2d_fwd_cpu", *addresses, shape.sizes(), 1.0, a)
+    best = dict.fromkeys(algorithms, float("inf"))
+    for _ in range(ROUNDS):
+        for a in algorithms:
+            flush.add_(1)
+            start = time.perf_counter()
+            calls[a](torch.get_num_threads())
+            best[a] = min(best[a], time.perf_counter() - start)
+    return best

@@ -1,0 +1,284 @@
+"""Inference plans on the CPU: the calls of a traced network as native functions on one arena, images channels last.
+
+Weights are packed once. Concatenations cost nothing: what is to be joined is written side by side from the start. What
+no kernel takes (the noise embedding, say) is left to torch, call by call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from edm_fast import native
+from edm_fast.plan._algorithms import DIRECT, Shape, pack
+from edm_fast.plan._memory import Place, Region, allocate
+from edm_fast.plan._trace import Graph, Node, Value, map_values
+
+Step = Callable[[int], None]  # called with the number of threads
+Choose = Callable[[Shape], int]
+
+
+@dataclasses.dataclass
+class Task:
+    """A node on its way to a step: what it touches, and how to bind it once every tensor has its place."""
+
+    reads: list[Value]
+    writes: list[Value]
+    bind: Callable[[Callable[[Value], torch.Tensor]], Step]
+
+
+class Weights:
+    """Packed weights, shared by the programs that use them and gone with the last of these."""
+
+    def __init__(self) -> None:
+        self.packed: weakref.WeakValueDictionary[tuple[Any, ...], torch.Tensor] = weakref.WeakValueDictionary()
+
+    def __call__(self, weight: torch.Tensor, algorithm: int) -> torch.Tensor:
+        key = (weight.data_ptr(), tuple(weight.shape), weight.stride(), algorithm)
+        found = self.packed.get(key)
+        if found is None:
+            found = self.packed[key] = pack(weight.to(torch.float32), algorithm)
+        return found
+
+
+class Program:
+    """A network at one set of input shapes. Not for two threads at once: its arena is its own."""
+
+    def __init__(self, graph: Graph, choose: Choose, weights: Weights) -> None:
+        self.kept: list[torch.Tensor] = []
+        self.algorithms: dict[Shape, int] = {}
+        builder = _Builder(graph, choose, weights, self)
+        self.arena = torch.empty(builder.size)
+        self.inputs = {name: builder.places[value].view(self.arena) for name, value in graph.inputs.items()}
+        self.output = builder.places[graph.output].view(self.arena)
+        self.steps = [task.bind(lambda value: builder.places[value].view(self.arena)) for task in builder.tasks]
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The output, a fresh contiguous tensor."""
+        for name, view in self.inputs.items():
+            view.copy_(inputs[name])
+        threads = torch.get_num_threads()
+        for step in self.steps:
+            step(threads)
+        return self.output.clone(memory_format=torch.contiguous_format)
+
+
+class _Builder:
+    """Turns nodes into tasks, finds every tensor a place, and lays out the arena."""
+
+    def __init__(self, graph: Graph, choose: Choose, weights: Weights, program: Program) -> None:
+        self.choose, self.weights, self.program = choose, weights, program
+        self.places: dict[Value, Place] = {}
+        self.tasks: list[Task] = []
+        nodes = join_linear(graph.nodes, graph.output)
+        producers = {value: node for node in nodes for value in node.outputs}
+        for node in nodes:
+            if is_concatenation(node):
+                self.join(node, producers)
+        for node in nodes:
+            self.tasks.append(self.task(node))
+        self.size = self.lay_out(graph)
+
+    def join(self, node: Node, producers: Mapping[Value, Node]) -> None:
+        """Give the parts of a concatenation their place inside it, where their producers can write there."""
+        place = self.places.get(node.outputs[0]) or self.place(node.outputs[0])
+        start = 0
+        for part in node.args[0]:
+            producer = producers.get(part)
+            if part not in self.places and producer is not None and writes_anywhere(producer):
+                self.places[part] = Place(part.shape, place.region, place.start + start, place.pitch)
+            start += part.shape[1]
+
+    def place(self, value: Value) -> Place:
+        """Where a value lies; a region of its own unless it has been given a part of another."""
+        if value not in self.places:
+            size = 1
+            for length in value.shape:
+                size *= length
+            pitch = value.shape[1] if len(value.shape) == 4 else 0
+            self.places[value] = Place(value.shape, Region(size), 0, pitch)
+        return self.places[value]
+
+    def lay_out(self, graph: Graph) -> int:
+        """Each region lives from its first use to its last; inputs from the start, the output to the end."""
+        for value in (*graph.inputs.values(), graph.output):
+            self.place(value)
+        for index, task in enumerate(self.tasks):
+            for value in (*task.reads, *task.writes):
+                self.place(value).region.use(index)
+        for value in graph.inputs.values():
+            self.places[value].region.use(0)
+        self.places[graph.output].region.use(len(self.tasks))
+        return allocate(list({place.region: None for place in self.places.values()}))
+
+    def task(self, node: Node) -> Task:
+        if is_concatenation(node):
+            return self.concatenation(node)
+        if node.kind == "linear" or (node.kind == "conv2d" and node.kwargs["weight"].shape[-1] in (1, 3)):
+            return self.convolution(node)
+        native_task = {"group_norm_silu": self.norm, "upfirdn": self.resampling}.get(node.kind)
+        if native_task is not None and all(len(v.shape) == 4 for v in node.outputs):
+            return native_task(node)
+        return self.torch_call(node)
+
+    def torch_call(self, node: Node) -> Task:
+        """The call itself, its results copied to their places."""
+
+        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+            args, kwargs = map_values(view, (node.args, node.kwargs))
+            outputs = [view(value) for value in node.outputs]
+
+            def step(threads: int) -> None:
+                result = node.function(*args, **kwargs)
+                for to, found in zip(outputs, [result] if isinstance(result, torch.Tensor) else result):
+                    to.copy_(found)
+
+            return step
+
+        return Task(node.inputs(), node.outputs, bind)
+
+    def concatenation(self, node: Node) -> Task:
+        """Copies the parts that do not lie in place already."""
+        joined, starts, start = self.place(node.outputs[0]), {}, 0
+        for part in node.args[0]:
+            if self.place(part).region is not joined.region:
+                starts[start] = part
+            start += part.shape[1]
+
+        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+            whole = view(node.outputs[0])
+            pairs = [(whole[:, at : at + part.shape[1]], view(part)) for at, part in starts.items()]
+
+            def step(threads: int) -> None:
+                for to, part in pairs:
+                    to.copy_(part)
+
+            return step
+
+        return Task(node.inputs(), node.outputs, bind)
+
+    def convolution(self, node: Node) -> Task:
+        """conv2d, or a linear layer as a convolution of images of one pixel."""
+        k = node.kwargs
+        x, y, weight, emb, residual = k["x"], node.outputs[0], k["weight"], k.get("emb"), k.get("residual")
+        weight = weight if weight.ndim == 4 else weight[:, :, None, None]
+        n, channels, h, w = (*x.shape, 1, 1)[:4]
+        kernel = weight.shape[-1]
+        padding = kernel // 2 if k.get("padding") is None else k["padding"]
+        shape = Shape(n, channels, h, w, weight.shape[0], kernel, padding)
+        algorithm = self.choose(shape) if node.kind == "conv2d" else DIRECT
+        self.program.algorithms[shape] = algorithm
+        packed = self.weights(weight, algorithm)
+        bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
+        self.program.kept += [packed] if bias is None else [packed, bias]
+        tail = Value(emb.shape) if emb is not None and bias is not None else None  # emb + bias
+
+        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+            rows = view(emb) if emb is not None else bias
+            total = view(tail) if tail is not None else rows
+            (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
+            other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
+            vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
+            sizes = (*dataclasses.astuple(shape)[:1], h, w, channels, shape.outputs, kernel, padding)
+            sizes = (*sizes, count, to_pitch, pitch, other_pitch)
+            scale = float(k.get("scale", 1.0))
+            run = native.bind("conv2d_fwd_cpu", to, source, packed.data_ptr(), vector, other, sizes, scale, algorithm)
+            if tail is None:
+                return run
+
+            def step(threads: int) -> None:
+                torch.add(rows, bias, out=total)
+                run(threads)
+
+            return step
+
+        values = [x, *(v for v in (emb, residual) if v is not None)]
+        return Task(values, [y] if tail is None else [y, tail], bind)
+
+    def norm(self, node: Node) -> Task:
+        k, y = node.kwargs, node.outputs[0]
+        x, scale, shift = k["x"], k["scale"], k["shift"]
+        own = [k[name].detach().to(torch.float32).contiguous() for name in ("weight", "bias")]
+        self.program.kept += own
+        n, c, h, w = x.shape
+        stats = Value((3, n, k["groups"]))
+
+        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+            (to, _), (source, pitch) = native.window(view(y)), native.window(view(x))
+            rows = [0, 0] if scale is None else [scale.shape[0], shift.shape[0]]
+            extra = [0, 0] if scale is None else [native.window(view(scale))[0], native.window(view(shift))[0]]
+            sizes = (n, c, h * w, k["groups"], *rows, pitch)
+            weight, bias = (t.data_ptr() for t in own)
+            addresses = (source, to, view(stats).data_ptr(), weight, bias, *extra, 0, 0, 0)
+            return native.bind("group_norm_silu_fwd_cpu", *addresses, sizes, float(k["eps"]), bool(k["silu"]), True)
+
+        return Task([v for v in (x, scale, shift) if v is not None], [y, stats], bind)
+
+    def resampling(self, node: Node) -> Task:
+        k, y = node.kwargs, node.outputs[0]
+        x, up, down = k["x"], k["up"], k["down"]
+        f = k["f"].detach().to(torch.float32).contiguous()
+        self.program.kept.append(f)
+
+        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+            (to, _), (source, pitch) = native.window(view(y)), native.window(view(x))
+            sizes = tuple(x.shape), *y.shape[2:], f.shape[0], max(up, down), k["padding"]
+            return native.bind(
+                "upfirdn_fwd_cpu", to, source, f.data_ptr(), *sizes, float(up**2), up > 1, True, pitch
+            )
+
+        return Task([x], [y], bind)
+
+
+def is_concatenation(node: Node) -> bool:
+    """Images joined along their channels."""
+    if node.function is not torch.cat or len(node.outputs[0].shape) != 4:
+        return False
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return dim == 1 and all(isinstance(part, Value) for part in node.args[0])
+
+
+def writes_anywhere(node: Node) -> bool:
+    """Whether the node's result may lie inside a wider image."""
+    return node.kind == "conv2d" or (node.kind == "torch" and not is_concatenation(node))
+
+
+def join_linear(nodes: list[Node], output: Value) -> list[Node]:
+    """x W and the bias added to it as one node "linear"."""
+    uses: dict[Value, list[Node]] = {}
+    for node in nodes:
+        for value in node.inputs():
+            uses.setdefault(value, []).append(node)
+    joined: list[Node] = []
+    gone: set[Node] = set()
+    for node in nodes:
+        if node in gone:
+            continue
+        if node.function is torch.matmul and is_linear(node):
+            x, weight = node.args
+            bias, last = None, node
+            following = uses.get(node.outputs[0], [])
+            if len(following) == 1 and node.outputs[0] is not output and is_bias(following[0], node.outputs[0]):
+                last, bias = following[0], following[0].args[1]
+                gone.add(last)
+            node = Node("linear", torch.matmul, (), {"x": x, "weight": weight.mT, "bias": bias}, last.outputs)
+        joined.append(node)
+    return joined
+
+
+def is_linear(node: Node) -> bool:
+    if len(node.args) != 2 or node.kwargs:
+        return False
+    x, weight = node.args
+    return isinstance(x, Value) and len(x.shape) == 2 and isinstance(weight, torch.Tensor) and weight.ndim == 2
+
+
+def is_bias(node: Node, value: Value) -> bool:
+    adds = getattr(node.function, "__name__", "") in ("add", "add_", "__add__", "__iadd__")
+    if not adds or len(node.args) != 2 or node.kwargs or node.args[0] is not value:
+        return False
+    return isinstance(node.args[1], torch.Tensor) and node.args[1].ndim == 1

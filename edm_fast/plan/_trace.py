@@ -1,0 +1,162 @@
+"""trace(): what a network computes, as a list of calls in order, found by running it on tensors that hold no numbers.
+
+The network itself stays the one description of what it does: its ops hand themselves to the recorder, and whatever else
+it does to tensors is seen by torch's function mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from edm_fast import backend
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """A tensor of the traced computation: an input, or an output of a node."""
+
+    shape: tuple[int, ...]
+    name: str = ""
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One call. `args` and `kwargs` hold Values for computed tensors and the network's own tensors as they are.
+
+    kind: the name of an op of edm_fast.ops, whose arguments are then all in kwargs by name, or "torch".
+    """
+
+    kind: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Value]
+
+    def inputs(self) -> list[Value]:
+        found: list[Value] = []
+        map_values(lambda value: found.append(value), (self.args, self.kwargs))
+        return found
+
+
+@dataclasses.dataclass
+class Graph:
+    inputs: dict[str, Value]
+    nodes: list[Node]
+    output: Value
+
+
+def map_values(function: Callable[[Value], Any], tree: Any) -> Any:
+    """The same structure of lists, tuples and dicts with every Value replaced by function(value)."""
+    if isinstance(tree, Value):
+        return function(tree)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_values(function, item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: map_values(function, item) for key, item in tree.items()}
+    return tree
+
+
+class Recorder(TorchFunctionMode):
+    """Turns calls on meta tensors into nodes."""
+
+    def __init__(self, known: Mapping[torch.Tensor, torch.Tensor]) -> None:
+        super().__init__()
+        # by identity; the tensors are kept so that no number is given twice
+        self.real = {id(meta): real for meta, real in known.items()}
+        self.values: dict[int, Value] = {}
+        self.kept: list[Any] = [*known]
+        self.nodes: list[Node] = []
+        self.paused = False
+
+    def value(self, meta: torch.Tensor, name: str = "") -> Value:
+        """A new Value for a meta tensor; an older one of the same tensor is no longer what it holds."""
+        self.kept.append(meta)
+        found = self.values[id(meta)] = Value(tuple(meta.shape), name)
+        self.real.pop(id(meta), None)
+        return found
+
+    def described(self, tree: Any) -> Any:
+        if isinstance(tree, torch.Tensor):
+            known = self.values.get(id(tree))
+            return known if known is not None else self.real.get(id(tree), tree)
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(self.described(item) for item in tree)
+        if isinstance(tree, dict):
+            return {key: self.described(item) for key, item in tree.items()}
+        if isinstance(tree, torch.device) and tree.type == "meta":
+            return torch.device("cpu")
+        return tree
+
+    def record(self, kind: str, function: Any, args: Any, kwargs: Any, result: Any, inplace: bool = False) -> Any:
+        outputs = [result] if isinstance(result, torch.Tensor) else list(result)
+        described = self.described(args), self.described(kwargs)  # before the outputs take over their names
+        if not inplace and all(id(out) in self.values or id(out) in self.real for out in outputs):
+            return result  # the call gave back what it was given, such as a cast to the same type
+        self.nodes.append(Node(kind, function, *described, [self.value(out) for out in outputs]))
+        return result
+
+    def op(self, op: backend.Op, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(op.reference).bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.paused = True
+        try:
+            result = op.reference(*args, **kwargs)
+        finally:
+            self.paused = False
+        return self.record(op.name, op, (), dict(bound.arguments), result)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        tensors = [result] if isinstance(result, torch.Tensor) else result
+        if self.paused or not isinstance(tensors, (list, tuple)) or not tensors:
+            return result
+        if not all(isinstance(item, torch.Tensor) for item in tensors):
+            return result
+        inplace = bool(args) and result is args[0] and (name.endswith("_") or name.startswith("__i"))
+        return self.record("torch", func, args, kwargs, result, inplace)
+
+
+def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The graph of module(**inputs) for float32 inputs of these shapes, in inference."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    metas = {name: tensor.detach().to("meta") for name, tensor in own.items()}
+    recorder = Recorder({metas[name]: tensor.detach() for name, tensor in own.items()})
+    inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    values = {name: recorder.value(tensor, name) for name, tensor in inputs.items()}
+    with torch.no_grad(), backend.recording(recorder.op), recorder:
+        result = torch.func.functional_call(module, metas, (), inputs)
+    output = recorder.values[id(result)]
+    return Graph(values, _needed(_folded(recorder.nodes), output), output)
+
+
+def _folded(nodes: list[Node]) -> list[Node]:
+    """The nodes that depend on an input; what is made of the network's own tensors alone is computed now."""
+    constant: dict[Value, torch.Tensor] = {}
+    kept = []
+    with torch.no_grad():
+        for node in nodes:
+            node.args, node.kwargs = map_values(lambda value: constant.get(value, value), (node.args, node.kwargs))
+            if node.inputs():
+                kept.append(node)
+                continue
+            result = node.function(*node.args, **node.kwargs)
+            constant.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
+    return kept
+
+
+def _needed(nodes: list[Node], output: Value) -> list[Node]:
+    """The nodes the output depends on."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            kept.append(node)
+            wanted.update(node.inputs())
+    return kept[::-1]
