@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "attention.h"
 #include "common.h"
 #include "conv2d.h"
 #include "group_norm_silu.h"
@@ -76,6 +77,15 @@ static Conv2dPack conv2d_pack(int dtype, Address packed, Address weight, int64_t
     return {dtype, algorithm, (void*)packed, (void*)weight, out, in, kernel, transposed};
 }
 
+static Attention attention(int dtype, Address qkv, Address a, Address stats, Address da, Address dqkv,
+                           const std::vector<int64_t>& sizes, const std::vector<int64_t>& qkv_strides,
+                           const std::vector<int64_t>& a_strides) {
+    if (sizes.size() != 4 || qkv_strides.size() != 5 || a_strides.size() != 4) check("attention", kBadArgument);
+    const auto &i = qkv_strides, &o = a_strides;
+    return {dtype, (void*)qkv, (void*)a, (void*)stats, (void*)da, (void*)dqkv, sizes[0], sizes[1], sizes[2], sizes[3],
+            {i[0], i[1], i[2], i[3], i[4]}, {o[0], o[1], o[2], o[3]}};
+}
+
 // m.def of one native function: its maker's arguments, then (isa, threads) on the CPU or (device, stream) on a GPU
 template <typename S, typename... Args, typename P, typename Q>
 static void define(py::module_& m, const std::string& name, S (*make)(Args...), int (*run)(const S&, P, Q)) {
@@ -93,6 +103,8 @@ PYBIND11_MODULE(_C, m) {
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
     m.def("conv2d_packed_size", conv2d_packed_size);
+    define(m, "attention_fwd_cpu", attention, attention_fwd_cpu);
+    define(m, "attention_bwd_cpu", attention, attention_bwd_cpu);
     define(m, "conv2d_pack_cpu", conv2d_pack, conv2d_pack_cpu);
     define(m, "conv2d_fwd_cpu", conv2d, conv2d_fwd_cpu);
     define(m, "group_norm_silu_fwd_cpu", group_norm_silu, group_norm_silu_fwd_cpu);

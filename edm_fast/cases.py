@@ -137,13 +137,20 @@ def _group_norm_silu_cases() -> Iterator[Case]:
 
 
 def _attention_cases() -> Iterator[Case]:
-    def case(name: str, n: int, c: int, h: int, w: int, heads: int, layout: str = "contiguous", real: bool = False):
-        return Case(name, lambda make: ((make(n, 3 * heads * c, h, w, layout=layout), heads), {}), real)
+    def case(name: str, n: int, c: int, h: int, w: int, heads: int, real: bool = False, **kwargs: Any) -> Case:
+        return Case(name, lambda make: ((make(n, 3 * heads * c, h, w, **kwargs), heads), {}), real)
 
     yield case("cifar10_16", 8, 256, 16, 16, 1, real=True)
+    yield case("cifar10_8", 8, 256, 8, 8, 1, real=True)
+    yield case("adm_32", 2, 64, 32, 32, 6, real=True)
     yield case("adm_16", 2, 64, 16, 16, 9, real=True)
+    yield case("adm_8", 2, 64, 8, 8, 12, real=True)
     for layout in LAYOUTS:
-        yield case(f"odd_{layout}", 2, 5, 3, 7, 3, layout)
+        yield case(f"odd_{layout}", 2, 5, 3, 7, 3, layout=layout)
+        yield case(f"wide_{layout}", 1, 131, 5, 7, 1, layout=layout)
+        yield case(f"many_keys_{layout}", 1, 7, 19, 17, 2, layout=layout)
+        yield case(f"large_logits_{layout}", 2, 16, 6, 6, 2, layout=layout, scale=12.0)  # e^x of them overflows
+    yield case("one_channel", 2, 1, 4, 5, 3)
     yield case("one_pixel", 2, 4, 1, 1, 2)
     yield case("batch_0", 0, 4, 3, 3, 2)
 

@@ -4,9 +4,6 @@ Forward alone through the shared timer; forward and backward here, reference and
 CPU time of the thread when there is one (a busy machine hardly moves it), and beside a plain copy of x.
 """
 
-import statistics
-import time
-
 import op_bench
 import pytest
 import torch
@@ -24,30 +21,11 @@ SHAPES = [
     ((64, 32, 32, 32), 8),
     ((2, 192, 64, 64), 32),
 ]
-ROUNDS = 15
 
 
 @pytest.mark.parametrize("case, name", op_bench.parameters("group_norm_silu"))
 def bench_group_norm_silu(benchmark, case, name):
     op_bench.time_op(benchmark, "group_norm_silu", case, name)
-
-
-def medians(*functions):
-    """Median seconds of each, taken by turns."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = [[] for _ in functions]
-    for function in functions:
-        function()
-    start = time.perf_counter()
-    functions[0]()
-    repeats = max(1, int(0.01 / (time.perf_counter() - start)))
-    for _ in range(ROUNDS):
-        for function, found in zip(functions, times):
-            start = clock()
-            for _ in range(repeats):
-                function()
-            found.append((clock() - start) / repeats)
-    return [statistics.median(found) for found in times]
 
 
 @pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
@@ -67,8 +45,8 @@ def bench_forward_and_backward(benchmark, shape, groups, layout):
             y = group_norm_silu(*leaves, groups, 1e-6)
         torch.autograd.grad(y, leaves[:2], dy)
 
-    plain, fused, floor = medians(lambda: forward("reference"), lambda: forward("cpu"), lambda: copy.copy_(x))
-    plain_both, fused_both = medians(lambda: both("reference"), lambda: both("cpu"))
+    plain, fused, floor = op_bench.medians(lambda: forward("reference"), lambda: forward("cpu"), lambda: copy.copy_(x))
+    plain_both, fused_both = op_bench.medians(lambda: both("reference"), lambda: both("cpu"))
     ratios = {"forward": plain / fused, "both": plain_both / fused_both, "copy": fused / floor}
     benchmark.extra_info.update(op="group_norm_silu", shape=shape, isa=native.isa(), threads=torch.get_num_threads())
     benchmark.extra_info.update(ratios)

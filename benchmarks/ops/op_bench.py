@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import statistics
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 
 import edm_fast.ops  # noqa: F401
 from edm_fast import backend, native, testing
+
+ROUNDS = 15
 
 _reference: dict[str, tuple[float, float]] = {}  # case -> median and best seconds of the reference in this run
 
@@ -34,6 +38,24 @@ def parameters(op: str) -> list[Any]:
     return [
         pytest.param(case, name, id=f"{case.name}-{name}") for case in testing.cases(op, real=True) for name in names
     ]
+
+
+def medians(*functions: Callable[[], Any]) -> list[float]:
+    """Median seconds of each, taken by turns; with one thread in its CPU time, which a busy machine hardly moves."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
+    start = time.perf_counter()
+    functions[0]()
+    repeats = max(1, int(0.01 / (time.perf_counter() - start)))
+    for _ in range(ROUNDS):
+        for function, found in zip(functions, times):
+            start = clock()
+            for _ in range(repeats):
+                function()
+            found.append((clock() - start) / repeats)
+    return [statistics.median(found) for found in times]
 
 
 def time_op(benchmark: Any, op: str, case: testing.Case, name: str, dtype: torch.dtype = torch.float32) -> None:

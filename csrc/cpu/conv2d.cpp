@@ -2,10 +2,9 @@
 // thread takes some. How the work is cut never changes a sum, so neither the number of threads nor the batch does.
 #include "../conv2d.h"
 
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
+
+#include "_scratch.h"
 
 namespace edm {
 namespace {
@@ -30,9 +29,6 @@ struct Cut {
     }
 };
 
-// floats from one row of a matrix to the next: rows a power of two apart would share few sets of the first-level cache
-constexpr int64_t row_pitch(int64_t depth) { return (depth + 15) / 16 * 16 + 16; }
-
 }  // namespace
 }  // namespace edm
 #define EDM_BODY "_conv2d.inc"
@@ -55,23 +51,6 @@ int64_t planes(int algorithm, int64_t kernel) {
     if (kernel == 3 && (algorithm == kWinograd4 || algorithm == kWinograd4Int16)) return 36;
     if (kernel == 1 && algorithm == kInt16) return 1;
     return -1;
-}
-
-// A block of memory that each thread keeps: allocating megabytes at each call would cost page faults
-float* scratch_of(int64_t floats) {
-    struct Free {
-        void operator()(float* p) const { std::free(p); }
-    };
-    static thread_local std::unique_ptr<float, Free> kept;
-    static thread_local int64_t size = 0;
-    if (size < floats) {
-        kept.reset(), size = 0;
-        const size_t bytes = (size_t(floats) * sizeof(float) + 4095) / 4096 * 4096;
-        kept.reset(static_cast<float*>(std::aligned_alloc(4096, bytes)));
-        if (!kept) throw std::bad_alloc();
-        size = floats;
-    }
-    return kept.get();
 }
 
 bool int16_products(int algorithm) { return algorithm == kInt16 || algorithm == kWinograd4Int16; }

@@ -5,7 +5,8 @@
 qkv: (N, 3 heads C, H, W), where channel = head 3C + 3c + (0 for q, 1 for k, 2 for v): the three interleave with
 stride 3 inside each head. Result: (N, heads C, H, W), channel = head C + c.
 Precision: k is scaled in its own dtype; product and softmax run in float32; w is rounded to the input dtype.
-Source: the self-attention of DDPM++ and ADM; Karras et al. 2022, Appendix F.
+Source: the self-attention of DDPM++ and ADM; Karras et al. 2022, Appendix F. The native code goes over the keys in
+steps with a running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022), and w is never in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-from edm_fast.backend import Op
+from edm_fast import native
+from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
 
@@ -65,4 +67,109 @@ def check(qkv: torch.Tensor, num_heads: int = 1) -> None:
         raise UserError(f"attention: {qkv.shape[1]} channels do not divide into q, k, v of {num_heads} heads")
 
 
-attention = Op("attention", reference, check)
+# The native op also returns what its backward needs: (2, N, heads HW), of each query the largest logit and
+# 1 / sum of exp(logit - largest). Both, because the log of that sum added to a large logit would lose its digits.
+_library = torch.library.Library("edm_fast", "FRAGMENT")
+_library.define("attention(Tensor qkv, int heads) -> (Tensor a, Tensor stats)")
+_library.define("attention_backward(Tensor da, Tensor qkv, Tensor a, Tensor stats, int heads) -> Tensor dqkv")
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _layout(qkv: torch.Tensor) -> torch.memory_format:
+    return native.layout_of(qkv) or torch.contiguous_format
+
+
+def _fake_forward(qkv: torch.Tensor, heads: int) -> Pair:
+    n, channels, h, w = qkv.shape
+    a = torch.empty((n, channels // 3, h, w), dtype=qkv.dtype, device=qkv.device, memory_format=_layout(qkv))
+    return a, qkv.new_empty(2, n, heads * h * w)
+
+
+def _fake_backward(
+    da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int
+) -> torch.Tensor:
+    return torch.empty_like(qkv, memory_format=_layout(qkv))
+
+
+def _sizes(qkv: torch.Tensor, heads: int) -> tuple[tuple[int, ...], ...]:
+    """n, heads, C, HW; strides of qkv for image, head, q k v, channel, pixel; strides of a, without the q k v."""
+    n, channels, h, w = qkv.shape
+    c, hw = channels // (3 * heads), h * w
+    if native.layout_of(qkv) == torch.channels_last:
+        return (n, heads, c, hw), (channels * hw, 3 * c, 1, 3, channels), (heads * c * hw, c, 1, heads * c)
+    return (n, heads, c, hw), (channels * hw, 3 * c * hw, hw, 3 * hw, 1), (heads * c * hw, c * hw, hw, 1)
+
+
+def _forward(qkv: torch.Tensor, heads: int) -> Pair:
+    layout = _layout(qkv)
+    qkv = qkv.contiguous(memory_format=layout)
+    a, stats = _fake_forward(qkv, heads)
+    native.call(f"attention_fwd_{qkv.device.type}", qkv, a, stats, None, None, *_sizes(qkv, heads), layout=layout)
+    return a, stats
+
+
+def _backward(da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int) -> torch.Tensor:
+    layout, dqkv = _layout(qkv), _fake_backward(da, qkv, a, stats, heads)
+    qkv, da, a = (t.contiguous(memory_format=layout) for t in (qkv, da, a))
+    native.call(f"attention_bwd_{qkv.device.type}", qkv, a, stats, da, dqkv, *_sizes(qkv, heads), layout=layout)
+    return dqkv
+
+
+_library.impl("attention", _forward, "CPU")
+_library.impl("attention_backward", _backward, "CPU")
+torch.library.register_fake("edm_fast::attention", _fake_forward, lib=_library)
+torch.library.register_fake("edm_fast::attention_backward", _fake_backward, lib=_library)
+
+
+class Attend(torch.autograd.Function):
+    """The native op; keeps qkv, the result and two numbers for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: torch.Tensor, heads: int) -> torch.Tensor:
+        a, stats = torch.ops.edm_fast.attention(qkv, heads)
+        ctx.save_for_backward(qkv, a, stats)
+        ctx.heads = heads
+        return a
+
+    @staticmethod
+    def backward(ctx: Any, da: torch.Tensor) -> Any:
+        gradients = Gradients.apply if torch.is_grad_enabled() else torch.ops.edm_fast.attention_backward
+        return gradients(da, *ctx.saved_tensors, ctx.heads), None
+
+
+class Gradients(torch.autograd.Function):
+    """The backward of Attend as a function of its own; its backward goes through the reference, to any order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(da, qkv)
+        ctx.heads = heads
+        return torch.ops.edm_fast.attention_backward(da, qkv, a, stats, heads)
+
+    @staticmethod
+    def backward(ctx: Any, ddqkv: torch.Tensor) -> Any:
+        with torch.enable_grad():
+            # aliases, so that what came before them stays out of the derivatives
+            da, qkv = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors)
+            (dqkv,) = torch.autograd.grad(reference(qkv, ctx.heads), qkv, da, create_graph=True)
+        found = torch.autograd.grad(dqkv, (da, qkv), ddqkv, create_graph=torch.is_grad_enabled(), allow_unused=True)
+        return *found, None, None, None
+
+
+def cpu_forward(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        return Attend.apply(qkv, num_heads)
+    return torch.ops.edm_fast.attention(qkv, num_heads)[0]
+
+
+def cpu_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
+    if qkv.device.type != "cpu":
+        return "it needs CPU tensors"
+    if qkv.dtype != torch.float32:
+        return f"it takes float32, not {qkv.dtype}"
+    return native.cpu_reason()
+
+
+attention = Op("attention", reference, check, cpu=Candidate(cpu_forward, cpu_reason, differentiable=True))

@@ -6,9 +6,13 @@ import op_checks
 import pytest
 import torch
 
+from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import attention
 from edm_fast.ops.attention import attention_weights
+
+needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+LAYOUTS = ("contiguous", "channels_last")
 
 
 def defined(qkv, heads):
@@ -30,7 +34,8 @@ def test_reference_is_the_definition(case):
     (qkv, heads), _ = case.inputs(torch.float64)
     torch.testing.assert_close(attention.reference(qkv, heads), defined(qkv, heads))
     wide = attention.reference(qkv.float(), heads)
-    torch.testing.assert_close(wide, defined(qkv, heads).float(), rtol=1e-5, atol=1e-6)
+    logits = max(1, qkv.abs().max().item() ** 2) if qkv.numel() else 1  # their rounding is relative
+    torch.testing.assert_close(wide, defined(qkv, heads).float(), rtol=1e-5, atol=1e-6 * logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -61,10 +66,226 @@ def test_derivatives():
     assert torch.autograd.gradgradcheck(lambda x: attention(x, 2), qkv)
 
 
+def with_gradients(function):
+    """Of the same arguments: y, the gradient of a fixed weighted sum of it, and the gradients of a sum of that."""
+
+    def run(qkv, heads):
+        x = qkv.detach().requires_grad_()
+        with torch.enable_grad():
+            y = function(x, heads)
+            weights = torch.cos(torch.arange(y.numel())).reshape(y.shape).to(y).requires_grad_()
+            (dx,) = torch.autograd.grad(y, x, weights, create_graph=True)
+            second = torch.sin(torch.arange(dx.numel())).reshape(dx.shape).to(dx)
+            return y.detach(), dx.detach(), *torch.autograd.grad(dx, (x, weights), second)
+
+    return run
+
+
+def on_cpu(*args):
+    return op_checks.forced("attention", "cpu")(*args)
+
+
+def drawn(n, heads, size, h, w, layout="contiguous", scale=1.0):
+    torch.manual_seed(0)
+    return testing.laid_out(torch.randn(n, 3 * heads * size, h, w) * scale, layout)
+
+
+# (n, heads, head size, h, w): around the sizes of vectors, panels, blocks of queries and steps of keys
+SHAPES = [(2, 3, 5, 3, 7), (1, 1, 33, 5, 13), (2, 1, 16, 4, 8), (1, 2, 48, 9, 29), (1, 1, 129, 8, 8), (1, 2, 3, 19, 27)]
+
+
 @pytest.mark.parametrize("name", op_checks.backends("attention"))
 @pytest.mark.parametrize("case", op_checks.cases("attention"))
 def test_backend_keeps_the_budget(name, case):
     op_checks.forward("attention", name, case, torch.float32)
+
+
+@pytest.mark.parametrize("name", op_checks.backends("attention"))
+@pytest.mark.parametrize("case", op_checks.cases("attention"))
+def test_gradients_keep_the_budget(name, case):
+    op_checks.gradient("attention", name, case, torch.float32)
+
+
+@needs_native
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("isa", native.ISAS)
+def test_derivatives_on_every_instruction_set(isa, shape, layout):
+    if native.ISAS.index(isa) > native.lib.BEST_ISA:
+        pytest.skip(f"no {isa} here")
+    with native.use_isa(isa):
+        testing.check(
+            with_gradients(on_cpu), with_gradients(attention.reference), ((drawn(*shape, layout), shape[1]), {})
+        )
+
+
+@needs_native
+@pytest.mark.parametrize("isa", native.ISAS)
+def test_weights_within_a_few_ulp_and_right_at_the_ends(isa):
+    """Two keys, 0 and -x, with the values 0 and 1: the result is 1 / (1 + e^x). Each x is a head."""
+    if native.ISAS.index(isa) > native.lib.BEST_ISA:
+        pytest.skip(f"no {isa} here")
+    x = torch.cat([torch.tensor([0.0, 80, 87, 87.3, 88, 89, 104, 1e4, 1e30, 3e38]), torch.linspace(0, 60, 9001)])
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    qkv = torch.stack([one, zero, zero, one, -x, one], dim=1).reshape(-1, 2, 3).transpose(1, 2)  # (heads, q k v, pixel)
+    with native.use_isa(isa):
+        y = on_cpu(qkv.reshape(1, -1, 1, 2).contiguous(), len(x))[0]
+    expected = torch.sigmoid(-x.double())[:, None, None]
+    floor = 1.2 * torch.finfo(torch.float32).tiny  # below the normal numbers weights are 0
+    assert ((y - expected).abs() <= 3 * torch.finfo(torch.float32).eps * expected + floor).all()
+
+
+@needs_native
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_not_a_number_stays_in_its_head_and_query(layout):
+    qkv = drawn(3, 2, 5, 18, 17, layout)
+    qkv[0, 3, 4, 4] = float("nan")  # q of head 0
+    qkv[1, 15 + 4, 17, 16] = float("nan")  # k of head 1
+    qkv[2, 5, 0, 0] = float("nan")  # channel 1 of v of head 0
+    bad = on_cpu(qkv, 2).isnan()
+    assert torch.equal(bad, attention.reference(qkv, 2).isnan())
+    assert bad[0, :5, 4, 4].all() and bad[1, 5:].all() and bad[2, 1].all() and bad.sum() == 5 + 5 * 306 + 306
+
+
+@needs_native
+@pytest.mark.parametrize("counted", [slice(0, 3), slice(286, 289), slice(100, 270)])
+def test_keys_of_minus_infinity_do_not_count(counted):
+    """Also if none of the first step of keys counts, or none of the last."""
+    qkv = drawn(2, 1, 4, 17, 17)
+    flat = qkv.flatten(2)
+    flat[:, 0] = 1
+    flat[:, 1] = -torch.inf
+    flat[:, 1, counted] = torch.randn(2, flat[0, 1, counted].numel())
+    expected = attention.reference(qkv.double())
+    assert expected.isfinite().all()
+    torch.testing.assert_close(on_cpu(qkv), expected.float())
+    flat[:, 1] = -torch.inf
+    assert on_cpu(qkv).isnan().all() and attention.reference(qkv).isnan().all()
+
+
+@needs_native
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_threads_and_batches_do_not_change_a_bit(shape, layout):
+    (n, heads, *_), qkv, threads = shape, drawn(*shape, layout), torch.get_num_threads()
+    run, results = with_gradients(on_cpu), {}
+    try:
+        for isa in native.ISAS[: native.lib.BEST_ISA + 1]:
+            with native.use_isa(isa):
+                alone = [
+                    torch.cat(parts) for parts in zip(*(on_cpu_and_gradient(qkv[i : i + 1], heads) for i in range(n)))
+                ]
+                for count in (1, 2, 3, 5, 8):
+                    torch.set_num_threads(count)
+                    wide = testing.laid_out(torch.cat([qkv.flip(0), -qkv, qkv]), layout)
+                    assert all(torch.equal(a[2 * n :], b) for a, b in zip(on_cpu_and_gradient(wide, heads), alone))
+                    results[isa, count] = run(qkv, heads)[:2]
+    finally:
+        torch.set_num_threads(threads)
+    for (isa, _), result in results.items():
+        same = results["portable" if isa == "portable" else "avx2", 1]  # fused multiply-adds on both
+        assert all(torch.equal(a, b) for a, b in zip(result, same))
+
+
+def on_cpu_and_gradient(qkv, heads):
+    """Both with a weight for each output that does not depend on the place in the batch."""
+    x = qkv.detach().requires_grad_()
+    y = on_cpu(x, heads)
+    weights = torch.cos(torch.arange(y[0].numel())).reshape(y[0].shape).to(y)
+    return y.detach(), *torch.autograd.grad(y, x, weights.expand_as(y))
+
+
+def apart(t, heads):
+    """(N, HW, channels) with q, k, v one after the other, from (N, channels, H, W) with the three interleaved."""
+    n, channels, h, w = t.shape
+    return t.reshape(n, heads, channels // (3 * heads), 3, h * w).permute(0, 4, 3, 1, 2).reshape(n, h * w, channels)
+
+
+@needs_native
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layouts_do_not_change_a_bit(shape):
+    """Also q, k, v apart in channels-last memory, as an inference plan has them."""
+    n, heads, c, hw = *shape[:3], shape[3] * shape[4]
+    qkv = drawn(*shape)
+    y, dqkv = on_cpu_and_gradient(qkv, heads)
+    for got, expected in zip(on_cpu_and_gradient(testing.laid_out(qkv, "channels_last"), heads), (y, dqkv)):
+        assert torch.equal(got, expected)
+    flat = apart(qkv, heads)
+    a, stats, back = (
+        torch.full((n, hw, heads * c), torch.nan),
+        torch.empty(2, n, heads * hw),
+        torch.full_like(flat, torch.nan),
+    )
+    sizes = (n, heads, c, hw)
+    qkv_strides, a_strides = (hw * 3 * heads * c, c, heads * c, 1, 3 * heads * c), (hw * heads * c, c, 1, heads * c)
+    native.call("attention_fwd_cpu", flat, a, stats, None, None, sizes, qkv_strides, a_strides)
+    assert torch.equal(a, y.flatten(2).transpose(1, 2))
+    da = torch.cos(torch.arange(y[0].numel())).reshape(y[0].shape).to(y).expand_as(y).flatten(2).transpose(1, 2)
+    native.call("attention_bwd_cpu", flat, a, stats, da.contiguous(), back, sizes, qkv_strides, a_strides)
+    assert torch.equal(back, apart(dqkv, heads))
+
+
+@needs_native
+def test_opcheck():
+    forward, backward = torch.ops.edm_fast.attention, torch.ops.edm_fast.attention_backward
+    for layout in testing.LAYOUTS:
+        for shape in ((2, 2, 5, 3, 4), (1, 3, 4, 1, 1), (0, 1, 2, 3, 3)):
+            qkv = drawn(*shape, layout)
+            torch.library.opcheck(forward.default, (qkv, shape[1]))
+            a, stats = forward(qkv, shape[1])
+            torch.library.opcheck(backward.default, (torch.ones_like(a), qkv, a, stats, shape[1]))
+
+
+@needs_native
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiles_without_a_graph_break(layout):
+    x = drawn(2, 2, 5, 3, 4, layout).requires_grad_()
+
+    def loss(x):
+        return attention(x * 2, 2).square().sum()
+
+    with backend.use_backend("cpu"):
+        (expected,) = torch.autograd.grad(loss(x), x)
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(compiled, loss(x))
+    torch.testing.assert_close(torch.autograd.grad(compiled, x)[0], expected)
+
+
+@needs_native
+def test_reasons_and_layout():
+    qkv = drawn(2, 2, 5, 3, 4)
+    assert attention.choose(qkv, 2).backend == "cpu"
+    for dtype in (torch.float64, torch.bfloat16):
+        assert str(dtype) in attention.choose(qkv.to(dtype), 2).reasons["cpu"]
+    for layout in LAYOUTS:
+        memory = getattr(torch, layout if layout == "channels_last" else "contiguous_format")
+        x = testing.laid_out(qkv, layout).requires_grad_()
+        y = on_cpu(x, 2)
+        (dx,) = torch.autograd.grad(y.sum(), x)  # dy is expanded, not dense
+        assert y.is_contiguous(memory_format=memory) and dx.is_contiguous(memory_format=memory)
+        assert on_cpu(x.detach(), 2).is_contiguous(memory_format=memory)
+
+
+@needs_native
+def test_training_keeps_no_weights():
+    """qkv, the result, and two numbers for each query; the reference also keeps HW x HW weights."""
+    qkv, kept = drawn(1, 1, 4, 32, 32), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        on_cpu(qkv.requires_grad_())
+    assert sum(kept) == (12 + 4 + 2) * 32 * 32
+
+
+@needs_native
+def test_native_refuses():
+    qkv, a, stats = drawn(1, 1, 4, 2, 2), torch.empty(1, 4, 2, 2), torch.empty(2, 1, 4)
+    strides = (48, 12, 4, 12, 1), (16, 16, 4, 1)
+    for sizes in ((1, 0, 4, 4), (1, 1, 0, 4), (-1, 1, 4, 4), (1, 1, 4)):
+        with pytest.raises(RuntimeError, match="bad argument"):
+            native.call("attention_fwd_cpu", qkv, a, stats, None, None, sizes, *strides)
+    with pytest.raises(RuntimeError, match="bad argument"):
+        native.call("attention_bwd_cpu", qkv, a, None, a, qkv, (1, 1, 4, 4), *strides)
+    with pytest.raises(RuntimeError, match="element type"):
+        native.call("attention_fwd_cpu", qkv.double(), a.double(), None, None, None, (1, 1, 4, 4), *strides)
 
 
 @pytest.mark.parametrize("channels, heads", [(10, 1), (12, 3), (12, 0), (0, 1)])

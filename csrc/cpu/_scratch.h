@@ -1,0 +1,31 @@
+// Memory of the matrix kernels: a block that each thread keeps, and rows laid out for the first-level cache.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace edm {
+
+// floats from one row of a matrix to the next: rows a power of two apart would share few sets of the first-level cache
+constexpr int64_t row_pitch(int64_t depth) { return (depth + 15) / 16 * 16 + 16; }
+
+// A block of memory that each thread keeps: allocating megabytes at each call would cost page faults
+inline float* scratch_of(int64_t floats) {
+    struct Free {
+        void operator()(float* p) const { std::free(p); }
+    };
+    static thread_local std::unique_ptr<float, Free> kept;
+    static thread_local int64_t size = 0;
+    if (size < floats) {
+        kept.reset(), size = 0;
+        const size_t bytes = (size_t(floats) * sizeof(float) + 4095) / 4096 * 4096;
+        kept.reset(static_cast<float*>(std::aligned_alloc(4096, bytes)));
+        if (!kept) throw std::bad_alloc();
+        size = floats;
+    }
+    return kept.get();
+}
+
+}  // namespace edm
