@@ -16,6 +16,7 @@ import torch
 from edm_fast import native
 from edm_fast.plan._algorithms import DIRECT, Shape, pack
 from edm_fast.plan._memory import Place, Region, allocate
+from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._trace import Graph, Node, Value, map_values
 
 Step = Callable[[int], None]  # called with the number of threads
@@ -74,7 +75,7 @@ class _Builder:
         self.choose, self.weights, self.program = choose, weights, program
         self.places: dict[Value, Place] = {}
         self.tasks: list[Task] = []
-        nodes = join_linear(graph.nodes, graph.output)
+        nodes = rewritten(graph)
         producers = {value: node for node in nodes for value in node.outputs}
         for node in nodes:
             if is_concatenation(node):
@@ -120,9 +121,10 @@ class _Builder:
             return self.concatenation(node)
         if node.kind == "linear" or (node.kind == "conv2d" and node.kwargs["weight"].shape[-1] in (1, 3)):
             return self.convolution(node)
-        native_task = {"group_norm_silu": self.norm, "upfirdn": self.resampling}.get(node.kind)
-        if native_task is not None and all(len(v.shape) == 4 for v in node.outputs):
-            return native_task(node)
+        if len(node.outputs[0].shape) == 4 and node.kind in ("group_norm_silu", "upfirdn", "attention"):
+            return {"group_norm_silu": self.norm, "upfirdn": self.resampling, "attention": self.attention}[node.kind](
+                node
+            )
         return self.torch_call(node)
 
     def torch_call(self, node: Node) -> Task:
@@ -231,6 +233,21 @@ class _Builder:
 
         return Task([x], [y], bind)
 
+    def attention(self, node: Node) -> Task:
+        """Of q, k and v, each of all heads and apart, as `rewritten` leaves them."""
+        qkv, heads, a = node.kwargs["qkv"], node.kwargs["num_heads"], node.outputs[0]
+        n, channels, h, w = a.shape
+        head = channels // heads
+
+        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+            (to, to_pitch), (source, pitch) = native.window(view(a)), native.window(view(qkv))
+            apart = node.kwargs.get("apart", False)
+            of_qkv = (head, channels, 1) if apart else (3 * head, 1, 3)  # strides of head, which and channel
+            strides = (h * w * pitch, *of_qkv, pitch), (h * w * to_pitch, head, 1, to_pitch)
+            return native.bind("attention_fwd_cpu", source, to, 0, 0, 0, (n, heads, head, h * w), *strides)
+
+        return Task([qkv], [a], bind)
+
 
 def is_concatenation(node: Node) -> bool:
     """Images joined along their channels."""
@@ -243,40 +260,3 @@ def is_concatenation(node: Node) -> bool:
 def writes_anywhere(node: Node) -> bool:
     """Whether the node's result may lie inside a wider image."""
     return node.kind == "conv2d" or (node.kind == "torch" and not is_concatenation(node))
-
-
-def join_linear(nodes: list[Node], output: Value) -> list[Node]:
-    """x W and the bias added to it as one node "linear"."""
-    uses: dict[Value, list[Node]] = {}
-    for node in nodes:
-        for value in node.inputs():
-            uses.setdefault(value, []).append(node)
-    joined: list[Node] = []
-    gone: set[Node] = set()
-    for node in nodes:
-        if node in gone:
-            continue
-        if node.function is torch.matmul and is_linear(node):
-            x, weight = node.args
-            bias, last = None, node
-            following = uses.get(node.outputs[0], [])
-            if len(following) == 1 and node.outputs[0] is not output and is_bias(following[0], node.outputs[0]):
-                last, bias = following[0], following[0].args[1]
-                gone.add(last)
-            node = Node("linear", torch.matmul, (), {"x": x, "weight": weight.mT, "bias": bias}, last.outputs)
-        joined.append(node)
-    return joined
-
-
-def is_linear(node: Node) -> bool:
-    if len(node.args) != 2 or node.kwargs:
-        return False
-    x, weight = node.args
-    return isinstance(x, Value) and len(x.shape) == 2 and isinstance(weight, torch.Tensor) and weight.ndim == 2
-
-
-def is_bias(node: Node, value: Value) -> bool:
-    adds = getattr(node.function, "__name__", "") in ("add", "add_", "__add__", "__iadd__")
-    if not adds or len(node.args) != 2 or node.kwargs or node.args[0] is not value:
-        return False
-    return isinstance(node.args[1], torch.Tensor) and node.args[1].ndim == 1

@@ -1,0 +1,120 @@
+"""rewritten(): the same computation in nodes that kernels take, or take sooner; exact but for rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edm_fast.plan._trace import Graph, Node, Value
+
+
+def rewritten(graph: Graph) -> list[Node]:
+    """The nodes of a graph after every rule."""
+    nodes = join_linear(graph.nodes, graph.output)
+    nodes = separate_qkv(nodes, graph.output)
+    return mix_before_upsampling(nodes, graph.output)
+
+
+def uses_of(nodes: list[Node], output: Value) -> dict[Value, list[Any]]:
+    """Who reads each value: nodes, and the caller."""
+    uses: dict[Value, list[Any]] = {output: ["caller"]}
+    for node in nodes:
+        for value in node.inputs():
+            uses.setdefault(value, []).append(node)
+    return uses
+
+
+def join_linear(nodes: list[Node], output: Value) -> list[Node]:
+    """x W and the bias added to it as one node "linear"."""
+    uses = uses_of(nodes, output)
+    joined: list[Node] = []
+    gone: set[Node] = set()
+    for node in nodes:
+        if node in gone:
+            continue
+        if node.function is torch.matmul and is_linear(node):
+            x, weight = node.args
+            bias, last = None, node
+            following = uses.get(node.outputs[0], [])
+            if len(following) == 1 and is_bias(following[0], node.outputs[0]):
+                last, bias = following[0], following[0].args[1]
+                gone.add(last)
+            node = Node("linear", torch.matmul, (), {"x": x, "weight": weight.mT, "bias": bias}, last.outputs)
+        joined.append(node)
+    return joined
+
+
+def is_linear(node: Node) -> bool:
+    if len(node.args) != 2 or node.kwargs:
+        return False
+    x, weight = node.args
+    return isinstance(x, Value) and len(x.shape) == 2 and isinstance(weight, torch.Tensor) and weight.ndim == 2
+
+
+def is_bias(node: Any, value: Value) -> bool:
+    if not isinstance(node, Node):
+        return False
+    adds = getattr(node.function, "__name__", "") in ("add", "add_", "__add__", "__iadd__")
+    if not adds or len(node.args) != 2 or node.kwargs or node.args[0] is not value:
+        return False
+    return isinstance(node.args[1], torch.Tensor) and node.args[1].ndim == 1
+
+
+def separate_qkv(nodes: list[Node], output: Value) -> list[Node]:
+    """Where a 1x1 convolution makes q, k and v for attention alone, its rows are put in the order which, head, channel
+    in place of head, channel, which: vectors of channels are then vectors in memory."""
+    uses = uses_of(nodes, output)
+    producers = {node.outputs[0]: node for node in nodes if node.kind == "conv2d"}
+    for node in nodes:
+        if node.kind != "attention":
+            continue
+        producer = producers.get(node.kwargs["qkv"])
+        if producer is None or uses[node.kwargs["qkv"]] != [node] or producer.kwargs["weight"].shape[-1] != 1:
+            continue
+        k = producer.kwargs
+        if k["emb"] is not None or k["residual"] is not None:
+            continue
+        node.kwargs = {**node.kwargs, "apart": True}
+        producer.kwargs = {**k, **{name: apart(k[name], node.kwargs["num_heads"]) for name in ("weight", "bias")}}
+    return nodes
+
+
+def apart(tensor: torch.Tensor | None, heads: int) -> torch.Tensor | None:
+    """Rows of a qkv weight or bias from (head, channel, which) to (which, head, channel)."""
+    if tensor is None:
+        return None
+    rows, *rest = tensor.shape
+    return tensor.reshape(heads, rows // (3 * heads), 3, *rest).permute(2, 0, 1, *range(3, 3 + len(rest))).flatten(0, 2)
+
+
+def mix_before_upsampling(nodes: list[Node], output: Value) -> list[Node]:
+    """A 1x1 convolution of an image whose pixels were each repeated in a square is made on the smaller image."""
+    uses = uses_of(nodes, output)
+    producers = {node.outputs[0]: node for node in nodes if node.kind == "upfirdn"}
+    result: list[Node] = []
+    for node in nodes:
+        k = node.kwargs
+        before = producers.get(k["x"]) if node.kind == "conv2d" else None
+        if before is None or not mixes(node) or not repeats(before) or uses[k["x"]] != [node]:
+            result.append(node)
+            continue
+        result.remove(before)
+        x = before.kwargs["x"]
+        mixed = Value((x.shape[0], k["weight"].shape[0], *x.shape[2:]))
+        result.append(Node("conv2d", node.function, (), {**k, "x": x}, [mixed]))
+        result.append(Node("upfirdn", before.function, (), {**before.kwargs, "x": mixed}, node.outputs))
+    return result
+
+
+def mixes(node: Node) -> bool:
+    """Whether a convolution mixes the channels of each pixel and adds no image."""
+    k = node.kwargs
+    return k["weight"].shape[-1] == 1 and not k["padding"] and k["emb"] is None and k["residual"] is None
+
+
+def repeats(node: Node) -> bool:
+    """Whether an upfirdn node copies every pixel to a square of them."""
+    k = node.kwargs
+    box = k["f"].shape[0] == k["up"] and bool((k["f"] == 1 / k["up"] ** 2).all())
+    return k["up"] > 1 and k["padding"] == 0 and box
