@@ -111,7 +111,8 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     const int64_t count = planes(s.algorithm, s.kernel);
     const bool tiled = tile_of(s.algorithm) > 1;
     // as many tiles as keep the second-level cache, in multiples of the rows that the registers hold
-    int64_t block = tiled ? std::max<int64_t>(12, kScratch / (count * row_floats(s)) / 12 * 12) : 48;
+    const int64_t most = tiled ? kScratch / (count * row_floats(s)) / 12 * 12 : 48;
+    int64_t block = tiled ? std::min<int64_t>(std::max<int64_t>(most, 12), 24) : most;
     // equal blocks, and no fewer than threads
     const int64_t wanted = std::max<int64_t>((cut.total + block - 1) / block, std::min<int64_t>(threads, cut.total / 8));
     block = (cut.total + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1);
