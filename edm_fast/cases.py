@@ -173,7 +173,15 @@ def _conv2d_cases() -> Iterator[Case]:
     half = math.sqrt(0.5)
     yield Case("cifar10_32", _conv((8, 256, 32, 32), 256, 3, "bias"), True)
     yield Case("cifar10_16_residual", _conv((8, 256, 16, 16), 256, 3, "bias", "residual", scale=half), True)
+    yield Case("cifar10_8", _conv((8, 256, 8, 8), 256, 3, "bias"), True)
+    yield Case("cifar10_16_skip", _conv((8, 512, 16, 16), 256, 3, "bias"), True)
     yield Case("cifar10_16_qkv", _conv((8, 256, 16, 16), 768, 1, "bias"), True)
+    yield Case("cifar10_32_skip", _conv((8, 512, 32, 32), 256, 1, "bias"), True)
+    for channels, size in ((192, 64), (384, 32), (576, 16), (768, 8)):
+        tail = ("bias", "residual")
+        yield Case(f"adm_{channels}_{size}", _conv((1, channels, size, size), channels, 3, *tail), True)
+    yield Case("demo_32_32", _conv((8, 32, 32, 32), 32, 3, "bias"), True)
+    yield Case("demo_64_16", _conv((8, 64, 16, 16), 64, 3, "bias", "residual", scale=half), True)
     for layout in LAYOUTS:
         yield Case(f"all_{layout}", _conv((2, 5, 7, 9), 6, 3, "bias", "emb", "residual", layout=layout, scale=half))
     yield Case("k1", _conv((2, 5, 7, 9), 4, 1))

@@ -95,8 +95,8 @@ int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
     const int64_t count = planes(s.algorithm, s.kernel);
     if (s.dtype != kFloat32) return kBadType;
     if (isa > best_isa()) return kBadArgument;
-    if (count < 0 || s.out < 1 || s.in < 1 || (int16_products(s.algorithm) && s.in > kMostInt16)) return kBadArgument;
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
+    if (count < 0 || out < 1 || in < 1 || (int16_products(s.algorithm) && in > kMostInt16)) return kBadArgument;
     parallel_for(panels(out), 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t panel = begin; panel < end; ++panel) EDM_DISPATCH(isa, pack_panel(s, panel, count, out, in));
     });

@@ -1,12 +1,18 @@
 """conv2d: the reference against its definition, derivatives, and every backend against the reference."""
 
+import math
+
 import op_checks
 import pytest
 import torch
 import torch.nn.functional as F
 
+from edm_fast import backend, native, testing
+from edm_fast.backend import BackendError
 from edm_fast.errors import UserError
 from edm_fast.ops import conv2d
+
+needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 
 
 def defined(x, weight, bias=None, emb=None, residual=None, scale=1.0, padding=None):
@@ -61,6 +67,179 @@ def test_derivatives():
 @pytest.mark.parametrize("case", op_checks.cases("conv2d"))
 def test_backend_keeps_the_budget(name, case):
     op_checks.forward("conv2d", name, case, torch.float32)
+
+
+def on_cpu(*args, **kwargs):
+    return op_checks.forced("conv2d", "cpu")(*args, **kwargs)
+
+
+def case_inputs(shape=(2, 17, 9, 7), out=20, k=3, layout="contiguous", dtype=torch.float32, emb=2, **kwargs):
+    """All arguments of one call: a tuple of tensors (x, weight, bias, emb, residual), and the rest."""
+    generator = torch.Generator().manual_seed(0)
+    n, c, h, w = shape
+    grow = 2 * kwargs.get("padding", k // 2) - k + 1
+    shapes = (shape, (out, c, k, k), (out,), (emb, out), (n, out, h + grow, w + grow))
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    tensors[1] /= math.sqrt(c * k * k)
+    return tuple(testing.laid_out(t.to(dtype), layout if t.ndim == 4 else "contiguous") for t in tensors), kwargs
+
+
+def all_gradients(function):
+    """Of the same arguments: y, and the gradients of a fixed weighted sum of it with respect to every tensor."""
+
+    def run(*args, **kwargs):
+        fresh = [t.detach().requires_grad_() for t in args]
+        with torch.enable_grad():
+            y = function(*fresh, **kwargs)
+            weights = torch.cos(torch.arange(y.numel())).reshape(y.shape).to(y)
+            return y.detach(), *torch.autograd.grad(y, fresh, weights)
+
+    return run
+
+
+GRADIENTS = {
+    "scaled": case_inputs(scale=0.7),
+    "one_embedding": case_inputs(emb=1),
+    "channels_last": case_inputs(layout="channels_last", scale=0.7),
+    "strided": case_inputs(layout="strided"),
+    "padding_0": case_inputs(padding=0),
+    "padding_2": case_inputs(padding=2, scale=0.7),
+    "k1": case_inputs(k=1, scale=0.7),
+    "one_channel": case_inputs((2, 1, 5, 6), 1),
+    "one_pixel": case_inputs((3, 8, 1, 1), 5, emb=3),
+    "wider": case_inputs((2, 96, 12, 12), 64),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_every_argument_keep_the_budget(name):
+    testing.check(
+        all_gradients(on_cpu), all_gradients(conv2d.reference), GRADIENTS[name], conv2d.candidates["cpu"].budget
+    )
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["scaled", "one_embedding", "padding_0", "padding_2", "k1"])
+def test_second_derivatives(name):
+    """Of a function of the gradients, against the reference in float64: the kernel has no float64 to check it in."""
+
+    def second(function):
+        def run(*args, **kwargs):
+            fresh = [t.detach().requires_grad_() for t in args]
+            with torch.enable_grad():
+                first = torch.autograd.grad(function(*fresh, **kwargs).square().sum(), fresh, create_graph=True)
+                return torch.autograd.grad(sum((g * g.detach().cos()).sum() for g in first), fresh)
+
+        return run
+
+    args, kwargs = GRADIENTS[name]
+    exact = second(conv2d.reference)(*testing.widened(args), **kwargs)
+    for got, want in zip(second(on_cpu)(*args, **kwargs), exact, strict=True):
+        assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+@needs_native
+def test_gradients_for_some_and_of_an_expanded_dy():
+    args, kwargs = GRADIENTS["scaled"]
+    for index in range(5):
+        leaf = args[index].clone().requires_grad_()
+        fresh = [*args[:index], leaf, *args[index + 1 :]]
+        (got,) = torch.autograd.grad(on_cpu(*fresh, **kwargs).sum(), leaf)  # dy is expanded, not dense
+        (want,) = torch.autograd.grad(conv2d.reference(*fresh, **kwargs).sum(), leaf)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+def test_threads_agree_on_gradients():
+    results, threads = [], torch.get_num_threads()
+    args, kwargs = GRADIENTS["wider"]
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            results.append(all_gradients(on_cpu)(*args, **kwargs))
+    finally:
+        torch.set_num_threads(threads)
+    # the gradients of weight (1 is x) and of what is summed over pixels are torch's own
+    assert all(torch.equal(a[i], b[i]) for a, b in zip(results, results[1:]) for i in (0, 1, 5))
+
+
+@needs_native
+def test_opcheck():
+    for layout in testing.LAYOUTS:
+        for name in (None, 1, 2):
+            (x, weight, bias, _, residual), _ = case_inputs(layout=layout)
+            rows = None if name is None else bias.expand(name, -1).contiguous()
+            for padding in (0, 1, 2):
+                tail = residual if padding == 1 else None
+                torch.library.opcheck(torch.ops.edm_fast.conv2d.default, (x, weight, rows, tail, 0.5, padding))
+                dy = torch.ops.edm_fast.conv2d(x, weight, None, None, 1.0, padding)
+                torch.library.opcheck(torch.ops.edm_fast.conv2d_adjoint.default, (dy, weight, padding))
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["scaled", "k1", "channels_last"])
+def test_compiles_without_a_graph_break(name):
+    args, kwargs = GRADIENTS[name]
+    leaves = [t.clone().requires_grad_() for t in args]
+
+    def loss(x, *rest):
+        return conv2d(x * 2, *rest, **kwargs).square().sum()
+
+    with backend.use_backend("cpu"):
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
+        torch.testing.assert_close(compiled, loss(*leaves))
+        torch.testing.assert_close(torch.autograd.grad(compiled, leaves), expected)
+
+
+@needs_native
+def test_autocast_is_left_to_torch():
+    (x, weight, *_), _ = case_inputs((2, 32, 32, 32), 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        choice = conv2d.choose(x, weight)
+        assert choice.backend == "reference" and "autocast" in choice.reasons["cpu"]
+        assert conv2d(x, weight).dtype == torch.bfloat16
+        with backend.use_backend("cpu"), pytest.raises(BackendError, match="autocast"):
+            conv2d(x, weight)
+    assert conv2d.choose(x, weight).backend == "cpu"
+
+
+@needs_native
+def test_a_backend_asked_for_by_name_need_not_be_faster():
+    small = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 3, 3)
+    choice = conv2d.choose(*small)
+    assert choice.backend == "reference" and "16 channels" in choice.reasons["cpu"]
+    with backend.use_backend("cpu"):
+        assert conv2d.choose(*small).backend == "cpu"
+    wide = torch.randn(32, 16, 3, 3)
+    assert "few pixels" in conv2d.choose(torch.randn(1, 16, 8, 8), wide).reasons["cpu"]
+    assert "1x1" in conv2d.choose(torch.randn(8, 16, 32, 32), torch.randn(32, 16, 1, 1)).reasons["cpu"]
+
+
+@needs_native
+def test_reasons():
+    x, weight = torch.randn(8, 16, 32, 32), torch.randn(32, 16, 3, 3)
+    assert conv2d.choose(x, weight).backend == "cpu"
+    assert "float64" in conv2d.choose(x.double(), weight.double()).reasons["cpu"]
+    assert "float32" in conv2d.choose(x, weight.bfloat16()).reasons["cpu"]
+    assert "5x5" in conv2d.choose(x, torch.randn(32, 16, 5, 5)).reasons["cpu"]
+    assert "padding" in conv2d.choose(x, weight, padding=3).reasons["cpu"]
+
+
+@needs_native
+def test_no_images():
+    args, kwargs = case_inputs((0, 17, 9, 7), emb=1, scale=0.7)
+    y, *grads = all_gradients(on_cpu)(*args, **kwargs)
+    assert y.shape == (0, 20, 9, 7)
+    for grad, arg in zip(grads, args, strict=True):
+        assert grad.shape == arg.shape and not grad.any()
+
+
+@needs_native
+def test_fresh_memory_is_channels_last():
+    (x, weight, *_), _ = case_inputs((2, 32, 16, 16), 32)
+    assert on_cpu(x, weight).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""The native conv2d as plans call it: any algorithm and instruction set, images that are windows of wider ones.
+
+Everything around the windows, and what is to be written, is NaN: reading or leaving out too much shows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edm_fast import native
+
+DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14  # codes of csrc/conv2d.h
+KERNELS = {DIRECT: (1, 3), WINOGRAD2: (3,), WINOGRAD4: (3,), INT16: (1,), WINOGRAD4_INT16: (3,)}
+KINDS = [(algorithm, kernel) for algorithm, kernels in KERNELS.items() for kernel in kernels]
+INTEGERS = (INT16, WINOGRAD4_INT16)
+
+needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+
+
+def isas() -> list[str]:
+    return list(native.ISAS[: native.lib.BEST_ISA + 1]) if native.lib is not None else []
+
+
+def wide(values: torch.Tensor, margin: tuple[int, int] = (0, 0)) -> tuple[torch.Tensor, torch.Tensor]:
+    """(window, whole): a copy of an image in a wider one, channels last, with `margin` channels of NaN beside it."""
+    n, c, h, w = values.shape
+    whole = torch.full((n, h, w, c + sum(margin)), math.nan).permute(0, 3, 1, 2)
+    window = whole[:, margin[0] : margin[0] + c]
+    window.copy_(values)
+    return window, whole
+
+
+def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torch.Tensor:
+    outputs, inputs, k, _ = weight.shape
+    forward = (inputs, outputs) if transposed else (outputs, inputs)
+    packed = torch.full((native.lib.conv2d_packed_size(algorithm, *forward, k),), math.nan)
+    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, k, transposed, algorithm)
+    return packed
+
+
+def convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    algorithm: int,
+    rows: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int | None = None,
+    *,
+    transposed: bool = False,
+    threads: int = 2,
+    margin: tuple[int, int] = (0, 0),
+) -> torch.Tensor:
+    """(weight * x + rows + residual) scale on one algorithm; each image lies in one with `margin` more channels."""
+    outputs, inputs, k, _ = weight.shape
+    outputs, inputs = (inputs, outputs) if transposed else (outputs, inputs)
+    pad = k // 2 if padding is None else padding
+    n, _, h, w = x.shape
+    y, whole = wide(torch.full((n, outputs, h + 2 * pad - k + 1, w + 2 * pad - k + 1), math.nan), margin)
+    source, _ = wide(x, margin)
+    other = None if residual is None else wide(residual, margin)[0]
+    bias = None if rows is None else torch.cat([rows.reshape(-1), torch.full((64,), math.nan)])
+    packed = pack(weight, algorithm, transposed)
+    (to, to_pitch), (of, of_pitch) = native.window(y), native.window(source)
+    address, pitch = (0, outputs) if other is None else native.window(other)
+    count = 0 if rows is None else rows.shape[0]
+    sizes = (n, h, w, inputs, outputs, k, pad, count, to_pitch, of_pitch, pitch)
+    vector = 0 if bias is None else bias.data_ptr()
+    native.bind("conv2d_fwd_cpu", to, of, packed.data_ptr(), vector, address, sizes, scale, algorithm)(threads)
+    beside = [whole[:, : margin[0]], whole[:, margin[0] + outputs :]]
+    assert all(part.isnan().all() for part in beside), "channels beside the output were written"
+    return y.clone()
+
+
+def defined(x, weight, rows=None, residual=None, scale=1.0, padding=None, dtype=torch.float64):
+    """The formula on plain torch, in float64."""
+    x, weight = x.to(dtype), weight.to(dtype)
+    y = F.conv2d(x, weight, padding=weight.shape[-1] // 2 if padding is None else padding)
+    if rows is not None:
+        y = y + rows.to(dtype)[:, :, None, None]
+    if residual is not None:
+        y = y + residual.to(dtype)
+    return y * scale
+
+
+def budget(algorithm, x, weight, *tail, **kwargs) -> float:
+    """The largest error allowed, of up to 1024 channels, with a floor of four roundings of the largest value.
+
+    Direct and F(2x2): twice the error of plain torch; F(4x4): eight times. Integers: what rounding the operands to
+    bfloat16 costs, half of that without a transform.
+    """
+    exact = defined(x, weight, *tail, **kwargs)
+    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
+    if algorithm in INTEGERS:
+        rounded = defined(x.bfloat16(), weight.bfloat16(), *tail, **kwargs)
+        return (1.0 if algorithm == WINOGRAD4_INT16 else 0.5) * (rounded - exact).abs().max().item() + floor
+    plain = defined(x, weight, *tail, **kwargs, dtype=torch.float32)
+    factor = 8.0 if algorithm == WINOGRAD4 else 2.0
+    return factor * (plain - exact).abs().max().item() + floor
+
+
+def inputs(n, c, h, w, out, k, padding=None, rows=0, residual=False, scale=1.0, seed=0):
+    """Arguments (x, weight, rows, residual, scale, padding) for `convolve` and `defined`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    pad = k // 2 if padding is None else padding
+    size = (h + 2 * pad - k + 1, w + 2 * pad - k + 1)
+    x, weight = draw(n, c, h, w), draw(out, c, k, k) / math.sqrt(c * k * k)
+    bias = draw(rows, out) if rows else None
+    return x, weight, bias, draw(n, out, *size) if residual else None, scale, padding

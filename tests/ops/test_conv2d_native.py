@@ -1,0 +1,263 @@
+"""The native conv2d below the op: every algorithm on every instruction set, in windows of wider images, against float64."""
+
+import math
+
+import native_conv as nc
+import pytest
+import torch
+
+from edm_fast import native
+
+pytestmark = nc.needs_native
+THREADS = (1, 2, 3, 4, 5, 8)
+# (n, channels, h, w, outputs, kernel, padding, rows, residual, scale)
+HALF = math.sqrt(0.5)
+REAL = {
+    "ddpmpp_32": (1, 256, 32, 32, 256, 3, None, 1, True, HALF),
+    "ddpmpp_16": (2, 256, 16, 16, 256, 3, None, 2, False, 1.0),
+    "ddpmpp_8": (3, 256, 8, 8, 256, 3, None, 1, True, HALF),
+    "ddpmpp_512_256": (1, 512, 16, 16, 256, 3, None, 1, False, 1.0),
+    "ddpmpp_in": (1, 3, 32, 32, 128, 3, None, 1, False, 1.0),
+    "ddpmpp_out": (1, 256, 32, 32, 3, 3, None, 1, False, 1.0),
+    "qkv": (1, 256, 16, 16, 768, 1, None, 1, False, 1.0),
+    "adm_192": (1, 192, 16, 16, 192, 3, None, 1, True, 1.0),
+    "adm_576_skip": (1, 576, 8, 8, 384, 1, None, 1, False, 1.0),
+    "adm_768": (1, 768, 8, 8, 768, 3, None, 0, True, 1.0),
+    "demo": (2, 32, 32, 32, 64, 3, None, 1, False, 1.0),
+}
+ODD = {
+    "one_pixel": (3, 5, 1, 1, 3, 3, None, 3, True, HALF),
+    "one_pixel_k1": (3, 17, 1, 1, 40, 1, None, 3, True, HALF),
+    "one_channel": (2, 1, 5, 5, 1, 3, None, 0, False, 1.0),
+    "one_channel_k1": (2, 1, 5, 3, 1, 1, None, 1, True, -2.0),
+    "line": (2, 3, 1, 13, 3, 3, None, 1, False, 1.0),
+    "column": (2, 3, 13, 1, 40, 3, None, 2, True, 1.0),
+    "no_tile_fits": (2, 17, 7, 9, 40, 3, None, 2, True, HALF),
+    "k1": (2, 33, 7, 9, 40, 1, None, 2, True, HALF),
+    "padding_0": (2, 33, 7, 10, 3, 3, 0, 1, True, 1.0),
+    "padding_0_one_output": (3, 5, 3, 3, 40, 3, 0, 0, False, 1.0),
+    "padding_2": (2, 5, 6, 9, 33, 3, 2, 2, True, 0.5),
+    "padding_2_k1": (2, 5, 3, 4, 33, 1, 2, 2, True, 0.5),
+    "padding_5": (1, 3, 2, 3, 4, 3, 5, 1, False, 1.0),
+    "many_blocks": (5, 33, 31, 21, 65, 3, None, 5, True, 1.0),
+}
+
+
+def runs(table):
+    """(algorithm, case) where there is such a kernel."""
+    return [
+        pytest.param(algorithm, case, id=f"{name}-{algorithm}")
+        for name, case in table.items()
+        for algorithm, kernels in nc.KERNELS.items()
+        if case[5] in kernels and not (algorithm == nc.INT16 and case[6])
+    ]
+
+
+def error(case, algorithm, **kwargs):
+    """Largest error of one convolution over its budget."""
+    args = nc.inputs(*case)
+    y = nc.convolve(*args[:2], algorithm, *args[2:], **kwargs)
+    return ((y.double() - nc.defined(*args)).abs().max() / nc.budget(algorithm, *args)).item()
+
+
+@pytest.mark.parametrize(("algorithm", "case"), runs(REAL))
+def test_real_layers(algorithm, case):
+    assert error(case, algorithm) <= 1
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize(("algorithm", "case"), runs(ODD))
+def test_odd_shapes_in_wider_images(algorithm, case, isa):
+    with native.use_isa(isa):
+        assert error(case, algorithm) <= 1
+        assert error(case, algorithm, margin=(3, 5)) <= 1
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
+def test_a_layer_of_each_kind_on_every_instruction_set(algorithm, kernel, isa):
+    with native.use_isa(isa):
+        assert error((2, 192, 12, 10, 96, kernel, None, 2, True, HALF), algorithm, margin=(16, 7)) <= 1
+
+
+@pytest.mark.parametrize(("algorithm", "case"), runs(ODD))
+def test_instruction_sets_agree(algorithm, case):
+    """With multiply-adds all sums are the same; integers are, but not the norms that scale them, unless the vectors are
+    as wide. Without multiply-adds (portable) every product is rounded."""
+    args, found = nc.inputs(*case), {}
+    for isa in nc.isas():
+        with native.use_isa(isa):
+            found[isa] = nc.convolve(*args[:2], algorithm, *args[2:])
+    found.pop("portable")
+    if algorithm in nc.INTEGERS:
+        found.pop("avx2", None)
+    first, *others = found.values() or [None]
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize(("algorithm", "case"), runs(ODD))
+def test_threads_agree(algorithm, case, isa):
+    args = nc.inputs(*case)
+    with native.use_isa(isa):
+        first, *others = (nc.convolve(*args[:2], algorithm, *args[2:], threads=threads) for threads in THREADS)
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
+def test_an_image_does_not_depend_on_its_batch(algorithm, kernel, isa):
+    """Alone, at any place of a batch, beside anything."""
+    x, weight, rows, residual, scale, _ = nc.inputs(7, 65, 9, 6, 40, kernel, None, 7, True, HALF)
+    x[2] *= 1e4
+    x[5] = math.nan
+    with native.use_isa(isa):
+        whole = nc.convolve(x, weight, algorithm, rows, residual, scale, threads=3)
+        for order in ([0], [6], [1, 0], [6, 2, 3, 0, 1]):
+            part = nc.convolve(x[order], weight, algorithm, rows[order], residual[order], scale)
+            assert torch.equal(part, whole[order])
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
+def test_what_is_not_finite_shows(algorithm, kernel, value, isa):
+    """At the outputs that its pixel reaches, and in no other image."""
+    x, weight, *_ = nc.inputs(3, 33, 9, 9, 40, kernel)
+    for channel in (0, 20, 32):
+        broken = x.clone()
+        broken[1, channel, 4, 5] = value
+        with native.use_isa(isa):
+            y = nc.convolve(broken, weight, algorithm)
+        reached = nc.defined(broken, weight).isfinite().logical_not()
+        assert reached.any() and not y[reached].isfinite().any()
+        assert y[[0, 2]].isfinite().all()
+
+
+ROWS = {
+    "constant": lambda k: torch.ones(k),
+    "alternating": lambda k: torch.ones(k).copy_(torch.arange(k) % 2 * 2 - 1),
+    "halves": lambda k: torch.full((k,), 0.5 - 2**-20),  # every one rounds up
+    "one_huge": lambda k: torch.full((k,), 1e-3).index_fill(0, torch.tensor([k // 2]), 1e6),
+    "few": lambda k: torch.zeros(k).index_fill(0, torch.arange(min(k, 2)), 1.0),
+}
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("algorithm", nc.INTEGERS)
+def test_integers_do_not_overflow(algorithm, row, isa):
+    """The products of equal rows are the largest that there are, up to the most channels allowed. A sum that left 32
+    bits would be wrong by half of its range."""
+    kernel = nc.KERNELS[algorithm][0]
+    for channels in (2, 31, 256, 4096):
+        line = ROWS[row](channels)
+        for power in (-60, -2, 0, 20):
+            x = (line * 2.0**power)[None, :, None, None].expand(1, channels, 4, 4).contiguous()
+            weight = line[None, :, None, None].expand(2, channels, kernel, kernel).contiguous()
+            with native.use_isa(isa):
+                y = nc.convolve(x, torch.cat([weight, -weight]), algorithm)
+            exact = nc.defined(x, torch.cat([weight, -weight]))
+            assert (y - exact).abs().max() <= 5e-3 * exact.abs().max()
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("value", [1e-30, 1e-19, 1e-15, 1e15, 1e19, 1e30])
+@pytest.mark.parametrize("algorithm", nc.INTEGERS)
+def test_integers_from_numbers_whose_squares_are_none(algorithm, value, isa):
+    x, weight, *_ = nc.inputs(1, 64, 4, 4, 8, nc.KERNELS[algorithm][0])
+    with native.use_isa(isa):
+        y, unit = nc.convolve(x * value, weight, algorithm), nc.convolve(x, weight, algorithm)
+    assert (y.double() / value - unit).abs().max() <= 1e-2 * unit.abs().max()
+
+
+def test_integers_flush_what_is_too_small():
+    for value in (1e-37, 1e-39, 1e-44, 0.0):
+        y = nc.convolve(torch.full((1, 8, 4, 4), value), torch.ones(8, 8, 3, 3), nc.WINOGRAD4_INT16)
+        assert y.abs().max() <= 1e-30
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
+def test_the_transposed_packing_is_the_adjoint(algorithm, kernel, padding, isa):
+    """<A x, dy> = <x, A^T dy> for the convolution A."""
+    if padding >= kernel or (algorithm == nc.INT16 and padding):
+        pytest.skip("has no adjoint of this kind")
+    x, weight, *_ = nc.inputs(2, 17, 9, 7, 40, kernel, padding)
+    y = nc.defined(x, weight, padding=padding)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    with native.use_isa(isa):
+        dx = nc.convolve(dy, weight, algorithm, padding=kernel - 1 - padding, transposed=True)
+    assert dx.shape == x.shape
+    exact = torch.nn.functional.conv_transpose2d(dy.double(), weight.double(), padding=padding)
+    torch.testing.assert_close((y * dy).sum(), (x * exact).sum())
+    bound = 2e-2 if algorithm in nc.INTEGERS else 1e-5
+    assert (dx - exact).abs().max() <= bound * exact.abs().max()
+
+
+GOOD = {"n": 2, "h": 4, "w": 5, "in": 6, "out": 8, "kernel": 3, "padding": 1, "rows": 0, "y": 8, "x": 6, "residual": 8}
+BAD = {
+    "no such algorithm": ({}, {"algorithm": 3}),
+    "kernel of the algorithm": ({"kernel": 1, "padding": 0}, {"algorithm": 4}),
+    "kernel of 5": ({"kernel": 5}, {}),
+    "negative batch": ({"n": -1}, {}),
+    "no height": ({"h": 0}, {}),
+    "no width": ({"w": 0}, {}),
+    "no channels": ({"in": 0}, {}),
+    "no outputs": ({"out": 0}, {}),
+    "negative padding": ({"padding": -1}, {}),
+    "too small": ({"padding": 0, "h": 2}, {}),
+    "rows without a bias": ({"rows": 1}, {}),
+    "bias without rows": ({}, {"bias": True}),
+    "rows of another batch": ({"rows": 3}, {"bias": True}),
+    "y pitch": ({"y": 7}, {}),
+    "x pitch": ({"x": 5}, {}),
+    "residual pitch": ({"residual": 7}, {"residual": True}),
+    "padded integers": ({"kernel": 1}, {"algorithm": nc.INT16}),
+    "too many channels for integers": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.WINOGRAD4_INT16}),
+    "element type": ({}, {"dtype": 1}),
+    "instruction set": ({}, {"isa": len(native.ISAS)}),
+}
+
+
+def run_with(sizes, algorithm=nc.DIRECT, bias=False, residual=False, dtype=0, isa=0):
+    room = torch.zeros(10_000)  # enough for every case, should one be let through
+    address = room.data_ptr()
+    args = (address, address, address, address if bias else 0, address if residual else 0)
+    native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, algorithm, isa, 1)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_refused(name):
+    changes, rest = BAD[name]
+    with pytest.raises(RuntimeError, match="bad argument|element type"):
+        run_with({**GOOD, **changes}, **rest)
+
+
+def test_good_arguments_are_not():
+    """What the bad ones are changed from; and no images at all."""
+    run_with(GOOD)
+    run_with({**GOOD, "rows": 1}, bias=True, residual=True)
+    run_with({**GOOD, "n": 0})
+
+
+def test_bad_packings_are_refused():
+    weight, packed = torch.zeros(8, 4, 3, 3), torch.zeros(40_000)
+    for sizes in (
+        (8, 4, 5, False, 0),
+        (8, 4, 1, False, 4),
+        (0, 4, 3, False, 0),
+        (8, 0, 3, False, 0),
+        (8, 4, 3, False, 3),
+    ):
+        with pytest.raises(RuntimeError, match="bad argument"):
+            native.call("conv2d_pack_cpu", packed, weight, *sizes)
+    for sizes in ((8, 4097, 1, False, nc.INT16), (4097, 8, 1, True, nc.INT16)):  # the sum runs over 4097
+        with pytest.raises(RuntimeError, match="bad argument"):
+            native.call("conv2d_pack_cpu", packed, weight, *sizes)
+    assert native.lib.conv2d_packed_size(nc.WINOGRAD4, 1, 1, 1) == native.lib.conv2d_packed_size(7, 1, 1, 3) == -1
+    with pytest.raises(RuntimeError, match="bad argument"):
+        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, 0, 0, 1)
+    with pytest.raises(RuntimeError, match="element type"):
+        native.call("conv2d_pack_cpu", packed.double(), weight.double(), 8, 4, 3, False, 0)
