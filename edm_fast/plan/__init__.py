@@ -10,6 +10,7 @@ import copy
 import inspect
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from edm_fast.errors import UserError
 from edm_fast.networks import build
 from edm_fast.networks._precond import PRECONDS, _Precond
 from edm_fast.plan._algorithms import ALLOWED, Measured
-from edm_fast.plan._cpu import Program, Weights
+from edm_fast.plan._cpu import Choose, Program, Weights
 from edm_fast.plan._trace import trace
 
 __all__ = ["accelerate"]
@@ -35,17 +36,20 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True) -> An
     the CPU and in evaluation mode. Weights are read when a shape is first met; make another copy after changing them.
     """
     net = own_network(net)
-    device = next(net.parameters()).device
+    model = net.model.reference[0] if isinstance(net.model, PlannedUNet) else net.model
+    device = next(model.parameters()).device
     if device.type != "cpu":
         raise UserError(f"accelerate() takes networks on the CPU so far; this one is on {device}")
     if precision not in ALLOWED:
         raise UserError(f"precision {precision!r} does not run on the CPU; expected one of {', '.join(ALLOWED)}")
     if native.cpu_reason() is not None:
         raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
-    if net.training:
+    if net.training or model.training:
         raise UserError("the network is in training mode; expected net.eval() before accelerate()")
     fast = copy.copy(net)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, precision)}
+    # dicts of its own, so that what happens to the copy does not happen to the network
+    fast.__dict__["_buffers"] = dict(net._buffers)
+    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(model, precision)}
     return fast
 
 
@@ -63,26 +67,33 @@ def own_network(net: Any) -> _Precond:
 
 
 class PlannedUNet(torch.nn.Module):
-    """Stands in for a raw network F(x; c_noise, labels). Threads may call it at the same time."""
+    """Stands in for a raw network F(x; c_noise, labels). Threads may call it at the same time.
 
-    def __init__(self, model: torch.nn.Module, precision: str) -> None:
+    Its parameters and state_dict are those of the network. Nothing changes them through it: the packed copies would not
+    follow. A pickle or deep copy holds the network and makes its plans anew.
+    """
+
+    def __init__(self, model: torch.nn.Module, precision: str, choose: Choose | None = None) -> None:
         super().__init__()
-        self.reference = [model]  # in a list, so that its parameters are not counted as the copy's own
+        self.reference = [model]  # in a list, so that torch does not count it as a part to convert, load or train
         self.precision = precision
-        self.choose = Measured(precision)
+        self.choose = choose or Measured(precision)
         self.weights = Weights()
         self.programs: OrderedDict[Any, list[Program]] = OrderedDict()
         self.lock = threading.Lock()
-        self.names = list(inspect.signature(model.forward).parameters)
+        self.signature = inspect.signature(model.forward)
+        self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        inputs = {**dict(zip(self.names, args)), **kwargs}
+        inputs = self.signature.bind(*args, **kwargs).arguments
         tensors = {name: value for name, value in inputs.items() if value is not None}
         if any(t.device.type != "cpu" for t in tensors.values()):
             raise UserError("a network accelerated for the CPU got tensors on another device")
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values()):
             raise UserError("an accelerated network has no gradients; expected torch.no_grad() or the network itself")
-        with torch.no_grad():
+        if self.reference[0].training:
+            raise UserError("the network was put in training mode after accelerate(); expected net.eval()")
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             if tensors["x"].shape[0] == 0:
                 return self.reference[0](**inputs)
             key = tuple((name, tuple(t.shape)) for name, t in sorted(tensors.items()))
@@ -97,7 +108,8 @@ class PlannedUNet(torch.nn.Module):
         with self.lock:
             if self.programs.get(key):
                 return self.programs[key].pop()
-        return Program(trace(self.reference[0], dict(key)), self.choose, self.weights)
+        with torch.inference_mode(False):  # or the program could be used in inference mode alone
+            return Program(trace(self.reference[0], dict(key)), self.choose, self.weights)
 
     def give_back(self, key: Any, program: Program) -> None:
         with self.lock:
@@ -109,3 +121,33 @@ class PlannedUNet(torch.nn.Module):
                     self.programs[oldest].pop()
                 if not self.programs[oldest]:
                     del self.programs[oldest]
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Those of the network, so that parameters() and buffers() find its tensors."""
+        return self.reference[0].named_modules(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        return self.reference[0].state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise UserError(
+            "an accelerated network takes no other weights; expected accelerate() of a network that has them"
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PlannedUNet:
+        """net.to(...) and its like: what is as it should be may stay so."""
+        probe = fn(torch.empty(0, dtype=torch.float32, device="cpu"))
+        if probe.dtype != torch.float32 or probe.device.type != "cpu":
+            raise UserError(
+                f"an accelerated network stays in float32 on the CPU, not {probe.dtype} on {probe.device}; expected "
+                "accelerate() of a network that is there"
+            )
+        return self
+
+    def train(self, mode: bool = True) -> PlannedUNet:
+        if mode:
+            raise UserError("an accelerated network cannot be trained; expected the network itself")
+        return self
+
+    def __reduce__(self) -> Any:
+        return PlannedUNet, (self.reference[0], self.precision, self.choose)

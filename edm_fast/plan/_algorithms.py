@@ -82,7 +82,7 @@ class Measured:
         allowed = [a for a in self.allowed if fits(a, shape)]
         if len(allowed) == 1:
             return allowed[0]
-        costs = table(self.folder or cache_folder()).costs(shape, allowed)
+        costs = table(self.folder or _cache_folder()).costs(shape, allowed)
         return min(allowed, key=lambda a: costs[a])
 
 
@@ -98,34 +98,53 @@ def fits(algorithm: int, shape: Shape) -> bool:
 class Table:
     """Seconds by shape and algorithm, in a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self.lock = threading.Lock()
         self.seconds: dict[str, float] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            found = json.loads(path.read_text())
-            self.seconds = {str(key): float(value) for key, value in found.items()}
 
     def costs(self, shape: Shape, algorithms: list[int]) -> dict[int, float]:
         with self.lock:
             keys = {a: f"{NAMES[a]} {' '.join(map(str, dataclasses.astuple(shape)))}" for a in algorithms}
+            if any(key not in self.seconds for key in keys.values()):
+                self.seconds = {**self.stored(), **self.seconds}
             missing = [a for a in algorithms if keys[a] not in self.seconds]
             if missing:
                 self.seconds.update({keys[a]: seconds for a, seconds in measure(shape, missing).items()})
-                with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not results
-                    with atomic_write(self.path, "w") as file:
-                        json.dump(self.seconds, file, indent=0, sort_keys=True)
+                self.store()
             return {a: self.seconds[keys[a]] for a in algorithms}
 
+    def stored(self) -> dict[str, float]:
+        """What the file holds; nothing if there is none, or none that makes sense."""
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            if self.path is not None:
+                return {str(key): float(value) for key, value in json.loads(self.path.read_text()).items()}
+        return {}
 
-def table(folder: Path) -> Table:
+    def store(self) -> None:
+        """Own measurements into the file, beside those that other processes have put there meanwhile."""
+        with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not results
+            if self.path is not None:
+                found = {**self.stored(), **self.seconds}
+                with atomic_write(self.path, "w") as file:
+                    json.dump(found, file, indent=0, sort_keys=True)
+
+
+def _cache_folder() -> Path | None:
+    """None for a user without a home."""
+    with contextlib.suppress(RuntimeError):
+        return cache_folder()
+    return None
+
+
+def table(folder: Path | None) -> Table:
     """The table of this processor, instruction set and number of threads."""
     name = f"conv2d-{VERSION}-{_processor()}-{native.isa()}-{torch.get_num_threads()}.json"
-    return _table(folder / "plans" / name)
+    return _table(None if folder is None else folder / "plans" / name)
 
 
 @functools.cache
-def _table(path: Path) -> Table:
+def _table(path: Path | None) -> Table:
     return Table(path)
 
 
@@ -141,10 +160,12 @@ def _processor() -> str:
 
 def measure(shape: Shape, algorithms: list[int]) -> dict[int, float]:
     """Best seconds of each algorithm, by turns, each time with cold caches."""
-    x = torch.randn(shape.n, shape.h, shape.w, shape.channels)
-    y = torch.empty(shape.output())
-    weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel)
-    flush = torch.zeros(12 * 2**20)
+    generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
+    like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    x = torch.randn(shape.n, shape.h, shape.w, shape.channels, generator=generator, **like)
+    y = torch.empty(shape.output(), **like)
+    weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel, generator=generator, **like)
+    flush = torch.zeros(12 * 2**20, **like)
     calls: dict[int, Any] = {}
     packs = {a: pack(weight, a) for a in algorithms}
     for a in algorithms:

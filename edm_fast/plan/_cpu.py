@@ -53,7 +53,7 @@ class Program:
         self.kept: list[torch.Tensor] = []
         self.algorithms: dict[Shape, int] = {}
         builder = _Builder(graph, choose, weights, self)
-        self.arena = torch.empty(builder.size)
+        self.arena = torch.empty(builder.size, dtype=torch.float32, device="cpu")
         self.inputs = {name: builder.places[value].view(self.arena) for name, value in graph.inputs.items()}
         self.output = builder.places[graph.output].view(self.arena)
         self.steps = [task.bind(lambda value: builder.places[value].view(self.arena)) for task in builder.tasks]

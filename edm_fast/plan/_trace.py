@@ -6,6 +6,7 @@ it does to tensors is seen by torch's function mode.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -129,10 +130,12 @@ def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Gra
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     metas = {name: tensor.detach().to("meta") for name, tensor in own.items()}
     recorder = Recorder({metas[name]: tensor.detach() for name, tensor in own.items()})
-    inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    inputs = {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
     values = {name: recorder.value(tensor, name) for name, tensor in inputs.items()}
+    # a copy around the meta tensors, not these put in place for a moment: other threads may be using the module
+    twin = copy.deepcopy(module, {id(tensor): metas[name] for name, tensor in own.items()})
     with torch.no_grad(), backend.recording(recorder.op), recorder:
-        result = torch.func.functional_call(module, metas, (), inputs)
+        result = twin(**inputs)
     output = recorder.values[id(result)]
     return Graph(values, _needed(_folded(recorder.nodes), output), output)
 

@@ -1,4 +1,4 @@
-"""The native conv2d below the op: every algorithm on every instruction set, in windows of wider images, against float64."""
+"""The native conv2d below the op: every algorithm and instruction set, in windows of wider images, against float64."""
 
 import math
 
