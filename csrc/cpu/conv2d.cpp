@@ -111,20 +111,20 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     const int64_t count = planes(s.algorithm, s.kernel);
     const bool tiled = tile_of(s.algorithm) > 1;
     // as many tiles as keep the second-level cache, in multiples of the rows that the registers hold
-    const int64_t most = tiled ? kScratch / (count * row_floats(s)) / 12 * 12 : 48;
-    int64_t block = tiled ? std::min<int64_t>(std::max<int64_t>(most, 12), 24) : most;
-    // equal blocks, and no fewer than threads
-    const int64_t wanted = std::max<int64_t>((cut.total + block - 1) / block, std::min<int64_t>(threads, cut.total / 8));
-    block = (cut.total + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1);
-    const int64_t blocks = (cut.total + block - 1) / block;
-    const int64_t parts = std::min(panels(s.out), std::max<int64_t>(1, (threads + blocks - 1) / blocks));
-    const int64_t floats = scratch_floats(s, block);
+    const int64_t fitting = kScratch / (count * row_floats(s)) / 12 * 12;
+    const int64_t most = tiled ? std::min<int64_t>(std::max<int64_t>(fitting, 12), 24) : 48;
+    int64_t blocks = (cut.total + most - 1) / most, parts = 1;
+    // few pixels: every thread takes some of the output channels, and so reads the weights once between them
+    if (blocks <= 2 * threads) parts = std::min<int64_t>(threads, panels(s.out));
+    else blocks = (blocks + threads - 1) / threads * threads;
+    const int64_t floats = scratch_floats(s, (cut.total + blocks - 1) / blocks);
     parallel_for(blocks * parts, 1, threads, [&](int64_t begin, int64_t end) {
         float* scratch = scratch_of(floats);
         for (int64_t item = begin; item < end; ++item) {
-            const int64_t first = item / parts * block, part = item % parts;
-            EDM_DISPATCH(isa, convolve(s, cut, first, std::min(first + block, cut.total), panels(s.out) * part / parts,
-                                       panels(s.out) * (part + 1) / parts, scratch));
+            // by parts first: a thread stays with its weights
+            const int64_t part = item / blocks, block = item % blocks;
+            EDM_DISPATCH(isa, convolve(s, cut, cut.total * block / blocks, cut.total * (block + 1) / blocks,
+                                       panels(s.out) * part / parts, panels(s.out) * (part + 1) / parts, scratch));
         }
     });
     return kOk;
