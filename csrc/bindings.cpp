@@ -86,6 +86,12 @@ static Attention attention(int dtype, Address qkv, Address a, Address stats, Add
             {i[0], i[1], i[2], i[3], i[4]}, {o[0], o[1], o[2], o[3]}};
 }
 
+static Conv2dBwd conv2d_bwd(int dtype, Address dweight, Address x, Address dy, Address workspace,
+                            const std::vector<int64_t>& k) {
+    if (k.size() != 6) check("conv2d_bwd", kBadArgument);
+    return {dtype, (void*)dweight, (void*)x, (void*)dy, (void*)workspace, k[0], k[1], k[2], k[3], k[4], k[5]};
+}
+
 // m.def of one native function: its maker's arguments, then (isa, threads) on the CPU or (device, stream) on a GPU
 template <typename S, typename... Args, typename P, typename Q>
 static void define(py::module_& m, const std::string& name, S (*make)(Args...), int (*run)(const S&, P, Q)) {
@@ -107,6 +113,8 @@ PYBIND11_MODULE(_C, m) {
     define(m, "attention_bwd_cpu", attention, attention_bwd_cpu);
     define(m, "conv2d_pack_cpu", conv2d_pack, conv2d_pack_cpu);
     define(m, "conv2d_fwd_cpu", conv2d, conv2d_fwd_cpu);
+    m.def("conv2d_bwd_workspace", conv2d_bwd_workspace);
+    define(m, "conv2d_bwd_cpu", conv2d_bwd, conv2d_bwd_cpu);
     define(m, "group_norm_silu_fwd_cpu", group_norm_silu, group_norm_silu_fwd_cpu);
     define(m, "group_norm_silu_bwd_cpu", group_norm_silu, group_norm_silu_bwd_cpu);
     define(m, "solver_update_fwd_cpu", solver_update, solver_update_fwd_cpu);

@@ -34,6 +34,19 @@ struct Conv2dPack {
     bool transposed;              // pack the adjoint, as if weight[i, o] had been flipped in both axes: (in, out) swap
 };
 
+// The gradient of a 3x3 weight by the same tiles as kWinograd4: a sum over tiles of products in the transformed space.
+struct Conv2dBwd {
+    int dtype;                    // float32
+    void* dweight_ptr;            // (out, in, 3, 3), contiguous
+    const void* x_ptr;            // (n, h, w, in)
+    const void* dy_ptr;           // (n, h + 2 padding - 2, likewise w, out)
+    void* workspace_ptr;          // conv2d_bwd_workspace floats
+    int64_t n, h, w, in, out, padding;
+};
+
+int64_t conv2d_bwd_workspace(int64_t n, int64_t h, int64_t w, int64_t in, int64_t out, int64_t padding);
+int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads);
+
 // floats of a packed weight, or -1 where the algorithm has none for this kernel
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel);
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads);

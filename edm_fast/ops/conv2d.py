@@ -73,6 +73,7 @@ _library = torch.library.Library("edm_fast", "FRAGMENT")
 _tail = "Tensor? rows, Tensor? residual, float scale, int padding"
 _library.define(f"conv2d(Tensor x, Tensor weight, {_tail}) -> Tensor")
 _library.define("conv2d_adjoint(Tensor dy, Tensor weight, int padding) -> Tensor")
+_library.define("conv2d_weight_gradient(Tensor dy, Tensor x, int kernel, int padding) -> Tensor")
 
 WINOGRAD4 = 4  # code of csrc/conv2d.h
 FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
@@ -153,18 +154,34 @@ def _fake_adjoint(dy: torch.Tensor, weight: torch.Tensor, padding: int) -> torch
     return _images(dy.shape[0], weight.shape[1], dy.shape[2] + grow, dy.shape[3] + grow, dy)
 
 
+def _weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:
+    """(O, C, k, k); a 1x1 kernel's is a matrix product, which is torch's."""
+    (n, c, h, w), outputs = x.shape, dy.shape[1]
+    if kernel == 1:
+        shape, pad = x.new_empty((outputs, c, 1, 1)), [padding] * 2
+        mask = (False, True, False)
+        args = (None, [1, 1], pad, [1, 1], False, [0, 0], 1, mask)
+        return torch.ops.aten.convolution_backward(_last(dy), _last(x), shape, *args)[1].contiguous()
+    dweight = x.new_empty((outputs, c, kernel, kernel))
+    if x.numel() == 0:
+        return dweight.zero_()
+    sizes = (n, h, w, c, outputs, padding)
+    workspace = x.new_empty(native.lib.conv2d_bwd_workspace(*sizes))
+    dy, x = (t.permute(0, 2, 3, 1).contiguous() for t in (dy, x))  # (N, H, W, C), as both lie channels last
+    native.call("conv2d_bwd_cpu", dweight, x, dy, workspace, sizes)
+    return dweight
+
+
+def _fake_weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:
+    return x.new_empty((dy.shape[1], x.shape[1], kernel, kernel))
+
+
 _library.impl("conv2d", _forward, "CPU")
+_library.impl("conv2d_weight_gradient", _weight_gradient, "CPU")
+torch.library.register_fake("edm_fast::conv2d_weight_gradient", _fake_weight_gradient, lib=_library)
 _library.impl("conv2d_adjoint", _adjoint, "CPU")
 torch.library.register_fake("edm_fast::conv2d", _fake_forward, lib=_library)
 torch.library.register_fake("edm_fast::conv2d_adjoint", _fake_adjoint, lib=_library)
-
-
-def _weight_gradient(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
-    """torch's own: the sum over pixels leaves Winograd's transform little to save."""
-    k = [padding] * 2
-    mask = (False, True, False)
-    grads = torch.ops.aten.convolution_backward(dy, x, weight, None, [1, 1], k, [1, 1], False, [0, 0], 1, mask)
-    return grads[1]
 
 
 class Convolve(torch.autograd.Function):
@@ -193,7 +210,7 @@ class Convolve(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 dx = torch.ops.edm_fast.conv2d_adjoint(dy, weight, padding)
             if ctx.needs_input_grad[1]:
-                dweight = _weight_gradient(dy, _last(x), weight, padding)
+                dweight = torch.ops.edm_fast.conv2d_weight_gradient(dy, x, weight.shape[-1], padding)
         if ctx.needs_input_grad[2]:
             drows = dy.sum((2, 3)) if rows == dy.shape[0] else dy.sum((0, 2, 3))[None]
         return dx, dweight, drows, dy if residual and ctx.needs_input_grad[3] else None, None, None

@@ -257,3 +257,51 @@ def test_fresh_memory_is_channels_last():
 def test_bad_input(x, weight, kwargs, message):
     with pytest.raises(UserError, match=message):
         conv2d(torch.zeros(x), torch.zeros(weight), **kwargs)
+
+
+def weight_gradient(n, c, o, h, w, padding):
+    """The native gradient of a weight, and the one in float64."""
+    generator = torch.Generator().manual_seed(c)
+    x = torch.randn(n, c, h, w, generator=generator)
+    dy = torch.randn(n, o, h + 2 * padding - 2, w + 2 * padding - 2, generator=generator)
+    found = torch.ops.edm_fast.conv2d_weight_gradient(dy, x, 3, padding)
+    return found, torch.nn.grad.conv2d_weight(x.double(), (o, c, 3, 3), dy.double(), padding=padding)
+
+
+WEIGHTS = [(2, 16, 32, 8, 8, 1), (1, 5, 7, 7, 9, 1), (3, 33, 40, 5, 6, 0), (1, 64, 3, 11, 5, 2), (2, 1, 1, 1, 1, 1)]
+
+
+@needs_native
+@pytest.mark.parametrize("isa", native.ISAS)
+@pytest.mark.parametrize("sizes", WEIGHTS)
+def test_weight_gradient(sizes, isa):
+    if native.ISAS.index(isa) > native.lib.BEST_ISA:
+        pytest.skip(f"this processor has no {isa}")
+    with native.use_isa(isa), testing.poisoned():
+        found, exact = weight_gradient(*sizes)
+    assert ((found - exact).norm() / exact.norm()).item() < 2e-6
+
+
+@needs_native
+def test_weight_gradient_of_more_tiles_than_a_chunk_on_any_number_of_threads():
+    sizes, before = (40, 96, 64, 32, 32, 1), torch.get_num_threads()
+    tiles = 40 * 64
+    assert native.lib.conv2d_bwd_workspace(40, 32, 32, 96, 64, 1) < 36 * tiles * (96 + 64)  # not all at once
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found, exact = weight_gradient(*sizes)
+            results.append(found)
+    finally:
+        torch.set_num_threads(before)
+    assert ((results[0] - exact).norm() / exact.norm()).item() < 3e-6
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@needs_native
+def test_opcheck_of_the_weight_gradient():
+    for kernel, padding in ((3, 1), (3, 0), (1, 0)):
+        grow = 2 * padding - kernel + 1
+        dy, x = torch.randn(2, 5, 6 + grow, 7 + grow), torch.randn(2, 3, 6, 7)
+        torch.library.opcheck(torch.ops.edm_fast.conv2d_weight_gradient.default, (dy, x, kernel, padding))
