@@ -111,6 +111,21 @@ def test_plans_of_other_shapes_take_their_own_weights():
     for n in (2, 1, 3, 2, 4, 5, 6, 1):
         x, sigma, labels = inputs(net, n, 0.7)
         assert relative_error([fast(x, sigma, labels)], [net(x, sigma, labels)]) <= 1e-5, n
+    held = [tensor for programs in fast.model.programs.values() for program in programs for tensor in program.kept]
+    assert {key[0] for key in fast.model.weights.packed} <= {tensor.data_ptr() for tensor in held}
+
+
+def test_a_plan_in_use_is_not_given_to_another_thread():
+    net = network("ddpmpp-vp")
+    model = accelerate(net, "exact").model
+    net_inputs = {"x": torch.ones(1, 3, 8, 8), "noise_labels": torch.ones(1)}
+    first = model(**net_inputs)
+    kept = first.clone()
+    model(net_inputs["x"] + 1, net_inputs["noise_labels"])
+    assert torch.equal(first, kept) and first.is_contiguous()  # not a part of the plan's memory
+    (key,) = model.programs
+    one, other = model.take(key), model.take(key)
+    assert one is not other and one.arena.data_ptr() != other.arena.data_ptr()
 
 
 def test_threads_may_call_at_the_same_time():

@@ -19,6 +19,7 @@ class Module(torch.nn.Module):
         self.matrix = torch.nn.Parameter(torch.randn(5, 4))
         self.bias = torch.nn.Parameter(torch.randn(5))
         self.register_buffer("box", torch.ones(2, 2) / 4)
+        self.register_buffer("slanted", torch.tensor([[0.1, 0.4], [0.4, 0.1]]))
         self.register_buffer("tent", torch.tensor([1.0, 3, 3, 1]).outer(torch.tensor([1.0, 3, 3, 1])) / 64)
 
     def forward(self, x):
@@ -81,10 +82,11 @@ def test_channels_are_mixed_before_a_box_upsampling():
     "function",
     [
         lambda m, x: ops.conv2d(ops.upfirdn(x, m.tent, up=2, padding=1), m.w),
+        lambda m, x: ops.conv2d(ops.upfirdn(x, m.slanted, up=2), m.w),
         lambda m, x: ops.conv2d(ops.upfirdn(x, m.box, up=2), m.three),
         lambda m, x: (lambda y: torch.cat([ops.conv2d(y, m.w), y], 1))(ops.upfirdn(x, m.box, up=2)),
     ],
-    ids=["another filter", "three by three", "used twice"],
+    ids=["wider filter", "another filter", "three by three", "used twice"],
 )
 def test_channels_are_mixed_after_upsampling(function):
     assert kinds(function)[:2] == ["upfirdn", "conv2d"]
