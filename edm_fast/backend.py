@@ -67,6 +67,11 @@ _requested: dict[str | None, str] = {None: os.environ.get("EDM_FAST_BACKEND") or
 _ops: dict[str, Op] = {}
 
 
+def requested() -> dict[str, str]:
+    """The backends asked for: of all ops under "", then of single ops by name."""
+    return {name or "": backend for name, backend in _requested.items()}
+
+
 class use_backend:
     """Run every op (or only the named `ops`) on one backend: "auto", "reference", "cpu", "triton" or "cuda".
 

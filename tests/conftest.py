@@ -1,7 +1,9 @@
 """Shared test set-up: tests/ itself is importable, and golden comparisons are summed up at the end of a run."""
 
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,24 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import golden_cases  # noqa: E402
+
+
+def pytest_configure(config):
+    """A cache folder of the run's own in place of the user's. Worker processes and commands inherit it, so that the
+    speed of a convolution is measured once."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.TemporaryDirectory(prefix="edm-fast-tests-", ignore_cleanup_errors=True)
+    before = os.environ.get("EDM_FAST_CACHE_DIR")
+    os.environ["EDM_FAST_CACHE_DIR"] = folder.name
+
+    def undo():
+        folder.cleanup()
+        os.environ.pop("EDM_FAST_CACHE_DIR")
+        if before is not None:
+            os.environ["EDM_FAST_CACHE_DIR"] = before
+
+    config.add_cleanup(undo)
 
 
 @pytest.hookimpl(wrapper=True)

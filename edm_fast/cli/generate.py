@@ -17,14 +17,15 @@ import click
 import torch
 import tqdm
 
-from edm_fast import distributed
-from edm_fast.backend import use_backend
+from edm_fast import distributed, native
+from edm_fast.backend import requested, use_backend
 from edm_fast.checkpoint import demo_path, load
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, UserOSError
+from edm_fast.plan import accelerate
 from edm_fast.sampling import (
     ablation_sampler,
     ablation_steps,
@@ -78,7 +79,7 @@ T = TypeVar("T")
 @click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).")
 @click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="[default: as stored in the checkpoint]")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="[default: fp32 on CPUs, as stored on GPUs]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--grid", metavar="FILE.png", help="Also write all images as one picture.")
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
@@ -86,7 +87,9 @@ def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.
 
     An image depends on its seed alone: another batch, or more processes, change a pixel by one level of 255 at most
-    (float32 sums may be taken in another order).
+    (float32 sums may be taken in another order). On CPUs the network is accelerated: its convolutions are timed once,
+    and the cache folder (EDM_FAST_CACHE_DIR) keeps which way was fastest. Without that file a later run may choose, and
+    round, otherwise. --precision: exact and fp32 run everywhere, bf16 on CPUs, tf32 and fp16 on GPUs.
 
     \b
     edm-fast generate --outdir=out --grid=out/grid.png
@@ -123,24 +126,41 @@ def sampler_for(options: dict[str, Any]) -> tuple[Callable[..., torch.Tensor], d
     return (ablation_sampler if any(name in kwargs for name in own) else edm_sampler), kwargs
 
 
-@contextlib.contextmanager
-def prepared(net: Any, precision: str | None, device: torch.device) -> Iterator[Any]:
-    """`net` ready to run at this precision; None runs it as stored, with torch's own settings.
+def way_to_draw(precision: str | None, device: torch.device) -> str:
+    """On the CPU "accelerated PRECISION", or "plain" and the backends of its ops; on a GPU the precision, or "stored".
 
-    Accelerated plans will come in here: they take the place of `net` and keep its attributes.
+    UserError if a precision was asked for that cannot run.
     """
-    if precision is None:
+    if precision in (("bf16",) if device.type == "cuda" else ("tf32", "fp16")):
+        others = "exact, fp32, tf32 or fp16" if device.type == "cuda" else "exact, fp32 or bf16"
+        raise UserError(f"--precision {precision} does not run on {device.type}; expected {others}")
+    if device.type == "cuda":
+        return precision or "stored"
+    reason, backends = native.cpu_reason(), requested()
+    if reason is None and set(backends.values()) != {"auto"}:
+        reason = "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
+    if precision is not None and reason is not None:
+        raise UserError(f"--precision {precision} does not run here: {reason}; expected no --precision")
+    return f"accelerated {precision or 'fp32'}" if reason is None else f"plain {backends}"
+
+
+@contextlib.contextmanager
+def prepared(net: Any, way: str) -> Iterator[Any]:
+    """`net` ready to run in this way; plain and stored networks run as they are, with torch's own settings."""
+    how, _, precision = way.partition(" ")
+    if how in ("plain", "stored"):
         yield net
         return
-    if precision == "bf16" or (precision in ("tf32", "fp16") and device.type != "cuda"):
-        raise UserError(f"--precision {precision} does not run on {device.type} yet; expected fp32 or exact")
+    if how == "accelerated":
+        yield accelerate(net, precision)
+        return
     flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     saved = [flag.allow_tf32 for flag in flags]
-    net.use_fp16 = precision == "fp16"
+    net.use_fp16 = way == "fp16"
     try:
         for flag in flags:
-            flag.allow_tf32 = precision == "tf32"
-        with use_backend("reference") if precision == "exact" else contextlib.nullcontext():
+            flag.allow_tf32 = way == "tf32"
+        with use_backend("reference") if way == "exact" else contextlib.nullcontext():
             yield net
     finally:
         for flag, value in zip(flags, saved, strict=True):
@@ -148,7 +168,7 @@ def prepared(net: Any, precision: str | None, device: torch.device) -> Iterator[
 
 
 def fingerprint(net: torch.nn.Module, device: torch.device, options: dict[str, Any]) -> str:
-    """Names the settings that decide an image besides its seed: network, sampler, class, precision, kind of device.
+    """Names the settings that decide an image besides its seed: network, sampler, class, way to draw, kind of device.
 
     Stored in every PNG, so that --skip-existing keeps nothing made otherwise.
     """
@@ -161,7 +181,7 @@ def fingerprint(net: torch.nn.Module, device: torch.device, options: dict[str, A
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
         "sampler": [sampler.__name__, kwargs],
         "class": options["class_idx"],
-        "precision": options["precision"] or ("stored" if device.type == "cuda" else "fp32"),
+        "way": way_to_draw(options["precision"], device),
         "device": device.type,
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -170,6 +190,7 @@ def fingerprint(net: torch.nn.Module, device: torch.device, options: dict[str, A
 
 def generate(device: torch.device, options: dict[str, Any]) -> None:
     """The whole command, on each rank."""
+    way = way_to_draw(options["precision"], device)
     net = load_network(device, options["network_pkl"])
     check_network(net, options["class_idx"])
     sampler, kwargs = sampler_for(options)
@@ -185,7 +206,7 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     parts = deal_seeds(seeds, options["max_batch_size"], world)[distributed.rank() :: world]
     parts = [part for part in parts if not finished.issuperset(part)]
     start = time.perf_counter()
-    with prepared(net, options["precision"], device) as run:
+    with prepared(net, way) as run:
         with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
             for part in parts:
                 x = sample_seeds(run, sampler, part, options["class_idx"], device, **kwargs)

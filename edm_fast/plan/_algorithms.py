@@ -1,6 +1,7 @@
 """Which algorithm a convolution runs on: the fastest that its precision allows, measured once per shape and machine.
 
-Measurements are kept in a file of the cache folder, so that a plan is the same from run to run. The second and later
+Measurements are kept in a file of the cache folder, so that a plan is the same from run to run and in processes side
+by side. The second and later
 calls of a layer find its weights in main memory, not in the caches, and so do the measurements.
 """
 
@@ -13,6 +14,7 @@ import json
 import platform
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ import torch
 
 from edm_fast import native
 from edm_fast.files import atomic_write, cache_folder
+
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # Windows
+    import fcntl  # type: ignore[no-redef]
 
 DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14  # codes of csrc/conv2d.h
 NAMES = {
@@ -110,8 +116,7 @@ class Table:
                 self.seconds = {**self.stored(), **self.seconds}
             missing = [a for a in algorithms if keys[a] not in self.seconds]
             if missing:
-                self.seconds.update({keys[a]: seconds for a, seconds in measure(shape, missing).items()})
-                self.store()
+                self.keep({keys[a]: seconds for a, seconds in measure(shape, missing).items()})
             return {a: self.seconds[keys[a]] for a in algorithms}
 
     def stored(self) -> dict[str, float]:
@@ -121,13 +126,28 @@ class Table:
                 return {str(key): float(value) for key, value in json.loads(self.path.read_text()).items()}
         return {}
 
-    def store(self) -> None:
-        """Own measurements into the file, beside those that other processes have put there meanwhile."""
-        with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not results
+    def keep(self, measured: dict[str, float]) -> None:
+        """Put measurements into the table and its file. What another process has stored meanwhile counts in their
+        place: processes that measure at the same time would choose differently, and their images differ in rounding."""
+        with contextlib.suppress(OSError):  # a folder that cannot be written costs time, and choices may change
             if self.path is not None:
-                found = {**self.stored(), **self.seconds}
-                with atomic_write(self.path, "w") as file:
-                    json.dump(found, file, indent=0, sort_keys=True)
+                with _alone(self.path):
+                    stored = self.stored()
+                    measured = {**measured, **stored}
+                    with atomic_write(self.path, "w") as file:
+                        json.dump({**self.seconds, **measured}, file, indent=0, sort_keys=True)
+        self.seconds = {**measured, **self.seconds}
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process is in such a block for the same file, where the system has locks that end with their owner."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "a") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network folders have none
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _cache_folder() -> Path | None:

@@ -33,7 +33,10 @@ class Task:
 
 
 class Weights:
-    """Packed weights, shared by the programs that use them and gone with the last of these."""
+    """Packed weights, shared by the programs that use them and gone with the last of these.
+
+    Found by address: whoever holds a packed weight holds the weight as well.
+    """
 
     def __init__(self) -> None:
         self.packed: weakref.WeakValueDictionary[tuple[Any, ...], torch.Tensor] = weakref.WeakValueDictionary()
@@ -176,7 +179,8 @@ class _Builder:
         self.program.algorithms[shape] = algorithm
         packed = self.weights(weight, algorithm)
         bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
-        self.program.kept += [packed] if bias is None else [packed, bias]
+        # the weight itself too, which `rewritten` may have made: another one must not be found at its address
+        self.program.kept += [packed, weight] if bias is None else [packed, weight, bias]
         tail = Value(emb.shape) if emb is not None and bias is not None else None  # emb + bias
 
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from edm_fast import checkpoint
+from edm_fast import accelerate, backend, checkpoint, native, use_backend
 from edm_fast.cli import generate, main
 from edm_fast.errors import UserError
 from edm_fast.networks import build
@@ -29,6 +29,16 @@ UNET = {
     "attn_resolutions": [4],
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+
+
+@pytest.fixture
+def one_thread():
+    """As in ENVIRONMENT: the fastest algorithm of a layer depends on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make(label_dim=0, channels=3, **kwargs):
@@ -141,13 +151,77 @@ def test_a_missing_demo_model_is_one_line(monkeypatch, tmp_path):
         checkpoint.demo_path()
 
 
-def test_exact_runs_on_the_reference(conditional, tmp_path, monkeypatch):
-    from edm_fast import backend
+def ways(monkeypatch):
+    """A list to which each accelerate() adds its precision."""
+    found = []
 
-    backend.explain(reset=True)
-    succeed(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0", "--steps=2", "--precision=exact")
-    assert {choice.backend for choice in backend.explain()} == {"reference"}
-    assert backend._requested == {None: os.environ.get("EDM_FAST_BACKEND") or "auto"}
+    def recorded(net, precision):
+        found.append(precision)
+        return accelerate(net, precision)
+
+    monkeypatch.setattr(generate, "accelerate", recorded)
+    return found
+
+
+@needs_native
+def test_networks_are_accelerated_on_the_cpu(conditional, tmp_path, monkeypatch):
+    found, options = ways(monkeypatch), (f"--network={conditional}", "--seeds=0-2", "--steps=4")
+    with use_backend("auto"):
+        succeed(*options, f"--outdir={tmp_path / 'default'}")
+        for precision in ("exact", "fp32", "bf16"):
+            succeed(*options, f"--outdir={tmp_path / precision}", f"--precision={precision}")
+    assert found == ["fp32", "exact", "fp32", "bf16"]
+    assert contents(tmp_path / "default") == contents(tmp_path / "fp32")
+    with use_backend("reference"):
+        succeed(*options, f"--outdir={tmp_path / 'plain'}")
+    assert len(found) == 4
+    for name in ("default", "exact", "fp32"):
+        assert np.abs(pixels(tmp_path / name) - pixels(tmp_path / "plain")).max() <= 1
+    assert np.abs(pixels(tmp_path / "bf16") - pixels(tmp_path / "plain")).mean() < 1
+    marks = {images.made_with(folder / "000000.png") for folder in tmp_path.iterdir()}
+    assert len(marks) == 4  # of five folders: the default is fp32
+
+
+def test_plain_where_nothing_is_compiled(conditional, tmp_path, monkeypatch):
+    found = ways(monkeypatch)
+    monkeypatch.setattr(native, "cpu_reason", lambda: "no compiler")
+    result = run(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0", "--steps=2", "--precision=exact")
+    assert result.exit_code == 2 and "no compiler" in result.stderr and result.stderr.count("\n") == 1
+    assert not contents(tmp_path)
+    with use_backend("reference"):
+        succeed(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0", "--steps=2")
+    assert not found
+
+
+@needs_native
+def test_a_backend_asked_for_by_name_is_not_mixed(conditional, tmp_path):
+    options = (f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0", "--steps=2", "--skip-existing")
+    with use_backend("auto"):
+        succeed(*options)
+        assert "1 kept" in succeed(*options, "--precision=fp32").output
+        result = run(*options, "--precision=bf16")
+        assert result.exit_code == 2 and "was not made" in result.stderr
+    with use_backend("reference"):
+        result = run(*options)
+        assert result.exit_code == 2 and "was not made" in result.stderr
+        result = run(*options, "--precision=fp32")
+        assert result.exit_code == 2 and "asked for by name" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_ways_to_draw_on_a_gpu():
+    device = torch.device("cuda")
+    assert generate.way_to_draw(None, device) == "stored"
+    assert [generate.way_to_draw(p, device) for p in ("exact", "fp16")] == ["exact", "fp16"]
+    with pytest.raises(UserError, match="bf16 does not run on cuda"):
+        generate.way_to_draw("bf16", device)
+    net = make(use_fp16=True)
+    before = backend.requested()
+    with generate.prepared(net, "stored") as found:
+        assert found is net and net.use_fp16
+    with generate.prepared(net, "exact") as found:
+        assert found is net and not net.use_fp16 and backend.requested() == {"": "reference"}
+        assert not torch.backends.cudnn.allow_tf32
+    assert backend.requested() == before and torch.backends.cudnn.allow_tf32
 
 
 def test_continued_runs_keep_what_is_there(conditional, tmp_path):
@@ -195,7 +269,7 @@ def test_images_made_otherwise_are_not_kept(conditional, gray, tmp_path, change)
     assert contents(tmp_path) == before
 
 
-def test_a_killed_run_goes_on_to_the_same_images(conditional, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_images(conditional, tmp_path, one_thread):
     options = [f"--network={conditional}", "--seeds=0-11", "--batch=3", "--steps=25"]
     out = tmp_path / "out"
     command = [sys.executable, "-m", "edm_fast", "generate", *options, f"--outdir={out}", "--device=cpu"]
@@ -216,7 +290,7 @@ def test_a_killed_run_goes_on_to_the_same_images(conditional, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes(conditional, tmp_path):
+def test_two_processes(conditional, tmp_path, one_thread):
     options = [f"--network={conditional}", "--seeds=0-6", "--steps=3", "--device=cpu"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "edm_fast", "generate", *options, f"--outdir={tmp_path / 'two'}", "--batch=2"]
@@ -265,7 +339,7 @@ BAD = {
     "unknown device": (["--device=toaster"], "toaster"),
     "device without float64": (["--device=mps"], "mps"),
     "precision of another device": (["--precision=tf32"], "tf32"),
-    "precision to come": (["--precision=bf16"], "bf16"),
+    "half precision of another device": (["--precision=fp16"], "expected exact, fp32 or bf16"),
 }
 
 
@@ -308,6 +382,7 @@ def test_an_image_that_is_not_finite_is_refused(tmp_path):
 
 
 def test_disk_full(conditional, tmp_path, monkeypatch):
+    succeed(f"--network={conditional}", f"--outdir={tmp_path / 'first'}", "--seeds=0-4", "--steps=2")  # measures
     real, calls = os.fsync, []
 
     def full(fd):
@@ -317,9 +392,9 @@ def test_disk_full(conditional, tmp_path, monkeypatch):
         real(fd)
 
     monkeypatch.setattr(os, "fsync", full)
-    result = run(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0-4", "--steps=2")
+    result = run(f"--network={conditional}", f"--outdir={tmp_path / 'full'}", "--seeds=0-4", "--steps=2")
     assert result.exit_code == 2
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert lines == [f"Error: cannot write {tmp_path / '000002.png'}: No space left on device"]
-    assert sorted(contents(tmp_path)) == ["000000.png", "000001.png"] and leftovers(tmp_path) == []
+    assert lines == [f"Error: cannot write {tmp_path / 'full' / '000002.png'}: No space left on device"]
+    assert sorted(contents(tmp_path / "full")) == ["000000.png", "000001.png"] and leftovers(tmp_path) == []
     pixels(tmp_path)

@@ -7,10 +7,20 @@ import torch
 from click.testing import CliRunner
 
 import golden_cases as g
+from edm_fast import native, use_backend
 from edm_fast.checkpoint import load
 from edm_fast.cli import main
-from edm_fast.cli.generate import command, sampler_for
+from edm_fast.cli.generate import command, prepared, sampler_for, way_to_draw
 from edm_fast.sampling import deal_seeds, sample_seeds
+
+
+@pytest.fixture(params=["reference", "auto"])
+def backend(request):
+    """Plain PyTorch, and the accelerated network that is the default."""
+    if request.param == "auto" and native.cpu_reason() is not None:
+        pytest.skip(str(native.cpu_reason()))
+    with use_backend(request.param):
+        yield request.param
 
 
 def runs():
@@ -32,7 +42,7 @@ def arguments(options):
 
 
 @pytest.mark.parametrize(("entry", "run"), runs())
-def test_golden_files(entry, run, tmp_path):
+def test_golden_files(entry, run, backend, tmp_path):
     arrays, name = g.arrays(entry), run["name"]
     args = [f"--network={g.path(entry, run['checkpoint'])}", f"--outdir={tmp_path / 'out'}", "--device=cpu"]
     result = CliRunner().invoke(main, ["generate", *args, *arguments(run["options"])])
@@ -50,11 +60,14 @@ def test_golden_files(entry, run, tmp_path):
 
 
 @pytest.mark.parametrize(("entry", "run"), runs())
-def test_golden_raw(entry, run):
+def test_golden_raw(entry, run, backend):
     context = command.make_context("generate", ["--network=n", "--outdir=o", *arguments(run["options"])])
     sampler, kwargs = sampler_for(context.params)
     assert sampler.__name__ in [f"{kind}_sampler" for kind in run["sampler"]]
     net = load(g.path(entry, run["checkpoint"]))
     parts = deal_seeds(context.params["seeds"], context.params["max_batch_size"])
-    raw = torch.cat([sample_seeds(net, sampler, p, context.params["class_idx"], **kwargs) for p in parts if p])
+    way = way_to_draw(None, torch.device("cpu"))
+    assert way.startswith("plain" if backend == "reference" else "accelerated")
+    with prepared(net, way) as ready:
+        raw = torch.cat([sample_seeds(ready, sampler, p, context.params["class_idx"], **kwargs) for p in parts if p])
     g.check(entry, f"{run['name']}/raw", raw)

@@ -1,0 +1,234 @@
+"""accelerate(): close to float64, the same bits in every batch, safe among threads; what it takes and refuses."""
+
+import concurrent.futures
+import copy
+import io
+import pickle
+
+import native_conv as nc
+import pytest
+import torch
+from tiny_networks import tiny
+
+from edm_fast import accelerate, edm_sampler
+from edm_fast.errors import UserError
+from edm_fast.evaluation._networks import Exact, inputs, randomise, relative_error
+from edm_fast.networks import ARCHITECTURES, build
+from edm_fast.plan import MAX_PROGRAMS, PlannedUNet, _algorithms
+
+pytestmark = nc.needs_native
+SMALL = {"img_resolution": 8, "img_channels": 3, "model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1}
+SMALL |= {"attn_resolutions": [4]}
+NETWORKS = {
+    "ddpmpp": ("EDMPrecond", {**ARCHITECTURES["ddpmpp"], "label_dim": 4, "augment_dim": 9}),
+    "ddpmpp-vp": ("VPPrecond", ARCHITECTURES["ddpmpp"]),
+    "ncsnpp": ("EDMPrecond", {**ARCHITECTURES["ncsnpp"], "augment_dim": 9}),
+    "ncsnpp-ve": ("VEPrecond", ARCHITECTURES["ncsnpp"]),
+    "ncsnpp-skip": ("VEPrecond", {**ARCHITECTURES["ncsnpp"], "encoder_type": "skip", "decoder_type": "skip"}),
+    "adm": ("EDMPrecond", {**ARCHITECTURES["adm"], "label_dim": 4, "augment_dim": 9}),
+    "adm-iddpm": ("iDDPMPrecond", {**ARCHITECTURES["adm"], "label_dim": 4}),
+}
+
+
+def network(name, **changes):
+    class_name, kwargs = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build(class_name, {**kwargs, **SMALL, **changes}).eval().requires_grad_(False)
+    randomise(net)
+    return net
+
+
+def planned(net, algorithm):
+    """An accelerated network whose convolutions run on one algorithm where it has a kernel for them."""
+    fast = accelerate(net, "bf16")
+
+    def choose(shape):
+        return algorithm if _algorithms.fits(algorithm, shape) else _algorithms.DIRECT
+
+    fast._modules["model"] = PlannedUNet(net.model, "bf16", choose)
+    return fast
+
+
+def augmented(net, batch):
+    if getattr(net.model, "map_augment", None) is None:
+        return {}
+    return {"augment_labels": torch.randn(batch, 9, generator=torch.Generator().manual_seed(3))}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_close_to_float64(name):
+    net = network(name)
+    truth = Exact(net)
+    x, sigma, labels = inputs(net, 2, 0.7)
+    want = truth(x, sigma, labels)
+    plain = relative_error([net(x, sigma, labels)], [want])
+    for precision, most in (("exact", 2 * plain + 4 * 2**-24), ("fp32", 1e-5), ("bf16", 1e-2)):
+        with torch.no_grad():
+            assert relative_error([accelerate(net, precision)(x, sigma, labels)], [want]) <= most, precision
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_arguments_mean_what_they_do_to_the_network(name):
+    net = network(name)
+    fast = accelerate(net)
+    x, sigma, labels = inputs(net, 3, 0.7)
+    levels = net.round_sigma(torch.tensor([0.1, 0.7, 2.0]))
+    calls = [((x, sigma), {}), ((x.double(), levels, labels), {}), ((x, levels), {"class_labels": None})]
+    calls += [((x, sigma, labels, True), augmented(net, 3)), ((x, 0.7), {"force_fp32": True})]
+    if net.label_dim:
+        calls.append(((x, sigma, labels[:1]), {}))  # one for all
+    for args, kwargs in calls:
+        got, want = fast(*args, **kwargs), net(*args, **kwargs)
+        assert got.dtype == want.dtype and got.is_contiguous()
+        assert relative_error([got], [want]) <= 1e-5
+    assert fast(x[:0], levels[:0]).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("algorithm", _algorithms.NAMES)
+def test_an_image_has_the_same_bits_in_every_batch_on_any_threads(algorithm):
+    net = network("ddpmpp")
+    fast = planned(net, algorithm)
+    x, _, labels = inputs(net, 5, 0.7)
+    sigma = torch.tensor([0.1, 0.7, 2.0, 0.3, 5.0])
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3, 4):
+            torch.set_num_threads(count)
+            found.append(fast(x, sigma, labels))
+        for part in ([2], [1, 2], [4, 0, 2]):
+            found.append(found[0].index_copy(0, torch.tensor(part), fast(x[part], sigma[part], labels[part])))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_plans_of_other_shapes_take_their_own_weights():
+    # weights that a rewrite has made are freed with their plan, and others may come to lie where they were
+    net = network("ddpmpp", num_blocks=2)
+    fast = accelerate(net)
+    for n in (2, 1, 3, 2, 4, 5, 6, 1):
+        x, sigma, labels = inputs(net, n, 0.7)
+        assert relative_error([fast(x, sigma, labels)], [net(x, sigma, labels)]) <= 1e-5, n
+    held = [tensor for programs in fast.model.programs.values() for program in programs for tensor in program.kept]
+    assert {key[0] for key in fast.model.weights.packed} <= {tensor.data_ptr() for tensor in held}
+
+
+def test_a_plan_in_use_is_not_given_to_another_thread():
+    net = network("ddpmpp-vp")
+    model = accelerate(net, "exact").model
+    net_inputs = {"x": torch.ones(1, 3, 8, 8), "noise_labels": torch.ones(1)}
+    first = model(**net_inputs)
+    kept = first.clone()
+    model(net_inputs["x"] + 1, net_inputs["noise_labels"])
+    assert torch.equal(first, kept) and first.is_contiguous()  # not a part of the plan's memory
+    (key,) = model.programs
+    one, other = model.take(key), model.take(key)
+    assert one is not other and one.arena.data_ptr() != other.arena.data_ptr()
+
+
+def test_threads_may_call_at_the_same_time():
+    net = network("ddpmpp")
+    fast = planned(net, _algorithms.WINOGRAD2)
+    x, sigma, labels = inputs(net, 8, 0.7)
+    parts = [slice(i % 6, i % 6 + 1 + i % 3) for i in range(24)]
+    want = fast(x, sigma, labels)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda part: fast(x[part], sigma, labels[part]), parts))
+    assert all(torch.equal(got, want[part]) for got, part in zip(found, parts))
+    assert sum(map(len, fast.model.programs.values())) <= MAX_PROGRAMS
+
+
+def test_few_plans_are_kept():
+    net = network("ddpmpp-vp")
+    fast = accelerate(net, "exact")
+    for n in range(1, MAX_PROGRAMS + 4):
+        fast(*inputs(net, n, 0.7)[:2])
+    assert sum(map(len, fast.model.programs.values())) == MAX_PROGRAMS
+    shapes = [dict(key)["x"][0] for key in fast.model.programs]
+    assert shapes == [4, 5, 6, 7]  # the latest
+
+
+def test_the_sampler_draws_the_same_images():
+    net = tiny(label_dim=4)
+    latents = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = edm_sampler(net, latents, torch.eye(4))
+    gaps = {p: (edm_sampler(accelerate(net, p), latents, torch.eye(4)) - plain).abs() for p in ("fp32", "bf16")}
+    assert gaps["fp32"].max() <= 2 / 255 and gaps["bf16"].mean() < 2 / 255  # of [-1, 1]
+
+
+class Published(torch.nn.Module):
+    """Stands in for a network of the published code, which is not of this package."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.model, self.init_kwargs = net.model, net.init_kwargs
+        self.eval()
+
+
+def test_networks_of_the_published_class_are_taken():
+    net = tiny(label_dim=4)
+    theirs = Published(net)
+    theirs.__class__ = type("EDMPrecond", (Published,), {})
+    x, sigma, labels = inputs(net, 2, 0.7)
+    assert torch.equal(accelerate(theirs)(x, sigma, labels), accelerate(net)(x, sigma, labels))
+
+
+REFUSED = {
+    "another network": (lambda net: accelerate(torch.nn.Linear(2, 2)), "Linear"),
+    "a name alone": (lambda net: accelerate(type("EDMPrecond", (), {})()), "EDMPrecond"),
+    "training mode": (lambda net: accelerate(net.train()), "training mode"),
+    "training mode later": (lambda net: call(accelerate(net), lambda: net.train()), "training mode"),
+    "precision": (lambda net: accelerate(net, "tf32"), "tf32"),
+    "device": (lambda net: accelerate(net.to("meta")), "meta"),
+    "gradient": (lambda net: accelerate(net)(torch.ones(1, 3, 8, 8, requires_grad=True), 0.7), "gradient"),
+    "input elsewhere": (lambda net: accelerate(net)(torch.ones(1, 3, 8, 8, device="meta"), 0.7), "another device"),
+    "weights": (lambda net: accelerate(net).load_state_dict(net.state_dict()), "weights"),
+    "float64": (lambda net: accelerate(net).double(), "float64"),
+    "train()": (lambda net: accelerate(net).train(), "trained"),
+}
+
+
+def call(fast, before):
+    before()
+    return fast(torch.ones(1, 3, 8, 8), 0.7)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    function, words = REFUSED[name]
+    with pytest.raises(UserError, match=words) as caught:
+        function(tiny())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_copy_that_looks_like_the_network():
+    net = tiny(label_dim=4)
+    x, sigma, labels = inputs(net, 2, 0.7)
+    fast = accelerate(net, "exact")
+    assert type(fast) is type(net) and net.model is not fast.model and fast.label_dim == 4
+    assert list(fast.state_dict()) == list(net.state_dict())
+    assert [(n, id(p)) for n, p in fast.named_parameters()] == [(n, id(p)) for n, p in net.named_parameters()]
+    want = fast(x, sigma, labels)
+    for same in (fast.eval(), fast.to("cpu"), fast.float(), copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert torch.equal(same(x, sigma, labels), want)
+    buffer = io.BytesIO()
+    torch.save(fast, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(x, sigma, labels), want)
+    again = accelerate(fast, "fp32")
+    assert again.model.reference[0] is net.model and again.model.precision == "fp32"
+    net.load_state_dict(net.state_dict())  # the network itself stays what it was
+
+
+def test_results_are_fresh_tensors_also_out_of_inference_mode():
+    net = tiny()
+    fast = accelerate(net)
+    x, sigma, _ = inputs(net, 1, 0.7)
+    with torch.inference_mode():
+        first = fast(x, sigma).clone()
+    second = fast(x, sigma)
+    kept = second.clone()
+    fast(x + 1, sigma)
+    assert torch.equal(second, kept) and torch.equal(first, kept)

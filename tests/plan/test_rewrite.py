@@ -1,0 +1,92 @@
+"""Rewrites: what becomes of a graph, and what has to stay as it is."""
+
+import pytest
+import torch
+
+from edm_fast import ops
+from edm_fast.plan._rewrite import apart, rewritten
+from edm_fast.plan._trace import trace
+
+
+class Module(torch.nn.Module):
+    """forward(x) = function(module, x), with a few tensors."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.w = torch.nn.Parameter(torch.randn(12, 4, 1, 1))
+        self.three = torch.nn.Parameter(torch.randn(12, 4, 3, 3))
+        self.matrix = torch.nn.Parameter(torch.randn(5, 4))
+        self.bias = torch.nn.Parameter(torch.randn(5))
+        self.register_buffer("box", torch.ones(2, 2) / 4)
+        self.register_buffer("slanted", torch.tensor([[0.1, 0.4], [0.4, 0.1]]))
+        self.register_buffer("tent", torch.tensor([1.0, 3, 3, 1]).outer(torch.tensor([1.0, 3, 3, 1])) / 64)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def kinds(function, shape=(2, 4, 4, 4)):
+    return [node.kind for node in nodes(function, shape)]
+
+
+def nodes(function, shape=(2, 4, 4, 4)):
+    return rewritten(trace(Module(function), {"x": shape}))
+
+
+def test_a_product_and_its_bias_are_joined():
+    (node,) = nodes(lambda m, x: torch.matmul(x, m.matrix.t()) + m.bias, (2, 4))
+    assert node.kind == "linear" and node.kwargs["weight"].shape == (5, 4) and node.kwargs["bias"].shape == (5,)
+    assert node.outputs[0].shape == (2, 5)
+    (node,) = nodes(lambda m, x: torch.matmul(x, m.matrix.t()), (2, 4))
+    assert node.kind == "linear" and node.kwargs["bias"] is None
+
+
+def test_a_product_used_twice_keeps_its_bias_outside():
+    def twice(m, x):
+        y = torch.matmul(x, m.matrix.t())
+        return (y + m.bias) * y
+
+    assert kinds(twice, (2, 4)) == ["linear", "torch", "torch"]
+
+
+def test_qkv_rows_are_put_apart():
+    conv2d, attention = nodes(lambda m, x: ops.attention(ops.conv2d(x, m.w), 2))
+    assert attention.kwargs["apart"] and conv2d.kwargs["weight"].shape == (12, 4, 1, 1)
+    rows = torch.arange(12).reshape(2, 2, 3)  # head, channel, which
+    want = torch.stack([rows[head, :, which] for which in range(3) for head in range(2)]).flatten()
+    assert torch.equal(apart(torch.arange(12), 2), want)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: ops.attention(ops.conv2d(x, m.three), 2),
+        lambda m, x: (lambda qkv: torch.cat([ops.attention(qkv, 2), qkv], 1))(ops.conv2d(x, m.w)),
+        lambda m, x: ops.attention(ops.conv2d(x, m.w, emb=x.mean((2, 3)).repeat(1, 3)), 2),
+    ],
+    ids=["three by three", "used twice", "another term"],
+)
+def test_qkv_rows_stay(function):
+    assert not [node for node in nodes(function) if node.kwargs.get("apart")]
+
+
+def test_channels_are_mixed_before_a_box_upsampling():
+    conv2d, upfirdn = nodes(lambda m, x: ops.conv2d(ops.upfirdn(x, m.box, up=2), m.w))
+    assert [conv2d.kind, upfirdn.kind] == ["conv2d", "upfirdn"]
+    assert conv2d.outputs[0].shape == (2, 12, 4, 4) and upfirdn.outputs[0].shape == (2, 12, 8, 8)
+    assert upfirdn.kwargs["x"] is conv2d.outputs[0]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: ops.conv2d(ops.upfirdn(x, m.tent, up=2, padding=1), m.w),
+        lambda m, x: ops.conv2d(ops.upfirdn(x, m.slanted, up=2), m.w),
+        lambda m, x: ops.conv2d(ops.upfirdn(x, m.box, up=2), m.three),
+        lambda m, x: (lambda y: torch.cat([ops.conv2d(y, m.w), y], 1))(ops.upfirdn(x, m.box, up=2)),
+    ],
+    ids=["wider filter", "another filter", "three by three", "used twice"],
+)
+def test_channels_are_mixed_after_upsampling(function):
+    assert kinds(function)[:2] == ["upfirdn", "conv2d"]
