@@ -1,6 +1,8 @@
 # make sample   images from the bundled checkpoint, in out/ (out/grid.png shows them all)
 # make test     tests with coverage, lint, types
 # make lint     ruff and mypy
+# make isas     tests of ops, plans and networks on the instruction sets that are not the best one here
+# make sanitize tests of the native code, built for AddressSanitizer and UBSan in build/sanitize (GCC; minutes)
 # make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
 #               more); make bench-ops: of each op's backends, in out/bench.json (minutes); make bench-suites: the networks
 #               as pytest-benchmark suites
@@ -18,7 +20,7 @@ NATIVE := setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 # one process for each core, and one thread in each: faster than the reverse for tests this small
 PYTEST_FLAGS ?= --numprocesses=auto
 
-.PHONY: sample test lint bench bench-ops bench-suites clean
+.PHONY: sample test lint isas sanitize bench bench-ops bench-suites clean
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
@@ -33,6 +35,31 @@ lint: $(VENV)/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# what has tests of its own on each instruction set, or asks torch alone, is left out
+isas: $(VENV)/developer
+	for isa in portable avx2; do \
+	    OMP_NUM_THREADS=1 $(BIN)/pytest -q --isa=$$isa $(PYTEST_FLAGS) tests/ops tests/plan tests/networks \
+	        -k "not isa and not instruction_set and not opcheck and not compile and not native" || exit 1; done
+
+# the runtime of the sanitizers must come first in the process, and the C++ library whose throw they watch with it
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SANITIZED := build/sanitize/lib
+SANITIZER_LIBRARIES = $(foreach name,libasan.so libstdc++.so,$(shell $(or $(CXX),g++) -print-file-name=$(name)))
+SANITIZED_TESTS := odd or bad or integers or adjoint or finite or attention or upfirdn or group_norm or weight_gradient
+SANITIZED_OUT := compile or opcheck or real or cifar or adm or derivative or chunk or reference
+
+$(SANITIZED)/built: $(VENV)/developer $(NATIVE)
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" EDM_FAST_CUDA=0 $(BIN)/python setup.py -q build_ext \
+	    --build-temp=build/sanitize/objects --build-lib=$(SANITIZED)
+	touch $@
+
+# the package beside the sanitized part, and before the installed one on the path
+sanitize: $(SANITIZED)/built
+	cp -r kernels $(SANITIZED)/edm_fast/
+	cd edm_fast && find . -name '*.py' -exec cp --parents {} ../$(SANITIZED)/edm_fast/ \;
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	    $(BIN)/pytest -q $(PYTEST_FLAGS) tests/test_native.py tests/ops -k "($(SANITIZED_TESTS)) and not ($(SANITIZED_OUT))"
 
 PYTEST_BENCH := $(BIN)/pytest -q -s --benchmark-columns=median,iqr
 

@@ -13,9 +13,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 import golden_cases  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption("--isa", help="run native code on this instruction set, such as portable or avx2")
+
+
+def force_isa(config):
+    """Native code of this process on the instruction set asked for."""
+    if config.getoption("--isa"):
+        from edm_fast import native
+
+        forced = native.use_isa(config.getoption("--isa"))
+        forced.__enter__()
+        config.add_cleanup(lambda: forced.__exit__(None, None, None))
+
+
 def pytest_configure(config):
     """A cache folder of the run's own in place of the user's. Worker processes and commands inherit it, so that the
     speed of a convolution is measured once."""
+    force_isa(config)
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.TemporaryDirectory(prefix="edm-fast-tests-", ignore_cleanup_errors=True)
