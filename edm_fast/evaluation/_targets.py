@@ -53,8 +53,14 @@ def sampling(row: Row, subject: Subject) -> Callable[[], Results]:
 
 
 def training(row: Row, subject: Subject) -> Callable[[], Results]:
-    """Forward, backward and Adam on a batch of noise; returns the gradients. The same dropout in every row and step."""
+    """Forward, backward and Adam on a batch of noise; returns the gradients.
+
+    Without dropout: a mask is drawn in memory order, so that rows of another layout would have another.
+    """
     net = copy.deepcopy(subject.net).train().requires_grad_(True)
+    for module in net.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     loss_fn, images = EDMLoss(), subject.example.x.clamp(-1, 1)
     labels = subject.example.labels
