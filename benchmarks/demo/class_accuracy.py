@@ -107,6 +107,8 @@ def draw(network: str, count: int, steps: int, batch: int, device: str) -> tuple
     net = edm_fast.load(network, device=device)
     if net.label_dim != CLASSES or net.img_channels != 1:
         raise SystemExit(f"Error: {network} does not draw gray images of {CLASSES} classes")
+    if device == "cpu":
+        net = edm_fast.accelerate(net)
     images, labels = [], []
     for digit in range(CLASSES):
         seeds = list(range(digit, count, CLASSES))
