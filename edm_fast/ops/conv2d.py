@@ -91,6 +91,15 @@ def _images(n: int, c: int, h: int, w: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty((n, c, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torch.Tensor:
+    """A weight (O, C, k, k) as `conv2d_fwd_cpu` reads it; `transposed`: of the adjoint."""
+    outputs, inputs, kernel, _ = weight.shape
+    forward = (inputs, outputs) if transposed else (outputs, inputs)
+    packed = weight.new_empty(native.lib.conv2d_packed_size(algorithm, *forward, kernel))
+    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, kernel, transposed, algorithm)
+    return packed
+
+
 def _convolve(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -102,13 +111,11 @@ def _convolve(
 ) -> torch.Tensor:
     outputs, inputs, k, _ = weight.shape
     x, algorithm = _last(x), _algorithm(k)
-    packed_for = (inputs, outputs) if transposed else (outputs, inputs)
     n, _, h, w = x.shape
-    y = _images(n, packed_for[0], h + 2 * padding - k + 1, w + 2 * padding - k + 1, x)
+    y = _images(n, inputs if transposed else outputs, h + 2 * padding - k + 1, w + 2 * padding - k + 1, x)
     if y.numel() == 0:
         return y
-    packed = x.new_empty(native.lib.conv2d_packed_size(algorithm, *packed_for, k))
-    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, k, transposed, algorithm)
+    packed = pack(weight, algorithm, transposed)
     rows = None if rows is None else rows.contiguous()
     residual = None if residual is None else _last(residual)
     channels = y.shape[1]

@@ -22,6 +22,7 @@ import torch
 
 from edm_fast import native
 from edm_fast.files import atomic_write, cache_folder
+from edm_fast.ops.conv2d import pack
 
 fcntl: Any = None
 with contextlib.suppress(ImportError):  # Windows
@@ -35,7 +36,7 @@ NAMES = {
     INT16: "int16",
     WINOGRAD4_INT16: "winograd4-int16",
 }
-# the error of F(2x2) is that of the direct sum or less; F(4x4) is within three times of it (benchmarks/NOTES.md)
+# the error of F(2x2) is that of torch or less; that of F(4x4) is up to six times torch's best (benchmarks/NOTES.md);
 # integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
 ALLOWED: dict[str, tuple[int, ...]] = {
     "exact": (DIRECT, WINOGRAD2),
@@ -66,15 +67,6 @@ class Shape:
     def output(self) -> tuple[int, int, int, int]:
         grow = 2 * self.padding - self.kernel + 1
         return self.n, self.outputs, self.h + grow, self.w + grow
-
-
-def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torch.Tensor:
-    """A weight (O, C, k, k) as `conv2d_fwd_cpu` reads it."""
-    outputs, inputs, kernel, _ = weight.shape
-    forward = (inputs, outputs) if transposed else (outputs, inputs)
-    packed = weight.new_empty(native.lib.conv2d_packed_size(algorithm, *forward, kernel))
-    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, kernel, transposed, algorithm)
-    return packed
 
 
 class Measured:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from edm_fast import native
-from edm_fast.plan._algorithms import DIRECT, Shape, pack
+from edm_fast.ops.conv2d import pack
+from edm_fast.plan._algorithms import DIRECT, Shape
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._trace import Graph, Node, Value, map_values
