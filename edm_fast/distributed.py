@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import torch
@@ -31,9 +32,12 @@ def init(device: torch.device | str = "cpu") -> None:
 def shutdown() -> None:
     """Leave the process group, if one was joined; every rank must come here."""
     if dist.is_initialized():
-        # gloo's threads may still be dropping tensors of the last call, for which they need the interpreter that the
-        # group's destructor would hold while it waits for them (seen with torch 2.6): a barrier lets them finish
+        # gloo's threads may still be dropping tensors of the last call, for which they need the interpreter. The
+        # group's destructor would hold it while it waits for them (seen with torch 2.6), and after
+        # DistributedDataParallel none waits, as something keeps the group (2.13): a thread that asks an ending
+        # interpreter aborts the process. A barrier and a pause let them finish, on a busy machine too
         dist.barrier()
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
