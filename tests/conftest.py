@@ -7,6 +7,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+
+# read when a kernel is defined: without a GPU the Triton kernels are run by Triton's interpreter, on the CPU
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
