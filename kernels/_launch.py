@@ -17,7 +17,7 @@ MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 and TF32 matrix products
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One specialisation of a kernel as the networks launch it: what triton.compile needs to know, what must come of it.
+    """One specialisation of a kernel as the networks launch it: what triton.compile needs to know, and what must come.
 
     The tests compile all of them for several chips without a GPU, and compare registers, spills, shared memory and
     instructions with a table.
