@@ -1,7 +1,8 @@
 """accelerate(): a network as an inference plan, with the same call and the same images, sooner.
 
 A plan is made for each set of input shapes when it is first met: the network is traced, every layer gets the fastest
-algorithm its precision allows, and the calls run on packed weights in one arena of memory.
+algorithm its precision allows, and the calls run on packed weights: on the CPU in one arena of memory, on a GPU as a
+CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from edm_fast import native
 from edm_fast.errors import UserError
 from edm_fast.networks import build
 from edm_fast.networks._precond import PRECONDS, _Precond
-from edm_fast.plan._algorithms import ALLOWED, Measured
-from edm_fast.plan._cpu import Choose, Program, Weights
+from edm_fast.plan import _cpu, _gpu
+from edm_fast.plan._algorithms import ALLOWED
 from edm_fast.plan._trace import trace
 
 __all__ = ["accelerate"]
 
+PRECISIONS = {"cpu": tuple(ALLOWED), "cuda": tuple(_gpu.PRECISIONS)}
+Program = _cpu.Program | _gpu.Program
 MAX_PROGRAMS = 4  # kept by one network, for as many input shapes or threads
 
 
@@ -32,24 +35,29 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True) -> An
     """A copy of `net` that evaluates faster: same class, attributes and call, no gradients, weights as they are now.
 
     precision, on the CPU: "exact" keeps every layer's rounding error within twice the reference's; "fp32" may spend
-    more of float32's digits on speed. `net` is a network of this package or an instance of the published classes, on
-    the CPU and in evaluation mode. Weights are read when a shape is first met; make another copy after changing them.
+    more of float32's digits on speed; "bf16" has products of 16 bits. On a GPU: "exact" runs the reference's operations
+    in its order and layout; "fp32", "tf32", "bf16" and "fp16" run images in that type, channels last, and replay a CUDA
+    graph unless `cuda_graph` is false. `net` is a network of this package or an instance of the published classes, in
+    evaluation mode. Weights are read when a shape is first met; make another copy after changing them.
     """
     net = own_network(net)
     model = net.model.reference[0] if isinstance(net.model, PlannedUNet) else net.model
     device = next(model.parameters()).device
-    if device.type != "cpu":
-        raise UserError(f"accelerate() takes networks on the CPU so far; this one is on {device}")
-    if precision not in ALLOWED:
-        raise UserError(f"precision {precision!r} does not run on the CPU; expected one of {', '.join(ALLOWED)}")
-    if native.cpu_reason() is not None:
+    if device.type not in PRECISIONS:
+        raise UserError(f"accelerate() takes networks on the CPU or a CUDA device; this one is on {device}")
+    if precision not in PRECISIONS[device.type]:
+        expected = ", ".join(PRECISIONS[device.type])
+        raise UserError(f"precision {precision!r} does not run on {device.type}; expected one of {expected}")
+    if device.type == "cpu" and native.cpu_reason() is not None:
         raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
     if net.training or model.training:
         raise UserError("the network is in training mode; expected net.eval() before accelerate()")
     fast = copy.copy(net)
     # dicts of its own, so that what happens to the copy does not happen to the network
     fast.__dict__["_buffers"] = dict(net._buffers)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(model, precision)}
+    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(model, precision, cuda_graph)}
+    if device.type == "cuda":
+        fast.use_fp16 = False  # the plan casts, to the type of its precision
     return fast
 
 
@@ -66,6 +74,13 @@ def own_network(net: Any) -> _Precond:
     return own.train(net.training).requires_grad_(False)
 
 
+def planner(device: torch.device, precision: str, cuda_graph: bool, choose: Callable[..., Any] | None) -> Any:
+    """What makes a program of a traced network on this device."""
+    if device.type == "cpu":
+        return _cpu.Planner(precision, choose)
+    return _gpu.Planner(precision, device, cuda_graph, choose)
+
+
 class PlannedUNet(torch.nn.Module):
     """Stands in for a raw network F(x; c_noise, labels). Threads may call it at the same time.
 
@@ -73,27 +88,30 @@ class PlannedUNet(torch.nn.Module):
     follow. A pickle or deep copy holds the network and makes its plans anew.
     """
 
-    def __init__(self, model: torch.nn.Module, precision: str, choose: Choose | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, precision: str, cuda_graph: bool = True, choose: Callable[..., Any] | None = None
+    ) -> None:
         super().__init__()
         self.reference = [model]  # in a list, so that torch does not count it as a part to convert, load or train
-        self.precision = precision
-        self.choose = choose or Measured(precision)
-        self.weights = Weights()
+        self.device = next(model.parameters()).device
+        self.how = precision, cuda_graph, choose
+        self.planner = planner(self.device, *self.how)
         self.programs: OrderedDict[Any, list[Program]] = OrderedDict()
         self.lock = threading.Lock()
         self.signature = inspect.signature(model.forward)
         self.training = False
 
+    @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         inputs = self.signature.bind(*args, **kwargs).arguments
         tensors = {name: value for name, value in inputs.items() if value is not None}
-        if any(t.device.type != "cpu" for t in tensors.values()):
-            raise UserError("a network accelerated for the CPU got tensors on another device")
+        if any(t.device != self.device for t in tensors.values()):
+            raise UserError(f"a network accelerated for {self.device} got tensors on another device")
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values()):
             raise UserError("an accelerated network has no gradients; expected torch.no_grad() or the network itself")
         if self.reference[0].training:
             raise UserError("the network was put in training mode after accelerate(); expected net.eval()")
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             if tensors["x"].shape[0] == 0:
                 return self.reference[0](**inputs)
             key = tuple((name, tuple(t.shape)) for name, t in sorted(tensors.items()))
@@ -109,7 +127,7 @@ class PlannedUNet(torch.nn.Module):
             if self.programs.get(key):
                 return self.programs[key].pop()
         with torch.inference_mode(False):  # or the program could be used in inference mode alone
-            return Program(trace(self.reference[0], dict(key)), self.choose, self.weights)
+            return self.planner(trace(self.reference[0], dict(key)))
 
     def give_back(self, key: Any, program: Program) -> None:
         with self.lock:
@@ -136,10 +154,11 @@ class PlannedUNet(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PlannedUNet:
         """net.to(...) and its like: what is as it should be may stay so."""
-        probe = fn(torch.empty(0, dtype=torch.float32, device="cpu"))
-        if probe.dtype != torch.float32 or probe.device.type != "cpu":
+        probe = fn(torch.empty(0, dtype=torch.float32, device=self.device))
+        if probe.dtype != torch.float32 or probe.device != self.device:
+            where = "the CPU" if self.device.type == "cpu" else str(self.device)
             raise UserError(
-                f"an accelerated network stays in float32 on the CPU, not {probe.dtype} on {probe.device}; expected "
+                f"an accelerated network stays in float32 on {where}, not {probe.dtype} on {probe.device}; expected "
                 "accelerate() of a network that is there"
             )
         return self
@@ -150,4 +169,4 @@ class PlannedUNet(torch.nn.Module):
         return self
 
     def __reduce__(self) -> Any:
-        return PlannedUNet, (self.reference[0], self.precision, self.choose)
+        return PlannedUNet, (self.reference[0], *self.how)

@@ -1,8 +1,8 @@
 """Which algorithm a convolution runs on: the fastest that its precision allows, measured once per shape and machine.
 
 Measurements are kept in a file of the cache folder, so that a plan is the same from run to run and in processes side
-by side. The second and later
-calls of a layer find its weights in main memory, not in the caches, and so do the measurements.
+by side. The second and later calls of a layer find its weights in main memory, not in the caches, and so do the
+measurements.
 """
 
 from __future__ import annotations
@@ -10,23 +10,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import platform
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edm_fast import native
-from edm_fast.files import atomic_write, cache_folder
 from edm_fast.ops.conv2d import pack
-
-fcntl: Any = None
-with contextlib.suppress(ImportError):  # Windows
-    import fcntl  # type: ignore[no-redef]
+from edm_fast.plan import _table
+from edm_fast.plan._table import Table
 
 DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14  # codes of csrc/conv2d.h
 NAMES = {
@@ -80,8 +74,8 @@ class Measured:
         allowed = [a for a in self.allowed if fits(a, shape)]
         if len(allowed) == 1:
             return allowed[0]
-        costs = table(self.folder or _cache_folder()).costs(shape, allowed)
-        return min(allowed, key=lambda a: costs[a])
+        seconds = costs(table(self.folder), shape, allowed)
+        return min(allowed, key=lambda a: seconds[a])
 
 
 def fits(algorithm: int, shape: Shape) -> bool:
@@ -93,71 +87,20 @@ def fits(algorithm: int, shape: Shape) -> bool:
     )
 
 
-class Table:
-    """Seconds by shape and algorithm, in a file."""
+def costs(table: Table, shape: Shape, algorithms: list[int]) -> dict[int, float]:
+    """Seconds of each algorithm, from the table or the clock."""
+    keys = {f"{NAMES[a]} {' '.join(map(str, dataclasses.astuple(shape)))}": a for a in algorithms}
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.lock = threading.Lock()
-        self.seconds: dict[str, float] = {}
+    def measured(missing: list[str]) -> dict[str, float]:
+        seconds = measure(shape, [keys[key] for key in missing])
+        return {key: seconds[keys[key]] for key in missing}
 
-    def costs(self, shape: Shape, algorithms: list[int]) -> dict[int, float]:
-        with self.lock:
-            keys = {a: f"{NAMES[a]} {' '.join(map(str, dataclasses.astuple(shape)))}" for a in algorithms}
-            if any(key not in self.seconds for key in keys.values()):
-                self.seconds = {**self.stored(), **self.seconds}
-            missing = [a for a in algorithms if keys[a] not in self.seconds]
-            if missing:
-                self.keep({keys[a]: seconds for a, seconds in measure(shape, missing).items()})
-            return {a: self.seconds[keys[a]] for a in algorithms}
-
-    def stored(self) -> dict[str, float]:
-        """What the file holds; nothing if there is none, or none that makes sense."""
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            if self.path is not None:
-                return {str(key): float(value) for key, value in json.loads(self.path.read_text()).items()}
-        return {}
-
-    def keep(self, measured: dict[str, float]) -> None:
-        """Put measurements into the table and its file. What another process has stored meanwhile counts in their
-        place: processes that measure at the same time would choose differently, and their images differ in rounding."""
-        with contextlib.suppress(OSError):  # a folder that cannot be written costs time, and choices may change
-            if self.path is not None:
-                with _alone(self.path):
-                    stored = self.stored()
-                    measured = {**measured, **stored}
-                    with atomic_write(self.path, "w") as file:
-                        json.dump({**self.seconds, **measured}, file, indent=0, sort_keys=True)
-        self.seconds = {**measured, **self.seconds}
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """No other process is in such a block for the same file, where the system has locks that end with their owner."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "a") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network folders have none
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _cache_folder() -> Path | None:
-    """None for a user without a home."""
-    with contextlib.suppress(RuntimeError):
-        return cache_folder()
-    return None
+    return {keys[key]: seconds for key, seconds in table.costs([*keys], measured).items()}
 
 
 def table(folder: Path | None) -> Table:
     """The table of this processor, instruction set and number of threads."""
-    name = f"conv2d-{VERSION}-{_processor()}-{native.isa()}-{torch.get_num_threads()}.json"
-    return _table(None if folder is None else folder / "plans" / name)
-
-
-@functools.cache
-def _table(path: Path | None) -> Table:
-    return Table(path)
+    return _table.table(folder, f"conv2d-{VERSION}-{_processor()}-{native.isa()}-{torch.get_num_threads()}")
 
 
 @functools.cache
@@ -167,7 +110,7 @@ def _processor() -> str:
         lines = [line.partition(":") for line in open("/proc/cpuinfo")]
         found = {key.strip(): value.strip() for key, _, value in lines}
         name = "-".join(found[key] for key in ("vendor_id", "cpu family", "model", "stepping") if key in found) or name
-    return "".join(c if c.isalnum() or c == "-" else "_" for c in name)
+    return _table.file_name(name)
 
 
 def measure(shape: Shape, algorithms: list[int]) -> dict[int, float]:

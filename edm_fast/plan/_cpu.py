@@ -15,7 +15,7 @@ import torch
 
 from edm_fast import native
 from edm_fast.ops.conv2d import pack
-from edm_fast.plan._algorithms import DIRECT, Shape
+from edm_fast.plan._algorithms import DIRECT, Measured, Shape
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._trace import Graph, Node, Value, map_values
@@ -48,6 +48,17 @@ class Weights:
         if found is None:
             found = self.packed[key] = pack(weight.to(torch.float32), algorithm)
         return found
+
+
+class Planner:
+    """Makes the programs of one network, which share their weights."""
+
+    def __init__(self, precision: str, choose: Choose | None = None) -> None:
+        self.choose = choose or Measured(precision)
+        self.weights = Weights()
+
+    def __call__(self, graph: Graph) -> Program:
+        return Program(graph, self.choose, self.weights)
 
 
 class Program:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from edm_fast.plan._trace import Graph, Node, Value
 
@@ -59,6 +60,38 @@ def is_bias(node: Any, value: Value) -> bool:
     if not adds or len(node.args) != 2 or node.kwargs or node.args[0] is not value:
         return False
     return isinstance(node.args[1], torch.Tensor) and node.args[1].ndim == 1
+
+
+def join_embeddings(nodes: list[Node]) -> list[Node]:
+    """Linear layers of one and the same vector, such as the noise embedding of every block, as one product."""
+    groups: dict[Value, list[Node]] = {}
+    for node in nodes:
+        if node.kind == "linear":
+            groups.setdefault(node.kwargs["x"], []).append(node)
+    joined: list[Node] = []
+    for node in nodes:
+        group = groups.get(node.kwargs["x"], []) if node.kind == "linear" else []
+        if len(group) < 2:
+            joined.append(node)
+        elif node is group[0]:
+            joined.append(_joined(group))
+    return joined
+
+
+def _joined(group: list[Node]) -> Node:
+    weights = [node.kwargs["weight"] for node in group]
+    sizes = [len(weight) for weight in weights]
+    biases = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, _biases(group))]
+    weight, bias = torch.cat(weights), torch.cat(biases)
+
+    def products(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return F.linear(x, weight, bias).split(sizes, dim=1)
+
+    return Node("torch", products, (group[0].kwargs["x"],), {}, [node.outputs[0] for node in group])
+
+
+def _biases(group: list[Node]) -> list[torch.Tensor | None]:
+    return [node.kwargs["bias"] for node in group]
 
 
 def separate_qkv(nodes: list[Node], output: Value) -> list[Node]:

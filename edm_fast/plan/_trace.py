@@ -66,8 +66,9 @@ def map_values(function: Callable[[Value], Any], tree: Any) -> Any:
 class Recorder(TorchFunctionMode):
     """Turns calls on meta tensors into nodes."""
 
-    def __init__(self, known: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    def __init__(self, known: Mapping[torch.Tensor, torch.Tensor], device: torch.device) -> None:
         super().__init__()
+        self.device = device
         # by identity; the tensors are kept so that no number is given twice
         self.real = {id(meta): real for meta, real in known.items()}
         self.values: dict[int, Value] = {}
@@ -91,7 +92,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(tree, dict):
             return {key: self.described(item) for key, item in tree.items()}
         if isinstance(tree, torch.device) and tree.type == "meta":
-            return torch.device("cpu")
+            return self.device
         return tree
 
     def record(self, kind: str, function: Any, args: Any, kwargs: Any, result: Any, inplace: bool = False) -> Any:
@@ -126,10 +127,11 @@ class Recorder(TorchFunctionMode):
 
 
 def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
-    """The graph of module(**inputs) for float32 inputs of these shapes, in inference."""
+    """The graph of module(**inputs) for float32 inputs of these shapes, in inference, on the device of the module."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     metas = {name: tensor.detach().to("meta") for name, tensor in own.items()}
-    recorder = Recorder({metas[name]: tensor.detach() for name, tensor in own.items()})
+    device = next(iter(own.values())).device
+    recorder = Recorder({metas[name]: tensor.detach() for name, tensor in own.items()}, device)
     inputs = {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
     values = {name: recorder.value(tensor, name) for name, tensor in inputs.items()}
     # a copy around the meta tensors, not these put in place for a moment: other threads may be using the module

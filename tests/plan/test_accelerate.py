@@ -8,35 +8,15 @@ import pickle
 import native_conv as nc
 import pytest
 import torch
+from planned_networks import NETWORKS, network
 from tiny_networks import tiny
 
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
-from edm_fast.evaluation._networks import Exact, inputs, randomise, relative_error
-from edm_fast.networks import ARCHITECTURES, build
+from edm_fast.evaluation._networks import Exact, inputs, relative_error
 from edm_fast.plan import MAX_PROGRAMS, PlannedUNet, _algorithms
 
 pytestmark = nc.needs_native
-SMALL = {"img_resolution": 8, "img_channels": 3, "model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1}
-SMALL |= {"attn_resolutions": [4]}
-NETWORKS = {
-    "ddpmpp": ("EDMPrecond", {**ARCHITECTURES["ddpmpp"], "label_dim": 4, "augment_dim": 9}),
-    "ddpmpp-vp": ("VPPrecond", ARCHITECTURES["ddpmpp"]),
-    "ncsnpp": ("EDMPrecond", {**ARCHITECTURES["ncsnpp"], "augment_dim": 9}),
-    "ncsnpp-ve": ("VEPrecond", ARCHITECTURES["ncsnpp"]),
-    "ncsnpp-skip": ("VEPrecond", {**ARCHITECTURES["ncsnpp"], "encoder_type": "skip", "decoder_type": "skip"}),
-    "adm": ("EDMPrecond", {**ARCHITECTURES["adm"], "label_dim": 4, "augment_dim": 9}),
-    "adm-iddpm": ("iDDPMPrecond", {**ARCHITECTURES["adm"], "label_dim": 4}),
-}
-
-
-def network(name, **changes):
-    class_name, kwargs = NETWORKS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = build(class_name, {**kwargs, **SMALL, **changes}).eval().requires_grad_(False)
-    randomise(net)
-    return net
 
 
 def planned(net, algorithm):
@@ -46,7 +26,7 @@ def planned(net, algorithm):
     def choose(shape):
         return algorithm if _algorithms.fits(algorithm, shape) else _algorithms.DIRECT
 
-    fast._modules["model"] = PlannedUNet(net.model, "bf16", choose)
+    fast._modules["model"] = PlannedUNet(net.model, "bf16", choose=choose)
     return fast
 
 
@@ -112,7 +92,7 @@ def test_plans_of_other_shapes_take_their_own_weights():
         x, sigma, labels = inputs(net, n, 0.7)
         assert relative_error([fast(x, sigma, labels)], [net(x, sigma, labels)]) <= 1e-5, n
     held = [tensor for programs in fast.model.programs.values() for program in programs for tensor in program.kept]
-    assert {key[0] for key in fast.model.weights.packed} <= {tensor.data_ptr() for tensor in held}
+    assert {key[0] for key in fast.model.planner.weights.packed} <= {tensor.data_ptr() for tensor in held}
 
 
 def test_a_plan_in_use_is_not_given_to_another_thread():
@@ -218,7 +198,7 @@ def test_a_copy_that_looks_like_the_network():
     buffer.seek(0)
     assert torch.equal(torch.load(buffer, weights_only=False)(x, sigma, labels), want)
     again = accelerate(fast, "fp32")
-    assert again.model.reference[0] is net.model and again.model.precision == "fp32"
+    assert again.model.reference[0] is net.model and again.model.how[0] == "fp32"
     net.load_state_dict(net.state_dict())  # the network itself stays what it was
 
 

@@ -6,7 +6,7 @@ import threading
 import native_conv as nc
 import pytest
 
-from edm_fast.plan import _algorithms
+from edm_fast.plan import _algorithms, _table
 from edm_fast.plan._algorithms import DIRECT, WINOGRAD2, WINOGRAD4, Measured, Shape
 
 pytestmark = nc.needs_native
@@ -23,14 +23,14 @@ def clock(monkeypatch):
 
     measure.calls, measure.seconds = 0, {DIRECT: 3.0, WINOGRAD2: 2.0, WINOGRAD4: 1.0}
     monkeypatch.setattr(_algorithms, "measure", measure)
-    _algorithms._table.cache_clear()
+    _table._table.cache_clear()
     yield measure
-    _algorithms._table.cache_clear()
+    _table._table.cache_clear()
 
 
 def forget():
     """As a new process starts."""
-    _algorithms._table.cache_clear()
+    _table._table.cache_clear()
 
 
 def file(folder):
@@ -54,19 +54,19 @@ def test_measurements_outlive_the_process(clock, tmp_path):
 
 
 def test_who_stores_first_decides(clock, tmp_path):
-    slow = _algorithms.Table(tmp_path / "table.json")
-    first = _algorithms.Table(tmp_path / "table.json")
+    slow = _table.Table(tmp_path / "table.json")
+    first = _table.Table(tmp_path / "table.json")
     allowed = [DIRECT, WINOGRAD2, WINOGRAD4]
     measured = _algorithms.measure
 
     def overtaken(shape, algorithms):
         _algorithms.measure = measured
-        first.costs(shape, algorithms)
+        _algorithms.costs(first, shape, algorithms)
         return {DIRECT: 0.0, WINOGRAD2: 1.0, WINOGRAD4: 2.0}
 
     _algorithms.measure = overtaken
     try:
-        assert slow.costs(SHAPE, allowed) == first.costs(SHAPE, allowed) == clock.seconds
+        assert _algorithms.costs(slow, SHAPE, allowed) == _algorithms.costs(first, SHAPE, allowed) == clock.seconds
     finally:
         _algorithms.measure = measured
     assert sorted(slow.stored().values()) == [1, 2, 3]
@@ -80,9 +80,12 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
         return {a: float((threading.get_ident() >> 8) % 1000 + a) for a in algorithms}
 
     monkeypatch.setattr(_algorithms, "measure", measure)
-    tables = [_algorithms.Table(tmp_path / "table.json") for _ in range(4)]
+    tables = [_table.Table(tmp_path / "table.json") for _ in range(4)]
     found = []
-    threads = [threading.Thread(target=lambda t=t: found.append(t.costs(SHAPE, [DIRECT, WINOGRAD2]))) for t in tables]
+    threads = [
+        threading.Thread(target=lambda t=t: found.append(_algorithms.costs(t, SHAPE, [DIRECT, WINOGRAD2])))
+        for t in tables
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,281 @@
+"""Inference plans on the GPU: the calls of a traced network one after the other, replayed as a CUDA graph.
+
+Images lie channels last in the dtype of the precision, vectors stay in float32. Weights are cast and laid out once.
+Each call has one or more ways to run, such as cuDNN and the fused kernels, and takes the fastest by measurement.
+"precision exact" keeps to the operations, order and layout of the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from edm_fast import backend
+from edm_fast.plan import _table
+from edm_fast.plan._graph import WARMUPS, Captured
+from edm_fast.plan._rewrite import join_embeddings, rewritten
+from edm_fast.plan._trace import Graph, Node, Value, map_values
+
+ROUNDS = 9
+VERSION = 1  # of the kernels: another one makes old measurements void
+
+Way = Callable[..., Any]  # takes the node's arguments with tensors in place of values
+Choose = Callable[[str, Mapping[str, Callable[[], Any]]], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """What a precision means on a GPU."""
+
+    dtype: torch.dtype
+    tf32: bool = False
+    exact: bool = False
+
+
+PRECISIONS = {
+    "exact": Numerics(torch.float32, exact=True),
+    "fp32": Numerics(torch.float32),
+    "tf32": Numerics(torch.float32, tf32=True),
+    "bf16": Numerics(torch.bfloat16),
+    "fp16": Numerics(torch.float16),
+}
+
+
+@contextlib.contextmanager
+def tensor_float(allowed: bool) -> Iterator[None]:
+    """TF32 in products and convolutions or not; a process has one such switch, so no other thread should turn it."""
+    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    saved = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = allowed
+        yield
+    finally:
+        for flag, value in zip(flags, saved, strict=True):
+            flag.allow_tf32 = value
+
+
+def captures(device: torch.device) -> bool:
+    """Whether there are graphs on this device."""
+    return device.type == "cuda"
+
+
+class Weights:
+    """The network's tensors in the dtype and layout kernels read, shared by the programs of one network."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, tensor: torch.Tensor, numerics: Numerics) -> torch.Tensor:
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), numerics)
+        if key not in self.made:
+            made = tensor.detach().to(numerics.dtype)
+            if made.ndim == 4 and not numerics.exact:
+                made = made.contiguous(memory_format=torch.channels_last)
+            self.made[key] = made, tensor  # the tensor too: another one must not be found at its address
+        return self.made[key][0]
+
+
+@dataclasses.dataclass
+class Step:
+    """A node with the way it runs, and the values nobody reads after it."""
+
+    node: Node
+    way: Way | None = None
+    dead: list[Value] = dataclasses.field(default_factory=list)
+
+
+class Planner:
+    """Makes the programs of one network on one device, which share their weights."""
+
+    def __init__(self, precision: str, device: torch.device, cuda_graph: bool, choose: Choose | None = None) -> None:
+        self.numerics, self.device, self.cuda_graph = PRECISIONS[precision], device, cuda_graph
+        self.choose = choose or Measured(device)
+        self.weights = Weights()
+
+    def __call__(self, graph: Graph) -> Program:
+        return Program(graph, self.choose, self.weights, self.numerics, self.device, self.cuda_graph)
+
+
+class Program:
+    """A network at one set of input shapes. Not for two threads at once: its buffers are its own."""
+
+    def __init__(
+        self, graph: Graph, choose: Choose, weights: Weights, numerics: Numerics, device: torch.device, captured: bool
+    ) -> None:
+        self.graph, self.numerics, self.device, self.weights = graph, numerics, device, weights
+        nodes = graph.nodes if numerics.exact else [self._prepared(n) for n in join_embeddings(rewritten(graph))]
+        self.steps = [Step(node) for node in nodes]
+        self._bury()
+        self.chosen: dict[str, str] = {}
+        self.inputs: dict[str, torch.Tensor] = {}
+        generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay what they would have been
+        for name, value in graph.inputs.items():
+            noise = torch.randn(value.shape, generator=generator, device=device)
+            self.inputs[name] = self._laid_out(noise.to(self._dtype(value)))
+        with tensor_float(numerics.tf32):
+            self._evaluate(choose)
+            self.replay = Captured(self._evaluate, device) if captured and captures(device) else None
+        self.done: torch.cuda.Event | None = None
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The output, a fresh contiguous float32 tensor, on the current stream."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and self.done is not None:
+            self.done.wait(torch.cuda.current_stream(self.device))  # the last call may have been on another stream
+        for name, buffer in self.inputs.items():
+            buffer.copy_(inputs[name])
+        if self.replay is not None:
+            result = self.replay()
+        else:
+            with tensor_float(self.numerics.tf32):
+                result = self._evaluate()
+        result = torch.empty(result.shape, dtype=torch.float32, device=self.device).copy_(result)
+        if on_gpu:
+            self.done = torch.cuda.Event()
+            self.done.record(torch.cuda.current_stream(self.device))
+        return result
+
+    def _dtype(self, value: Value) -> torch.dtype:
+        return self.numerics.dtype if len(value.shape) == 4 else torch.float32
+
+    def _laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim != 4 or self.numerics.exact:
+            return tensor
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    def _prepared(self, node: Node) -> Node:
+        """The node with the network's own tensors as its kernels read them."""
+        if node.kind not in backend.ops():
+            return node
+        own = {name: self.weights(t, self.numerics) for name, t in node.kwargs.items() if isinstance(t, torch.Tensor)}
+        return dataclasses.replace(node, kwargs={**node.kwargs, **own})
+
+    def _bury(self) -> None:
+        """Find out after which step each value is dead, so that its memory serves again."""
+        seen = {self.graph.output}
+        for step in reversed(self.steps):
+            values = dict.fromkeys([*step.node.inputs(), *step.node.outputs])
+            step.dead = [value for value in values if value not in seen]
+            seen.update(values)
+
+    def _evaluate(self, choose: Choose | None = None) -> torch.Tensor:
+        """The output for what lies in the input buffers; with `choose`, each step's way is chosen as it is reached."""
+        held = {value: self.inputs[name] for name, value in self.graph.inputs.items()}
+        for step in self.steps:
+            args, kwargs = map_values(held.__getitem__, (step.node.args, step.node.kwargs))
+            if step.node.kind in backend.ops() and not self.numerics.exact:  # an op takes its vectors as its images
+                dtype = self.numerics.dtype
+                kwargs = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+            if choose is not None:
+                step.way = self._choose(step.node, args, kwargs, choose)
+            assert step.way is not None
+            result = step.way(*args, **kwargs)
+            for value, found in zip(step.node.outputs, [result] if isinstance(result, torch.Tensor) else result):
+                held[value] = self._laid_out(found.to(self._dtype(value)))
+            for value in step.dead:
+                del held[value]
+        return held[self.graph.output]
+
+    def _choose(self, node: Node, args: Any, kwargs: Any, choose: Choose) -> Way:
+        ways = self._ways(node, kwargs)
+        if len(ways) == 1:
+            return next(iter(ways.values()))
+        key = f"{self.numerics.dtype} {self.numerics.tf32} {_described(node.kind, kwargs)}"
+        name = choose(key, {name: functools.partial(way, *args, **kwargs) for name, way in ways.items()})
+        self.chosen[key] = name
+        return ways[name]
+
+    def _ways(self, node: Node, kwargs: dict[str, Any]) -> dict[str, Way]:
+        """How a node can run, by name."""
+        op = backend.ops().get(node.kind)
+        if node.kind == "linear":
+            return {"torch": _linear}
+        if op is None:
+            return {"torch": node.function}
+        if self.numerics.exact:
+            return {"reference": op.reference}
+        first: dict[str, Way] = {"sdpa": _sdpa} if node.kind == "attention" else {"reference": op.reference}
+        if "apart" in kwargs:
+            return first
+        able = {name: c.forward for name, c in op.candidates.items() if c.reason(**kwargs) is None}
+        return {**first, **able}
+
+
+def _described(kind: str, kwargs: Mapping[str, Any]) -> str:
+    """A call as text: shapes of tensors, other arguments as they are."""
+    parts = [
+        f"{name}={'x'.join(map(str, v.shape)) if isinstance(v, torch.Tensor) else v}"
+        for name, v in kwargs.items()
+        if v is not None
+    ]
+    return " ".join([kind, *parts])
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _sdpa(qkv: torch.Tensor, num_heads: int, apart: bool = False) -> torch.Tensor:
+    """Attention by torch's fused kernels; `apart`: channels in the order which, head, channel (see `separate_qkv`)."""
+    n, channels, h, w = qkv.shape
+    head = channels // (3 * num_heads)
+    pixels = qkv.permute(0, 2, 3, 1).reshape(n, h * w, channels)
+    if apart:
+        q, k, v = pixels.reshape(n, h * w, 3, num_heads, head).permute(2, 0, 3, 1, 4)  # each (N, heads, HW, head)
+    else:
+        q, k, v = pixels.reshape(n, h * w, num_heads, head, 3).permute(4, 0, 2, 1, 3).contiguous()
+    a = F.scaled_dot_product_attention(q, k, v)
+    return a.transpose(1, 2).reshape(n, h, w, num_heads * head).permute(0, 3, 1, 2)
+
+
+class Measured:
+    """The fastest way by the GPU's clock, kept in a file per GPU and versions: a plan is the same in every run."""
+
+    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
+        self.device, self.folder = device, folder
+
+    def __call__(self, key: str, ways: Mapping[str, Callable[[], Any]]) -> str:
+        keys = {f"{name} {key}": name for name in ways}
+
+        def measured(missing: list[str]) -> dict[str, float]:
+            return {key: _seconds(ways[keys[key]], self.device) for key in missing}
+
+        seconds = _table.table(self.folder, self._name()).costs([*keys], measured)
+        return keys[min(keys, key=lambda key: seconds[key])]
+
+    def _name(self) -> str:
+        chip = torch.cuda.get_device_name(self.device)
+        return _table.file_name(f"gpu-{VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}")
+
+
+@functools.cache
+def _triton_version() -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("triton")
+    return "none"
+
+
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Median seconds of a call on the GPU, its launch hidden behind the calls before it."""
+    with torch.cuda.device(device):
+        for _ in range(WARMUPS):
+            function()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
+        torch.cuda.synchronize(device)
+        for mark in marks[:-1]:
+            mark.record()
+            function()
+        marks[-1].record()
+        torch.cuda.synchronize(device)
+        times = [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:])]
+    return statistics.median(times)

@@ -1,0 +1,251 @@
+"""GPU plans: every call's every way agrees with the network, memory is given back, graphs are replayed as recorded.
+
+Without a GPU the same programs run on CPU tensors, and a stand-in records the calls of a graph.
+"""
+
+import contextlib
+import copy
+import threading
+
+import pytest
+import torch
+from planned_networks import NETWORKS, network
+
+from edm_fast import accelerate, edm_sampler
+from edm_fast.errors import UserError
+from edm_fast.evaluation._networks import Exact, inputs, relative_error
+from edm_fast.plan import PlannedUNet, _gpu, _graph, _table
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LIMITS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
+
+
+def first(key, ways):
+    return next(iter(ways))
+
+
+def last(key, ways):
+    return list(ways)[-1]
+
+
+def planned(net, precision, choose=first, cuda_graph=True):
+    """accelerate(net) with plans for a GPU, wherever the network is."""
+    net = copy.deepcopy(net).to(DEVICE)
+    fast = copy.copy(net)
+    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, precision, cuda_graph, choose)}
+    fast.model.planner = _gpu.Planner(precision, DEVICE, cuda_graph, choose)
+    return fast
+
+
+def moved(*tensors):
+    return [None if t is None else t.to(DEVICE) for t in tensors]
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_close_to_float64(name, precision):
+    net = network(name)
+    x, sigma, labels = inputs(net, 2, 0.7)
+    want = Exact(net)(x, sigma, labels)
+    with torch.no_grad():
+        found = planned(net, precision)(*moved(x, sigma, labels))
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    assert relative_error([found.cpu()], [want]) <= LIMITS[precision]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_exact_is_the_network_to_the_bit(name):
+    net = network(name)
+    x, sigma, labels = moved(*inputs(net, 2, 0.7))
+    own = copy.deepcopy(net).to(DEVICE)
+    with torch.no_grad():
+        assert torch.equal(planned(net, "exact")(x, sigma, labels), reference(own, x, sigma, labels))
+
+
+def reference(net, *args):
+    from edm_fast import use_backend
+
+    with use_backend("reference"), _gpu.tensor_float(False):
+        return net(*args)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm"])
+def test_every_way_of_every_call(name):
+    """The fused kernels, where they take a call (on the CPU in Triton's interpreter), give the same image."""
+    net = network(name)
+    x, sigma, labels = moved(*inputs(net, 1, 0.7))
+    with torch.no_grad():
+        fast, other = planned(net, "fp32"), planned(net, "fp32", last)
+        a, b = fast(x, sigma, labels), other(x, sigma, labels)
+    (program,) = next(iter(other.model.programs.values()))
+    assert {"group_norm_silu", "upfirdn"} <= {key.split()[2] for key in program.chosen}
+    assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
+
+
+def test_values_are_dropped_after_their_last_use():
+    net = network("ddpmpp")
+    x, sigma, labels = moved(*inputs(net, 1, 0.7))
+    fast = planned(net, "bf16")
+    with torch.no_grad():
+        fast(x, sigma, labels)
+    (program,) = next(iter(fast.model.programs.values()))
+    dead = [value for step in program.steps for value in step.dead]
+    made = {value for step in program.steps for value in (*step.node.inputs(), *step.node.outputs)}
+    assert len(dead) == len(set(dead)) and set(dead) == made - {program.graph.output}
+
+
+def test_embeddings_are_one_product():
+    net = network("ddpmpp")
+    fast = planned(net, "fp32")
+    x, sigma, labels = moved(*inputs(net, 1, 0.7))
+    with torch.no_grad():
+        fast(x, sigma, labels)
+    (program,) = next(iter(fast.model.programs.values()))
+    blocks = [m for m in net.model.modules() if type(m).__name__ == "UNetBlock"]
+    joined = [step.node for step in program.steps if getattr(step.node.function, "__name__", "") == "products"]
+    assert [len(node.outputs) for node in joined] == [len(blocks)]
+
+
+def test_results_are_fresh_and_inputs_untouched():
+    net = network("ddpmpp")
+    x, sigma, labels = moved(*inputs(net, 2, 0.7))
+    fast = planned(net, "fp32")
+    before = x.clone()
+    with torch.no_grad():
+        a = fast(x, sigma, labels)
+        kept = a.clone()
+        b = fast(-x, sigma, labels)
+        again = fast(x, sigma, labels)
+    assert torch.equal(a, kept) and torch.equal(a, again) and not torch.equal(a, b) and torch.equal(x, before)
+
+
+def test_weights_are_cast_once_for_all_programs():
+    net = network("ddpmpp")
+    fast = planned(net, "fp16")
+    with torch.no_grad():
+        fast(*moved(*inputs(net, 1, 0.7)))
+        made = len(fast.model.planner.weights.made)
+        fast(*moved(*inputs(net, 2, 0.7)))
+    separated = sum(1 for m in net.model.modules() if hasattr(m, "qkv") and m.num_heads) * 2  # made by `rewritten`
+    assert len(fast.model.planner.weights.made) - made <= separated
+
+
+class Recorded:
+    """A stand-in for a graph: replay() runs the function again into the tensor it returned first."""
+
+    made = 0
+
+    def __init__(self, function, device):
+        for _ in range(_graph.WARMUPS):
+            function()
+        self.function, self.result = function, function()
+        Recorded.made += 1
+
+    def __call__(self):
+        self.result.copy_(self.function())
+        return self.result
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")
+def test_with_and_without_a_stand_in_for_the_graph(monkeypatch):
+    monkeypatch.setattr(_gpu, "Captured", Recorded)
+    monkeypatch.setattr(_gpu, "captures", lambda device: True)
+    net = network("adm")
+    x, sigma, labels = inputs(net, 2, 0.7)
+    made = Recorded.made
+    with torch.no_grad():
+        plain, graphed = planned(net, "bf16", cuda_graph=False), planned(net, "bf16")
+        for scale in (1, 0.5, 2):
+            assert torch.equal(plain(x * scale, sigma, labels), graphed(x * scale, sigma, labels))
+    assert Recorded.made == made + 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["exact", *LIMITS])
+def test_graph_gives_the_same_bits(precision):
+    net = network("ddpmpp").to(DEVICE)
+    x, sigma, labels = moved(*inputs(net, 3, 0.7))
+    with torch.no_grad():
+        plain = accelerate(net, precision, cuda_graph=False)(x, sigma, labels)
+        fast = accelerate(net, precision)
+        for _ in range(3):
+            assert torch.equal(plain, fast(x, sigma, labels))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_streams_and_threads():
+    net = network("ddpmpp").to(DEVICE)
+    fast = accelerate(net, "fp16")
+    calls = [moved(*inputs(net, n, s)) for n in (1, 2) for s in (0.3, 0.7)]
+    with torch.no_grad():
+        want = [fast(*call) for call in calls]
+    found = {}
+
+    def work(i):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        with torch.no_grad(), torch.cuda.stream(stream):
+            found[i] = [fast(*calls[i % len(calls)]) for _ in range(5)]
+        stream.synchronize()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, results in found.items():
+        assert all(torch.equal(result, want[i % len(calls)]) for result in results)
+
+
+def test_sampling_in_half_precision_stays_close():
+    net = network("ddpmpp")
+    latents = torch.randn([2, 3, 8, 8], generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    labels = torch.eye(4)[:2].to(DEVICE)
+    images = [
+        edm_sampler(n, latents, labels, num_steps=4) for n in (copy.deepcopy(net).to(DEVICE), planned(net, "fp16"))
+    ]
+    assert relative_error([images[1].cpu()], [images[0].cpu()]) < 2e-2
+
+
+class Clock:
+    """Seconds of each way by name, in place of events on a GPU."""
+
+    def __init__(self, **seconds):
+        self.seconds, self.calls = seconds, 0
+
+    def __call__(self, function, device):
+        self.calls += 1
+        return self.seconds[function()]
+
+
+def test_the_fastest_way_is_remembered(monkeypatch, tmp_path):
+    _table._table.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB/HBM3")
+    monkeypatch.setattr(_gpu, "_seconds", clock := Clock(slow=2.0, fast=1.0))
+    ways = {"slow": lambda: "slow", "fast": lambda: "fast"}
+    assert _gpu.Measured(DEVICE, tmp_path)("conv 1", ways) == "fast" and clock.calls == 2
+    _table._table.cache_clear()  # as in a new process
+    clock.seconds = {"slow": 0.5, "fast": 1.0}
+    assert _gpu.Measured(DEVICE, tmp_path)("conv 1", ways) == "fast" and clock.calls == 2
+    assert _gpu.Measured(DEVICE, tmp_path)("conv 2", ways) == "slow" and clock.calls == 4
+    (path,) = (tmp_path / "plans").glob("*.json")
+    assert "H100_80GB_HBM3" in path.name and torch.__version__.split("+")[0] in path.name
+    _table._table.cache_clear()
+
+
+def test_switches_are_put_back():
+    before = torch.backends.cudnn.allow_tf32
+    with contextlib.suppress(ZeroDivisionError), _gpu.tensor_float(not before):
+        assert torch.backends.cudnn.allow_tf32 is not before
+        raise ZeroDivisionError
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_refusals():
+    net = network("ddpmpp")
+    with pytest.raises(UserError, match="fp16.*cpu.*expected one of exact, fp32, bf16"):
+        accelerate(net, "fp16")
+    with pytest.raises(UserError, match="meta"):
+        accelerate(copy.deepcopy(net).to("meta"), "fp16")
