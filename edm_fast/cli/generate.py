@@ -18,13 +18,14 @@ import torch
 import tqdm
 
 from edm_fast import distributed, native
-from edm_fast.backend import requested, use_backend
+from edm_fast.backend import requested
 from edm_fast.checkpoint import demo_path, load
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, UserOSError
+from edm_fast.plan import PRECISIONS as ACCELERATED
 from edm_fast.plan import accelerate
 from edm_fast.sampling import (
     ablation_sampler,
@@ -39,7 +40,7 @@ from edm_fast.sampling import (
 )
 from edm_fast.sampling.images import image_name, made_with, read_png
 
-PRECISIONS = ("exact", "fp32", "tf32", "bf16", "fp16")
+PRECISIONS = tuple(dict.fromkeys((*ACCELERATED["cuda"], *ACCELERATED["cpu"])))
 MAX_GRID = 10_000
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ def command(**options: Any) -> None:
     An image depends on its seed alone: another batch, or more processes, change a pixel by one level of 255 at most
     (float32 sums may be taken in another order). On CPUs the network is accelerated: its convolutions are timed once,
     and the cache folder (EDM_FAST_CACHE_DIR) keeps which way was fastest. Without that file a later run may choose, and
-    round, otherwise. --precision: exact and fp32 run everywhere, bf16 on CPUs, tf32 and fp16 on GPUs.
+    round, otherwise. On GPUs it is accelerated if --precision is given. tf32 and fp16 run on GPUs alone.
 
     \b
     edm-fast generate --outdir=out --grid=out/grid.png
@@ -127,16 +128,16 @@ def sampler_for(options: dict[str, Any]) -> tuple[Callable[..., torch.Tensor], d
 
 
 def way_to_draw(precision: str | None, device: torch.device) -> str:
-    """On the CPU "accelerated PRECISION", or "plain" and the backends of its ops; on a GPU the precision, or "stored".
-
-    UserError if a precision was asked for that cannot run.
+    """ "accelerated PRECISION"; without a precision on a GPU "stored", and "plain" with the backends of its ops where a
+    CPU cannot accelerate. UserError if a precision was asked for that cannot run.
     """
-    if precision in (("bf16",) if device.type == "cuda" else ("tf32", "fp16")):
-        others = "exact, fp32, tf32 or fp16" if device.type == "cuda" else "exact, fp32 or bf16"
-        raise UserError(f"--precision {precision} does not run on {device.type}; expected {others}")
-    if device.type == "cuda":
-        return precision or "stored"
-    reason, backends = native.cpu_reason(), requested()
+    on_gpu = device.type == "cuda"
+    if precision is None and on_gpu:
+        return "stored"
+    allowed = ACCELERATED[device.type]
+    if precision is not None and precision not in allowed:
+        raise UserError(f"--precision {precision} does not run on {device.type}; expected {', '.join(allowed)}")
+    reason, backends = None if on_gpu else native.cpu_reason(), requested()
     if reason is None and set(backends.values()) != {"auto"}:
         reason = "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
     if precision is not None and reason is not None:
@@ -144,27 +145,10 @@ def way_to_draw(precision: str | None, device: torch.device) -> str:
     return f"accelerated {precision or 'fp32'}" if reason is None else f"plain {backends}"
 
 
-@contextlib.contextmanager
-def prepared(net: Any, way: str) -> Iterator[Any]:
+def prepared(net: Any, way: str) -> Any:
     """`net` ready to run in this way; plain and stored networks run as they are, with torch's own settings."""
     how, _, precision = way.partition(" ")
-    if how in ("plain", "stored"):
-        yield net
-        return
-    if how == "accelerated":
-        yield accelerate(net, precision)
-        return
-    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    saved = [flag.allow_tf32 for flag in flags]
-    net.use_fp16 = way == "fp16"
-    try:
-        for flag in flags:
-            flag.allow_tf32 = way == "tf32"
-        with use_backend("reference") if way == "exact" else contextlib.nullcontext():
-            yield net
-    finally:
-        for flag, value in zip(flags, saved, strict=True):
-            flag.allow_tf32 = value
+    return accelerate(net, precision) if how == "accelerated" else net
 
 
 def fingerprint(net: torch.nn.Module, device: torch.device, options: dict[str, Any]) -> str:
@@ -206,12 +190,12 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     parts = deal_seeds(seeds, options["max_batch_size"], world)[distributed.rank() :: world]
     parts = [part for part in parts if not finished.issuperset(part)]
     start = time.perf_counter()
-    with prepared(net, way) as run:
-        with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
-            for part in parts:
-                x = sample_seeds(run, sampler, part, options["class_idx"], device, **kwargs)
-                save_images(x, part, finished, outdir, names, mark)
-                progress.update(len(part))
+    run = prepared(net, way)
+    with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
+        for part in parts:
+            x = sample_seeds(run, sampler, part, options["class_idx"], device, **kwargs)
+            save_images(x, part, finished, outdir, names, mark)
+            progress.update(len(part))
     wait_for_others()
     report(len(set(seeds)) - len(finished), len(finished), time.perf_counter() - start, outdir)
     if options["grid"] is not None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from edm_fast import accelerate, backend, checkpoint, native, use_backend
+from edm_fast import accelerate, checkpoint, native, use_backend
 from edm_fast.cli import generate, main
 from edm_fast.errors import UserError
 from edm_fast.networks import build
@@ -208,21 +208,15 @@ def test_a_backend_asked_for_by_name_is_not_mixed(conditional, tmp_path):
         assert result.exit_code == 2 and "asked for by name" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_ways_to_draw_on_a_gpu(monkeypatch):
+def test_ways_to_draw_on_a_gpu():
     device = torch.device("cuda")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # training in this process has turned it off
     assert generate.way_to_draw(None, device) == "stored"
-    assert [generate.way_to_draw(p, device) for p in ("exact", "fp16")] == ["exact", "fp16"]
-    with pytest.raises(UserError, match="bf16 does not run on cuda"):
-        generate.way_to_draw("bf16", device)
+    for precision in ("exact", "fp32", "tf32", "bf16", "fp16"):
+        assert generate.way_to_draw(precision, device) == f"accelerated {precision}"
     net = make(use_fp16=True)
-    before = backend.requested()
-    with generate.prepared(net, "stored") as found:
-        assert found is net and net.use_fp16
-    with generate.prepared(net, "exact") as found:
-        assert found is net and not net.use_fp16 and backend.requested() == {"": "reference"}
-        assert not torch.backends.cudnn.allow_tf32
-    assert backend.requested() == before and torch.backends.cudnn.allow_tf32
+    assert generate.prepared(net, "stored") is net
+    with use_backend("reference"), pytest.raises(UserError, match="asked for by name"):
+        generate.way_to_draw("bf16", device)
 
 
 def test_continued_runs_keep_what_is_there(conditional, tmp_path):
@@ -340,7 +334,7 @@ BAD = {
     "unknown device": (["--device=toaster"], "toaster"),
     "device without float64": (["--device=mps"], "mps"),
     "precision of another device": (["--precision=tf32"], "tf32"),
-    "half precision of another device": (["--precision=fp16"], "expected exact, fp32 or bf16"),
+    "half precision of another device": (["--precision=fp16"], "expected exact, fp32, bf16"),
 }
 
 

@@ -68,6 +68,6 @@ def test_golden_raw(entry, run, backend):
     parts = deal_seeds(context.params["seeds"], context.params["max_batch_size"])
     way = way_to_draw(None, torch.device("cpu"))
     assert way.startswith("plain" if backend == "reference" else "accelerated")
-    with prepared(net, way) as ready:
-        raw = torch.cat([sample_seeds(ready, sampler, p, context.params["class_idx"], **kwargs) for p in parts if p])
+    ready = prepared(net, way)
+    raw = torch.cat([sample_seeds(ready, sampler, p, context.params["class_idx"], **kwargs) for p in parts if p])
     g.check(entry, f"{run['name']}/raw", raw)
