@@ -124,9 +124,9 @@ def half(net: Any) -> Any:
     return copied
 
 
-def accelerated(net: Any, precision: str) -> Any:
+def accelerated(net: Any, precision: str, packed_limit: float | None = None) -> Any:
     """edm_fast.accelerate(net, precision); UserError if that cannot be done here."""
-    return accelerate(net, precision=precision)
+    return accelerate(net, precision=precision, packed_limit=packed_limit)
 
 
 def relative_error(got: list[torch.Tensor], exact: list[torch.Tensor]) -> float:

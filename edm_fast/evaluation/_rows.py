@@ -30,10 +30,13 @@ class Row:
         return {"precision": self.precision, "memory_format": self.memory_format, "compile": self.compile}
 
 
-def _ours(precision: str, memory_format: str = "own") -> Row:
+SMALL = 1.9  # packed_limit of the row that saves memory
+
+
+def _ours(precision: str, memory_format: str = "own", limit: float | None = None) -> Row:
     return Row(
-        f"accelerate-{precision}",
-        lambda subject: accelerated(subject.net, precision),
+        f"accelerate-{precision}" + ("" if limit is None else "-small"),
+        lambda subject: accelerated(subject.net, precision, limit),
         backend="auto",
         precision="bf16" if precision == "bf16" else "fp32",
         memory_format=memory_format,
@@ -47,6 +50,7 @@ ROWS: dict[str, Row] = {
         Row("fused", lambda subject: subject.net, backend="auto", trains=True),
         _ours("exact"),
         _ours("fp32"),
+        _ours("fp32", limit=SMALL),
         _ours("bf16"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
         Row("torch.compile", _peers.compiled, compile="default"),

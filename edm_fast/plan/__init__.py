@@ -31,14 +31,19 @@ Program = _cpu.Program | _gpu.Program
 MAX_PROGRAMS = 4  # kept by one network, for as many input shapes or threads
 
 
-def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True) -> Any:
+def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packed_limit: float | None = None) -> Any:
     """A copy of `net` that evaluates faster: same class, attributes and call, no gradients, weights as they are now.
 
     precision, on the CPU: "exact" keeps every layer's rounding error within twice the reference's; "fp32" may spend
     more of float32's digits on speed; "bf16" has products of 16 bits. On a GPU: "exact" runs the reference's operations
     in its order and layout; "fp32", "tf32", "bf16" and "fp16" run images in that type, channels last, and replay a CUDA
     graph unless `cuda_graph` is false. `net` is a network of this package or an instance of the published classes, in
-    evaluation mode. Weights are read when a shape is first met; make another copy after changing them.
+    evaluation mode.
+
+    packed_limit, on the CPU: the most memory for packed weights, in that of the network's own; convolutions beyond it
+    pack theirs at each call. None: no limit, which comes to at most 4 in fp32 and 2 in bf16.
+
+    Weights are read when a shape is first met; make another copy after changing them.
     """
     net = own_network(net)
     model = net.model.reference[0] if isinstance(net.model, PlannedUNet) else net.model
@@ -48,6 +53,8 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True) -> An
     if precision not in PRECISIONS[device.type]:
         expected = ", ".join(PRECISIONS[device.type])
         raise UserError(f"precision {precision!r} does not run on {device.type}; expected one of {expected}")
+    if packed_limit is not None and not packed_limit >= 0:
+        raise UserError(f"packed_limit is {packed_limit!r}; expected a number of at least 0, or None")
     if device.type == "cpu" and native.cpu_reason() is not None:
         raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
     if net.training or model.training:
@@ -55,7 +62,7 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True) -> An
     fast = copy.copy(net)
     # dicts of its own, so that what happens to the copy does not happen to the network
     fast.__dict__["_buffers"] = dict(net._buffers)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(model, precision, cuda_graph)}
+    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(model, precision, cuda_graph, packed_limit)}
     if device.type == "cuda":
         fast.use_fp16 = False  # the plan casts, to the type of its precision
     return fast
@@ -74,10 +81,16 @@ def own_network(net: Any) -> _Precond:
     return own.train(net.training).requires_grad_(False)
 
 
-def planner(device: torch.device, precision: str, cuda_graph: bool, choose: Callable[..., Any] | None) -> Any:
+def planner(
+    device: torch.device,
+    precision: str,
+    cuda_graph: bool,
+    packed_limit: float | None,
+    choose: Callable[..., Any] | None,
+) -> Any:
     """What makes a program of a traced network on this device."""
     if device.type == "cpu":
-        return _cpu.Planner(precision, choose)
+        return _cpu.Planner(precision, packed_limit, choose)
     return _gpu.Planner(precision, device, cuda_graph, choose)
 
 
@@ -89,12 +102,17 @@ class PlannedUNet(torch.nn.Module):
     """
 
     def __init__(
-        self, model: torch.nn.Module, precision: str, cuda_graph: bool = True, choose: Callable[..., Any] | None = None
+        self,
+        model: torch.nn.Module,
+        precision: str,
+        cuda_graph: bool = True,
+        packed_limit: float | None = None,
+        choose: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         self.reference = [model]  # in a list, so that torch does not count it as a part to convert, load or train
         self.device = next(model.parameters()).device
-        self.how = precision, cuda_graph, choose
+        self.how = precision, cuda_graph, packed_limit, choose
         self.planner = planner(self.device, *self.how)
         self.programs: OrderedDict[Any, list[Program]] = OrderedDict()
         self.lock = threading.Lock()

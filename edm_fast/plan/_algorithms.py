@@ -78,9 +78,14 @@ class Measured:
         return min(allowed, key=lambda a: seconds[a])
 
 
+def packed_size(shape: Shape, algorithm: int) -> int:
+    """Floats of the packed weight."""
+    return native.lib.conv2d_packed_size(algorithm, shape.outputs, shape.channels, shape.kernel)
+
+
 def fits(algorithm: int, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
-    if native.lib.conv2d_packed_size(algorithm, 1, 1, shape.kernel) < 0:
+    if packed_size(shape, algorithm) < 0:
         return False
     return algorithm not in (INT16, WINOGRAD4_INT16) or (
         shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1

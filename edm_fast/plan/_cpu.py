@@ -7,6 +7,8 @@ no kernel takes (the noise embedding, say) is left to torch, call by call.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 
 from edm_fast import native
 from edm_fast.ops.conv2d import pack
-from edm_fast.plan._algorithms import DIRECT, Measured, Shape
+from edm_fast.plan._algorithms import DIRECT, Measured, Shape, packed_size
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._trace import Graph, Node, Value, map_values
@@ -53,21 +55,22 @@ class Weights:
 class Planner:
     """Makes the programs of one network, which share their weights."""
 
-    def __init__(self, precision: str, choose: Choose | None = None) -> None:
+    def __init__(self, precision: str, packed_limit: float | None, choose: Choose | None = None) -> None:
         self.choose = choose or Measured(precision)
+        self.limit = math.inf if packed_limit is None else packed_limit
         self.weights = Weights()
 
     def __call__(self, graph: Graph) -> Program:
-        return Program(graph, self.choose, self.weights)
+        return Program(graph, self.choose, self.weights, self.limit)
 
 
 class Program:
     """A network at one set of input shapes. Not for two threads at once: its arena is its own."""
 
-    def __init__(self, graph: Graph, choose: Choose, weights: Weights) -> None:
+    def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float) -> None:
         self.kept: list[torch.Tensor] = []
         self.algorithms: dict[Shape, int] = {}
-        builder = _Builder(graph, choose, weights, self)
+        builder = _Builder(graph, choose, weights, limit, self)
         self.arena = torch.empty(builder.size, dtype=torch.float32, device="cpu")
         self.inputs = {name: builder.places[value].view(self.arena) for name, value in graph.inputs.items()}
         self.output = builder.places[graph.output].view(self.arena)
@@ -86,12 +89,13 @@ class Program:
 class _Builder:
     """Turns nodes into tasks, finds every tensor a place, and lays out the arena."""
 
-    def __init__(self, graph: Graph, choose: Choose, weights: Weights, program: Program) -> None:
+    def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float, program: Program) -> None:
         self.choose, self.weights, self.program = choose, weights, program
         self.places: dict[Value, Place] = {}
         self.tasks: list[Task] = []
         nodes = rewritten(graph)
         producers = {value: node for node in nodes for value in node.outputs}
+        self.repacked = repacked([node for node in nodes if is_convolution(node)], choose, limit)
         for node in nodes:
             if is_concatenation(node):
                 self.join(node, producers)
@@ -134,7 +138,7 @@ class _Builder:
     def task(self, node: Node) -> Task:
         if is_concatenation(node):
             return self.concatenation(node)
-        if node.kind == "linear" or (node.kind == "conv2d" and node.kwargs["weight"].shape[-1] in (1, 3)):
+        if node.kind == "linear" or is_convolution(node):
             return self.convolution(node)
         if len(node.outputs[0].shape) == 4 and node.kind in ("group_norm_silu", "upfirdn", "attention"):
             return {"group_norm_silu": self.norm, "upfirdn": self.resampling, "attention": self.attention}[node.kind](
@@ -181,15 +185,13 @@ class _Builder:
     def convolution(self, node: Node) -> Task:
         """conv2d, or a linear layer as a convolution of images of one pixel."""
         k = node.kwargs
-        x, y, weight, emb, residual = k["x"], node.outputs[0], k["weight"], k.get("emb"), k.get("residual")
-        weight = weight if weight.ndim == 4 else weight[:, :, None, None]
-        n, channels, h, w = (*x.shape, 1, 1)[:4]
-        kernel = weight.shape[-1]
-        padding = kernel // 2 if k.get("padding") is None else k["padding"]
-        shape = Shape(n, channels, h, w, weight.shape[0], kernel, padding)
+        x, y, emb, residual = k["x"], node.outputs[0], k.get("emb"), k.get("residual")
+        weight = k["weight"] if k["weight"].ndim == 4 else k["weight"][:, :, None, None]
+        shape = shape_of(node)
         algorithm = self.choose(shape) if node.kind == "conv2d" else DIRECT
         self.program.algorithms[shape] = algorithm
-        packed = self.weights(weight, algorithm)
+        anew = Value((packed_size(shape, algorithm),)) if node in self.repacked else None
+        packed = self.weights(weight, algorithm) if anew is None else weight.to(torch.float32).contiguous()
         bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
         # the weight itself too, which `rewritten` may have made: another one must not be found at its address
         self.program.kept += [packed, weight] if bias is None else [packed, weight, bias]
@@ -201,21 +203,19 @@ class _Builder:
             (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
             other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
             vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
-            sizes = (*dataclasses.astuple(shape)[:1], h, w, channels, shape.outputs, kernel, padding)
-            sizes = (*sizes, count, to_pitch, pitch, other_pitch)
-            scale = float(k.get("scale", 1.0))
-            run = native.bind("conv2d_fwd_cpu", to, source, packed.data_ptr(), vector, other, sizes, scale, algorithm)
-            if tail is None or rows is None or bias is None:
-                return run
-
-            def step(threads: int) -> None:
-                torch.add(rows, bias, out=total)
-                run(threads)
-
-            return step
+            sizes = (*dataclasses.astuple(shape)[:1], shape.h, shape.w, shape.channels, shape.outputs)
+            sizes = (*sizes, shape.kernel, shape.padding, count, to_pitch, pitch, other_pitch)
+            scale, own = float(k.get("scale", 1.0)), packed if anew is None else view(anew)
+            steps = [native.bind("conv2d_fwd_cpu", to, source, own.data_ptr(), vector, other, sizes, scale, algorithm)]
+            if anew is not None:
+                plain = (own.data_ptr(), packed.data_ptr(), shape.outputs, shape.channels, shape.kernel)
+                steps.insert(0, native.bind("conv2d_pack_cpu", *plain, False, algorithm))
+            if tail is not None and rows is not None and bias is not None:
+                steps.insert(0, functools.partial(add, rows, bias, total))
+            return steps[0] if len(steps) == 1 else functools.partial(in_turn, steps)
 
         values = [x, *(v for v in (emb, residual) if v is not None)]
-        return Task(values, [y] if tail is None else [y, tail], bind)
+        return Task(values, [y, *(v for v in (tail, anew) if v is not None)], bind)
 
     def norm(self, node: Node) -> Task:
         k, y = node.kwargs, node.outputs[0]
@@ -263,6 +263,40 @@ class _Builder:
             return native.bind("attention_fwd_cpu", source, to, 0, 0, 0, (n, heads, head, h * w), *strides)
 
         return Task([qkv], [a], bind)
+
+
+def add(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None, threads: int) -> None:
+    torch.add(a, b, out=total)
+
+
+def in_turn(steps: list[Step], threads: int) -> None:
+    for step in steps:
+        step(threads)
+
+
+def is_convolution(node: Node) -> bool:
+    """Whether the native convolution has a kernel for the node."""
+    return node.kind == "conv2d" and node.kwargs["weight"].shape[-1] in (1, 3)
+
+
+def shape_of(node: Node) -> Shape:
+    k = node.kwargs
+    n, channels, h, w = (*k["x"].shape, 1, 1)[:4]
+    outputs, _, kernel, _ = (*k["weight"].shape, 1, 1)[:4]
+    return Shape(n, channels, h, w, outputs, kernel, kernel // 2 if k.get("padding") is None else k["padding"])
+
+
+def repacked(nodes: list[Node], choose: Choose, limit: float) -> set[Node]:
+    """The convolutions that pack their weights at each call, so that those kept packed stay within `limit` times the
+    memory of the network's own: where there are most pixels packing costs the smallest part of the time."""
+    sizes = {node: packed_size(shape_of(node), choose(shape_of(node))) for node in nodes}
+    excess = sum(sizes.values()) - limit * sum(node.kwargs["weight"].numel() for node in nodes)
+    found: set[Node] = set()
+    for node in sorted(nodes, key=lambda node: -shape_of(node).h * shape_of(node).w):
+        if excess > 0:
+            found.add(node)
+            excess -= sizes[node]
+    return found
 
 
 def is_concatenation(node: Node) -> bool:

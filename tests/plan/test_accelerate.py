@@ -48,6 +48,28 @@ def test_close_to_float64(name):
             assert relative_error([accelerate(net, precision)(x, sigma, labels)], [want]) <= most, precision
 
 
+def packed_memory(fast):
+    (program,) = next(iter(fast.model.programs.values()))
+    return sum(t.numel() for t in fast.model.planner.weights.packed.values()), program.arena.numel()
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_packed_limit_saves_memory_and_changes_no_bit(name):
+    net = network(name)
+    call = inputs(net, 2, 0.7)
+    weights = sum(m.weight.numel() for m in net.model.modules() if isinstance(getattr(m, "weight", None), torch.Tensor))
+    with torch.no_grad():
+        free, tight, none = (accelerate(net, packed_limit=limit) for limit in (None, 1.5, 0))
+        want = free(*call)
+        assert torch.equal(tight(*call), want) and torch.equal(none(*call), want)
+        assert torch.equal(tight(*call), want)  # its scratch memory serves other layers in between
+    (all_of_it, arena), (some, wider), (linear, _) = map(packed_memory, (free, tight, none))
+    assert linear < some < all_of_it and some - linear <= 1.5 * weights
+    assert wider + some < arena + all_of_it
+    with pytest.raises(UserError, match="packed_limit"):
+        accelerate(net, packed_limit=float("nan"))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_arguments_mean_what_they_do_to_the_network(name):
     net = network(name)

@@ -32,7 +32,7 @@ def planned(net, precision, choose=first, cuda_graph=True):
     """accelerate(net) with plans for a GPU, wherever the network is."""
     net = copy.deepcopy(net).to(DEVICE)
     fast = copy.copy(net)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, precision, cuda_graph, choose)}
+    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, "fp32", cuda_graph, choose=choose)}
     fast.model.planner = _gpu.Planner(precision, DEVICE, cuda_graph, choose)
     return fast
 
