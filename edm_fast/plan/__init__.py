@@ -77,7 +77,13 @@ def own_network(net: Any) -> _Precond:
     if name not in PRECONDS or not isinstance(net, torch.nn.Module) or not isinstance(kwargs, dict):
         raise UserError(f"accelerate() got a {name}; expected a network of edm_fast or of the published classes")
     own = build(name, {key: value for key, value in kwargs.items()})
-    own.load_state_dict(net.state_dict())
+    try:
+        own.load_state_dict(net.state_dict())
+    except RuntimeError as error:
+        fault = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"accelerate() got a {name} whose weights are not those its init_kwargs describe: {fault}"
+        ) from None
     return own.train(net.training).requires_grad_(False)
 
 

@@ -175,6 +175,10 @@ def test_networks_of_the_published_class_are_taken():
     theirs.__class__ = type("EDMPrecond", (Published,), {})
     x, sigma, labels = inputs(net, 2, 0.7)
     assert torch.equal(accelerate(theirs)(x, sigma, labels), accelerate(net)(x, sigma, labels))
+    theirs.init_kwargs = {**net.init_kwargs, "model_channels": 64}
+    with pytest.raises(UserError, match="EDMPrecond whose weights.*size mismatch") as refused:
+        accelerate(theirs)
+    assert "\n" not in str(refused.value)
 
 
 REFUSED = {
