@@ -121,6 +121,7 @@ class PlannedUNet(torch.nn.Module):
         self.how = precision, cuda_graph, packed_limit, choose
         self.planner = planner(self.device, *self.how)
         self.programs: OrderedDict[Any, list[Program]] = OrderedDict()
+        self.sizes: dict[Any, int] = {}
         self.lock = threading.Lock()
         self.signature = inspect.signature(model.forward)
         self.training = False
@@ -136,14 +137,29 @@ class PlannedUNet(torch.nn.Module):
         if self.reference[0].training:
             raise UserError("the network was put in training mode after accelerate(); expected net.eval()")
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            if tensors["x"].shape[0] == 0:
+            n = tensors["x"].shape[0]
+            if n == 0:
                 return self.reference[0](**inputs)
-            key = tuple((name, tuple(t.shape)) for name, t in sorted(tensors.items()))
-            program = self.take(key)
-            try:
-                return program.run(tensors)
-            finally:
-                self.give_back(key, program)
+            parts = -(-n // self.images_at_once(tensors))
+            size = -(-n // parts)
+            rows = [slice(start, start + size) for start in range(0, n, size)]
+            found = [self.run({name: t if len(t) == 1 else t[part] for name, t in tensors.items()}) for part in rows]
+            return found[0] if len(found) == 1 else torch.cat(found)
+
+    def images_at_once(self, tensors: dict[str, torch.Tensor]) -> int:
+        """How many images of this shape a program takes."""
+        key = tuple((name, (1, *t.shape[1:])) for name, t in sorted(tensors.items()))
+        if key not in self.sizes:
+            self.sizes[key] = self.planner.images_at_once(trace(self.reference[0], dict(key)))
+        return self.sizes[key]
+
+    def run(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        key = tuple((name, tuple(t.shape)) for name, t in sorted(tensors.items()))
+        program = self.take(key)
+        try:
+            return program.run(tensors)
+        finally:
+            self.give_back(key, program)
 
     def take(self, key: Any) -> Program:
         """A program that nobody runs, made if there is none."""

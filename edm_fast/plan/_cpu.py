@@ -24,6 +24,9 @@ from edm_fast.plan._trace import Graph, Node, Value, map_values
 
 Step = Callable[[int], None]  # called with the number of threads
 Choose = Callable[[Shape], int]
+SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
+IMAGES_AT_ONCE = 2 * 2**20  # bytes of the widest layer's images (benchmarks/NOTES.md)
+MANY = 2**30
 
 
 @dataclasses.dataclass
@@ -62,6 +65,15 @@ class Planner:
 
     def __call__(self, graph: Graph) -> Program:
         return Program(graph, self.choose, self.weights, self.limit)
+
+    def images_at_once(self, graph: Graph) -> int:
+        """How many images to evaluate together, from the graph of one: more if weights are what has to be read, few
+        enough for the second-level cache if images are."""
+        weights = [t for node in graph.nodes for t in node.kwargs.values() if isinstance(t, torch.Tensor)]
+        images = [value.shape for node in graph.nodes for value in node.outputs if len(value.shape) == 4]
+        if 4 * sum(t.numel() for t in weights) > SMALL_NETWORK or not images:
+            return MANY
+        return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape) for shape in images)))
 
 
 class Program:

@@ -105,6 +105,10 @@ class Planner:
     def __call__(self, graph: Graph) -> Program:
         return Program(graph, self.choose, self.weights, self.numerics, self.device, self.cuda_graph)
 
+    def images_at_once(self, graph: Graph) -> int:
+        """All of them: a GPU is not full with a few."""
+        return 2**30
+
 
 class Program:
     """A network at one set of input shapes. Not for two threads at once: its buffers are its own."""

@@ -70,6 +70,24 @@ def test_packed_limit_saves_memory_and_changes_no_bit(name):
         accelerate(net, packed_limit=float("nan"))
 
 
+def test_many_images_of_a_small_network_run_a_few_at_a_time(monkeypatch):
+    net = network("ddpmpp")
+    x, sigma, labels = inputs(net, 7, 0.7)
+    with torch.no_grad():
+        whole = planned(net, _algorithms.WINOGRAD4)
+        whole.model.planner.images_at_once = lambda graph: 7
+        parts, wide = planned(net, _algorithms.WINOGRAD4), planned(net, _algorithms.WINOGRAD4)
+        monkeypatch.setattr(
+            "edm_fast.plan._cpu.IMAGES_AT_ONCE", 3 * 4 * 96 * 64
+        )  # joined, 96 channels of 8x8: 3 images
+        assert torch.equal(parts(x, sigma, labels), whole(x, sigma, labels))
+        assert {dict(key)["x"][0] for key in parts.model.programs} == {3, 1}
+        assert torch.equal(parts(x, sigma, labels[:1]), whole(x, sigma, labels[:1]))
+        monkeypatch.setattr("edm_fast.plan._cpu.SMALL_NETWORK", 1000)
+        wide(x, sigma, labels)
+        assert {dict(key)["x"][0] for key in wide.model.programs} == {7}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_arguments_mean_what_they_do_to_the_network(name):
     net = network(name)
