@@ -109,6 +109,8 @@ def forward(
     numbers: Sequence[float],
 ) -> None:
     """Write y and d; all tensors lie alike in memory without gaps. numbers: p, q, t, a, h, w, c."""
+    if y.numel() == 0:
+        return
     absent = MAX_TERMS - len(terms)
     bits = struct.unpack("=15q", struct.pack("=15d", *numbers, *weights, *[0.0] * absent))
     block = BLOCK_BYTES // y.element_size()
