@@ -63,6 +63,14 @@ def test_coefficients_keep_all_their_digits():
         same_bits(((x, x, D), {"terms": [term, noise], "weights": [0.1, value]}))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:3] + DTYPES[3:] * (DEVICE == "cuda"), ids=str)
+def test_every_operation_rounds(dtype):
+    x, D, *terms, noise = draw(5, 1001, dtype=dtype)
+    numbers = {"p": 1.7, "q": 0.31, "t": 0.7, "a": 0.9, "h": 0.13, "w": 0.37, "c": 0.21}
+    same_bits(((x, x, D), {"terms": terms, "weights": [0.61, -0.19], "noise": noise, **numbers}))
+    same_bits(((x, x, D), {**numbers, "t": 1.0}))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_special_values(dtype):
     special = torch.tensor([0.0, -0.0, 1.0, float("inf"), float("-inf"), float("nan"), 5e-324, 1e308], dtype=dtype)
