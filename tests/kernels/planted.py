@@ -37,11 +37,11 @@ def variants():
     scaled, aligned = {**pointers, "factor": "fp32"}, ("y_ptr", "x_ptr")
     small, half = {"BLOCK": 512}, {"y_ptr": "*fp32", "x_ptr": "*fp16"}
     return {
-        "fine": Variant(_scaled, scaled, small, aligned, fused_multiply_add=True),
+        "fine": Variant(_scaled, scaled, small, aligned),
         "spills": Variant(_centred, pointers, {"BLOCK": 16384}, aligned, num_warps=1),
         "no_products": Variant(_scaled, scaled, small, aligned, matrix_products=True),
         "products": Variant(_product, half, {"SIZE": 64}, aligned, matrix_products=True),
         "narrow": Variant(_scaled, scaled, small),
-        "fused": Variant(_scaled, scaled, small, aligned, fused_multiply_add=True),
+        "fused": Variant(_scaled, scaled, small, aligned),
         "misspelt": Variant(_misspelt, pointers, small, aligned),
     }
