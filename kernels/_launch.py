@@ -34,6 +34,9 @@ class Variant:
     num_stages: int = 3
     matrix_products: bool = False  # HMMA or HGMMA instructions must be there
     wide_loads: bool = True  # 16-byte loads (LDG.128, LDGSTS.128 or TMA) must be there
+    fused_multiply_add: bool = (
+        True  # False: products and sums round on their own (launched with enable_fp_fusion=False)
+    )
 
 
 def on_device(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:

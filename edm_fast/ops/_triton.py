@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES64 = (*DTYPES, torch.float64)  # of ops without matrix products
 
 
 @functools.cache
@@ -25,14 +26,16 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def reason(*tensors: torch.Tensor | None) -> str | None:
+def reason(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
     """None if the kernels can take these tensors, as far as device and dtype go; the first one's are decisive."""
     found = [t for t in tensors if t is not None]
     device = found[0].device
     if any([t.device != device for t in found]):
         return "the tensors are on different devices"
-    if any([t.dtype not in DTYPES for t in found]):
-        return f"it takes float16, bfloat16 and float32, not {next(t.dtype for t in found if t.dtype not in DTYPES)}"
+    if any([t.dtype not in dtypes for t in found]):
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        other = next(t.dtype for t in found if t.dtype not in dtypes)
+        return f"it takes {', '.join(names[:-1])} and {names[-1]}, not {other}"
     kernels = _kernels()
     if isinstance(kernels, str):
         return kernels

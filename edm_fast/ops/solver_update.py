@@ -10,17 +10,23 @@ terms = [D_k]; preconditioning (Eq. 7) is a = c_skip, terms = [F], weights = [c_
 
 All tensors have one shape and dtype. Coefficients are Python floats (host scalars: no device sync); a, and the weights,
 may also be tensors that broadcast. A factor of exactly 1 and an absent term cost nothing and round nothing.
+
+Backends: C++ for CPUs and CUDA C++ in float32 and float64, and Triton in these and half precision. Each gives the bits
+of the reference.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from edm_fast import native
 from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
+from edm_fast.ops import _triton
 
 Scalar = float | torch.Tensor
 
@@ -88,7 +94,10 @@ def check(
             )
 
 
-def _native_reason(
+MAX_TERMS = 8  # of csrc/solver_update.h and kernels/solver_update.py
+
+
+def _fused_reason(
     base: torch.Tensor,
     x: torch.Tensor | None = None,
     D: torch.Tensor | None = None,
@@ -98,12 +107,11 @@ def _native_reason(
     noise: torch.Tensor | None = None,
     **coefficients: Scalar,
 ) -> str | None:
-    if base.dtype not in native.DTYPES:
-        return f"it takes float32 or float64, not {base.dtype}"
+    """Why no kernel takes these arguments, whatever the device and the dtype."""
     if any([isinstance(number, torch.Tensor) for number in (*weights, *coefficients.values())]):
         return "a coefficient is a tensor"
-    if len(terms) > native.MAX_TERMS:
-        return f"it takes {native.MAX_TERMS} terms, not {len(terms)}"
+    if len(terms) > MAX_TERMS:
+        return f"it takes {MAX_TERMS} terms, not {len(terms)}"
     tensors = [tensor for tensor in (base, x, D, noise, *terms) if tensor is not None]
     if native.layout_of(*tensors) is None:
         return "the tensors do not share one dense memory layout"
@@ -112,19 +120,35 @@ def _native_reason(
     return None
 
 
-def cpu_reason(base: torch.Tensor, *args: object, **kwargs: object) -> str | None:
+def _native_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+    if base.dtype not in native.DTYPES:
+        return f"it takes float32 or float64, not {base.dtype}"
+    return _fused_reason(base, *args, **kwargs)
+
+
+def cpu_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
     if base.device.type != "cpu":
         return "it needs CPU tensors"
-    return native.cpu_reason() or _native_reason(base, *args, **kwargs)  # type: ignore[arg-type]
+    return native.cpu_reason() or _native_reason(base, *args, **kwargs)
 
 
-def cuda_reason(base: torch.Tensor, *args: object, **kwargs: object) -> str | None:
+def cuda_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
     if base.device.type != "cuda":
         return "it needs CUDA tensors"
-    return native.cuda_reason() or _native_reason(base, *args, **kwargs)  # type: ignore[arg-type]
+    return native.cuda_reason() or _native_reason(base, *args, **kwargs)
 
 
-def native_forward(
+def triton_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+    tensors = [base, *args, *(kwargs.get(name) for name in ("x", "D", "noise")), *kwargs.get("terms", ())]
+    return _fused_reason(base, *args, **kwargs) or _triton.reason(*tensors, dtypes=_triton.DTYPES64)
+
+
+def triton_slower(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+    return _triton.slower(base)
+
+
+def _fused(
+    backend: str,
     base: torch.Tensor,
     x: torch.Tensor | None = None,
     D: torch.Tensor | None = None,
@@ -143,17 +167,25 @@ def native_forward(
     """One pass over memory; bit-identical to the reference, as each operation rounds on its own in the same order."""
     y = torch.empty_like(base)
     d = torch.empty_like(base) if D is not None else None
+    numbers = (p, q, t, a, h, w, c)
+    if backend == "triton":
+        from edm_fast.kernels import solver_update as kernel  # late: a missing triton is a reason, not a crash
+
+        kernel.forward(y, d, base, x, D, noise, terms, weights, numbers)
+        return y, d
     layout = native.layout_of(base, y, *terms) or torch.contiguous_format
     name = f"solver_update_fwd_{base.device.type}"
-    numbers = (p, q, t, a, h, w, c)
     native.call(name, y, d, base, x, D, noise, terms, weights, numbers, base.numel(), layout=layout)
     return y, d
 
 
+native_forward = functools.partial(_fused, "native")
+triton_forward = functools.partial(_fused, "triton")
 solver_update = Op(
     "solver_update",
     reference,
     check,
     cuda=Candidate(native_forward, cuda_reason),
+    triton=Candidate(triton_forward, triton_reason, slower=triton_slower),
     cpu=Candidate(native_forward, cpu_reason),
 )

@@ -5,10 +5,13 @@
 
 per axis, zeros outside. x: (N, C, H, W); f: (K, K), the outer product of the 1-D taps, sum 1.
 Source: the resampling of DDPM++ / NCSN++ blocks (Song et al. 2021), as used by Karras et al. 2022.
+
+Backends: C++ for CPUs and CUDA C++ in float32 and float64, and Triton in these and half precision.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ import torch.nn.functional as F
 from edm_fast import native
 from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
-from edm_fast.ops import _check
+from edm_fast.ops import _check, _triton
 
 
 def reference(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
@@ -46,14 +49,16 @@ def output_size(size: int, taps: int, up: int, down: int, padding: int) -> int:
     return (size - 1) * up + taps - 2 * padding if up > 1 else (size + 2 * padding - taps) // down + 1
 
 
-# The native op is one linear map or its adjoint, with the output size given, so that each is the other's backward:
+# The fused op is one linear map or its adjoint, with the output size given, so that each is the other's backward:
 #     down: y[i] = gain sum_k x[factor i - padding + k] f[k]        up: y[i] = gain sum_j x[j] f[i + padding - factor j]
+# `backend` is "native" or "triton".
 _library = torch.library.Library("edm_fast", "FRAGMENT")
-_library.define("upfirdn(Tensor x, Tensor f, bool up, int factor, int padding, int[2] size, float gain) -> Tensor")
+_arguments = "Tensor x, Tensor f, bool up, int factor, int padding, int[2] size, float gain, str backend"
+_library.define(f"upfirdn({_arguments}) -> Tensor")
 
 
 def _resample(
-    x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float
+    x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float, backend: str
 ) -> torch.Tensor:
     """x (N, C, H, W) -> y (N, C, *size), in the memory layout of x."""
     layout = native.layout_of(x) or torch.contiguous_format
@@ -62,6 +67,11 @@ def _resample(
     if y.numel() == 0:
         return y
     last = layout == torch.channels_last
+    if backend == "triton":
+        from edm_fast.kernels import upfirdn as kernel  # late: a missing triton is a reason, not a crash
+
+        kernel.forward(y, x, f, up, factor, padding, gain, last)
+        return y
     name = f"upfirdn_fwd_{x.device.type}"
     sizes = tuple(x.shape), *size, f.shape[0], factor, padding
     native.call(name, y, x, f, *sizes, gain, up, last, x.shape[1], layout=layout)
@@ -69,7 +79,7 @@ def _resample(
 
 
 def _fake(
-    x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float
+    x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float, backend: str
 ) -> torch.Tensor:
     layout = native.layout_of(x) or torch.contiguous_format
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -81,38 +91,52 @@ torch.library.register_fake("edm_fast::upfirdn", _fake, lib=_library)
 
 
 class Resample(torch.autograd.Function):
-    """The native op with its adjoint as backward; linear in x, so that derivatives of any order are this again."""
+    """The fused op with its adjoint as backward; linear in x, so that derivatives of any order are this again."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float
+        ctx: Any,
+        x: torch.Tensor,
+        f: torch.Tensor,
+        up: bool,
+        factor: int,
+        padding: int,
+        size: list[int],
+        gain: float,
+        backend: str,
     ) -> torch.Tensor:
         ctx.save_for_backward(f)
-        ctx.rest = (not up, factor, padding, list(x.shape[2:]), gain)
-        return torch.ops.edm_fast.upfirdn(x, f, up, factor, padding, size, gain)
+        ctx.rest = (not up, factor, padding, list(x.shape[2:]), gain, backend)
+        return torch.ops.edm_fast.upfirdn(x, f, up, factor, padding, size, gain, backend)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         (f,) = ctx.saved_tensors
-        return Resample.apply(dy, f, *ctx.rest), None, None, None, None, None, None
+        return Resample.apply(dy, f, *ctx.rest), *[None] * 7
 
 
-def native_forward(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
+def _fused(
+    backend: str, x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0
+) -> torch.Tensor:
     size = [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
-    args = (x, f.to(x.dtype), up > 1, max(up, down), padding, size, float(up**2))
+    args = (x, f.to(x.dtype), up > 1, max(up, down), padding, size, float(up**2), backend)
     if torch.is_grad_enabled() and x.requires_grad:
         return Resample.apply(*args)
     return torch.ops.edm_fast.upfirdn(*args)
 
 
-def _native_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
-    if x.dtype not in native.DTYPES:
-        return f"it takes float32 or float64, not {x.dtype}"
+def _fused_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
     if f.device != x.device:
         return "filter and image are on different devices"
     if f.requires_grad and torch.is_grad_enabled():
         return "it has no gradient for the filter"
     return None
+
+
+def _native_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
+    if x.dtype not in native.DTYPES:
+        return f"it takes float32 or float64, not {x.dtype}"
+    return _fused_reason(x, f)
 
 
 def cpu_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
@@ -127,10 +151,21 @@ def cuda_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, pa
     return native.cuda_reason() or _native_reason(x, f)
 
 
+def triton_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
+    return _fused_reason(x, f) or _triton.reason(x, dtypes=_triton.DTYPES64)
+
+
+def triton_slower(x: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+    return _triton.slower(x)
+
+
+native_forward = functools.partial(_fused, "native")
+triton_forward = functools.partial(_fused, "triton")
 upfirdn = Op(
     "upfirdn",
     reference,
     check,
     cuda=Candidate(native_forward, cuda_reason, differentiable=True),
+    triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=triton_slower),
     cpu=Candidate(native_forward, cpu_reason, differentiable=True),
 )

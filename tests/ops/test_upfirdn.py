@@ -107,7 +107,7 @@ def test_opcheck():
     for layout in ("contiguous", "channels_last"):
         for args in ((True, 2, 1, [14, 16], 4.0), (False, 2, 1, [3, 4], 1.0), (False, 1, 0, [4, 5], 1.0)):
             x = testing.laid_out(torch.randn(2, 3, 7, 8, dtype=torch.float64), layout)
-            torch.library.opcheck(torch.ops.edm_fast.upfirdn.default, (x, K4, *args))
+            torch.library.opcheck(torch.ops.edm_fast.upfirdn.default, (x, K4, *args, "native"))
 
 
 @needs_native

@@ -1,0 +1,105 @@
+"""Every Triton kernel compiled for sm_80 and sm_90a: no spills, wide loads, matrix products, and what the table says.
+
+Compilation needs no GPU but the compiler in place of the interpreter, so it happens in a process of its own.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+SCRIPT = Path(__file__).with_name("resources.py")
+spec = importlib.util.spec_from_file_location("kernel_resources", SCRIPT)
+resources = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(resources)
+
+RULES = {"matrix_products": True, "wide_loads": True, "fused_multiply_add": False}
+FINE = {"registers": 40, "shared": 1000, "wide_loads": 2, "matrix_products": 8, "stack": 0, "spills": 0}
+FINE |= {"fused_in_ptx": 0, "rules": RULES}
+
+
+def measured(source):
+    """What the script found in an op or a file; Triton's version."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, str(SCRIPT), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=resources.ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["ops"][str(source)], found["triton"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", resources.operations())
+def test_every_variant_keeps_its_rules_and_the_table(op):
+    table = json.loads(resources.TABLE.read_text())
+    rows, triton = measured(op)
+    key = resources.nearest(table, triton)
+    exact = triton.startswith(f"{key}.")
+    wrong = []
+    for row in rows:
+        expected = table[key].get(op, {}).get(row["variant"], {}).get(row["chip"])
+        wrong += [f"{row['variant']} {row['chip']}: {fault}" for fault in resources.faults(row, expected, exact)]
+    gone = table[key].get(op, {}).keys() - {row["variant"] for row in rows}
+    assert not wrong and not gone, "\n".join([*wrong, *(f"{name} is in the table alone" for name in gone)])
+    assert {row["chip"] for row in rows} == set(resources.CHIPS)
+
+
+def test_the_table_has_no_ops_without_kernels():
+    for rows in json.loads(resources.TABLE.read_text()).values():
+        assert rows.keys() == set(resources.operations())
+
+
+@pytest.mark.slow
+def test_planted_faults_are_found():
+    rows, _ = measured(Path(__file__).with_name("planted.py"))
+    found = {}
+    for row in rows:
+        row["rules"]["fused_multiply_add"] = row["variant"] != "fused"
+        found.setdefault(row["variant"], []).append(resources.faults(row, row, True))
+    assert found["fine"] == found["products"] == [[], []]
+    for name, text in {
+        "spills": "accesses to spilled registers",
+        "no_products": "no matrix instructions",
+        "narrow": "no 16-byte loads",
+        "fused": "products and sums were fused",
+        "misspelt": "no_such_name",
+    }.items():
+        assert all(len(faults) == 1 and text in faults[0] for faults in found[name]), (name, found[name])
+
+
+@pytest.mark.parametrize(
+    "change, exact, text",
+    [
+        ({}, True, None),
+        ({"registers": 41}, True, "registers: 41, in the table 40"),
+        ({"registers": 39}, True, "registers: 39"),
+        ({"shared": 1001}, True, "shared: 1001"),
+        ({"wide_loads": 1}, True, "wide_loads: 1"),
+        ({"registers": 50, "shared": 1250, "wide_loads": 1}, False, None),
+        ({"registers": 51}, False, "registers: 51, at most 50"),
+        ({"stack": 8}, False, "8 bytes of stack"),
+        ({"error": "broken"}, False, "broken"),
+    ],
+)
+def test_numbers_are_compared(change, exact, text):
+    found = resources.faults({**FINE, **change}, FINE, exact)
+    assert not found if text is None else len(found) == 1 and text in found[0]
+    assert "not in the table" in resources.faults({**FINE, **change}, None, exact) or "error" in change
+
+
+def test_an_unlisted_version_is_compared_with_the_nearest():
+    table = dict.fromkeys(("3.6", "3.9", "4.1"))
+    for version, nearest in {
+        "3.6.0": "3.6",
+        "3.7.1": "3.6",
+        "3.9.0+git": "3.9",
+        "3.12.0": "3.9",
+        "4.0.0": "4.1",
+    }.items():
+        assert resources.nearest(table, version) == nearest
