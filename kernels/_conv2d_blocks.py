@@ -66,7 +66,7 @@ def blocks(
     products = taps * inputs
     steps = triton.cdiv(products, k)
     best: tuple[float, Blocks] | None = None
-    tried = PLAIN_TILES if plain else TILES
+    tried: tuple[tuple[int, int, int, float], ...] = PLAIN_TILES if plain else TILES
     if area:
         tried = tuple(tile for tile in tried if tile[1] <= 128 and area % tile[0] == 0) or tried[-1:]
     for m, n, warps, efficiency in tried:

@@ -58,38 +58,73 @@ def _normalised(x, affine_ptr, image, c, channels, images, inside, ONE_IMAGE: tl
 
 
 @triton.jit
+def _operands(
+    x_ptr,
+    x_rows,
+    weight_ptr,
+    weight_rows,
+    bits,
+    first,
+    width,
+    channels,
+    products,
+    KERNEL: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """x (rows, BLOCK_K) and weight (BLOCK_K, columns) of the products from `first` on, the channels of these products,
+    and what of x is inside of the image."""
+    k = tl.arange(0, BLOCK_K)
+    if EVEN:
+        tap = first // channels
+        c = first % channels + k
+        shift = (tap // KERNEL * width + tap % KERNEL) * channels + first % channels
+        inside = ((bits >> tap) & 1)[:, None] != 0
+        if PADDED:
+            x = tl.load(x_ptr + shift + (x_rows[:, None] + k[None, :]), mask=inside, other=0.0)
+        else:
+            x = tl.load(x_ptr + shift + (x_rows[:, None] + k[None, :]))
+        weight = tl.load(weight_ptr + first + (weight_rows[None, :] + k[:, None]))
+    else:
+        tap = tl.minimum(first + k, products - 1) // channels
+        c = tl.minimum(first + k, products - 1) % channels
+        shift = (tap // KERNEL * width + tap % KERNEL) * channels + c
+        inside = (((bits[:, None] >> tap[None, :]) & 1) != 0) & (first + k < products)[None, :]
+        x = tl.load(x_ptr + (x_rows[:, None] + shift[None, :]), mask=inside, other=0.0)
+        weight = tl.load(
+            weight_ptr + first + (weight_rows[None, :] + k[:, None]),
+            mask=(first + k < products)[:, None],
+            other=0.0,
+        )
+    return x, weight, c, inside
+
+
+@triton.jit
+def _store_part(total, to, pixels, outputs, tile_m, tile_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (m < pixels)[:, None] & (o < outputs)[None, :]
+    tl.store(to + m.to(tl.int64)[:, None] * outputs + o[None, :], total, mask=mask)
+
+
+# fmt: off
+@triton.jit
 def _conv2d_fwd(
     y_ptr,
     x_ptr,  # (N, height, width, channels)
     weight_ptr,  # (PHASES, outputs, KERNEL KERNEL, channels)
-    rows_ptr,
-    residual_ptr,
+    rows_ptr, residual_ptr,
     affine_ptr,  # (2, N, channels) float32
-    partial_ptr,
-    sums_ptr,
-    scale,
-    images,
-    height,
-    width,
-    grid_height,  # of the pixels summed for, in one phase
-    grid_width,
-    channels,
-    outputs,
-    padding,
+    partial_ptr, sums_ptr, scale, images, height, width,
+    grid_height, grid_width,  # of the pixels summed for, in one phase
+    channels, outputs, padding,
     steps,  # along K, of one split
-    KERNEL: tl.constexpr,
-    PHASES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    KERNEL: tl.constexpr, PHASES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,  # BLOCK_K divides the channels: a step has one tap, and no mask
-    ROWS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    PART: tl.constexpr,
-    AFFINE: tl.constexpr,
-    SILU: tl.constexpr,
-    ONE_IMAGE: tl.constexpr,
+    ROWS: tl.constexpr, RESIDUAL: tl.constexpr, PART: tl.constexpr,  # see _finish
+    AFFINE: tl.constexpr, SILU: tl.constexpr, ONE_IMAGE: tl.constexpr,  # see _normalised
     PADDED: tl.constexpr,  # some taps lie outside
     PRECISION: tl.constexpr,
 ):
@@ -117,40 +152,22 @@ def _conv2d_fwd(
     step = split * steps
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(step * BLOCK_K, tl.minimum((step + steps) * BLOCK_K, products), BLOCK_K):
-        k = tl.arange(0, BLOCK_K)
-        if EVEN:
-            tap = first // channels
-            c = first % channels + k
-            shift = (tap // KERNEL * width + tap % KERNEL) * channels + first % channels
-            inside = ((bits >> tap) & 1)[:, None] != 0
-            if PADDED:
-                x = tl.load(x_ptr + shift + (x_rows[:, None] + k[None, :]), mask=inside, other=0.0)
-            else:
-                x = tl.load(x_ptr + shift + (x_rows[:, None] + k[None, :]))
-            weight = tl.load(weight_ptr + first + (weight_rows[None, :] + k[:, None]))
-        else:
-            tap = tl.minimum(first + k, products - 1) // channels
-            c = tl.minimum(first + k, products - 1) % channels
-            shift = (tap // KERNEL * width + tap % KERNEL) * channels + c
-            inside = (((bits[:, None] >> tap[None, :]) & 1) != 0) & (first + k < products)[None, :]
-            x = tl.load(x_ptr + (x_rows[:, None] + shift[None, :]), mask=inside, other=0.0)
-            weight = tl.load(weight_ptr + first + (weight_rows[None, :] + k[:, None]), mask=(first + k < products)[:, None], other=0.0)
+        x, weight, c, inside = _operands(
+            x_ptr, x_rows, weight_ptr, weight_rows, bits, first, width, channels, products,
+            KERNEL, BLOCK_K, EVEN, PADDED,
+        )
         if AFFINE:
             x = _normalised(x, affine_ptr, image, c, channels, images, inside, ONE_IMAGE, SILU)
         total = _product(x, weight, total, PRECISION)
     if SPLIT:
-        m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        o = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        row = (split * PHASES + phase) * tl.cast(pixels, tl.int64) + m
-        mask = (m < pixels)[:, None] & (o < outputs)[None, :]
-        tl.store(partial_ptr + row[:, None] * outputs + o[None, :], total, mask=mask)
+        to = partial_ptr + (split * PHASES + phase) * tl.cast(pixels, tl.int64) * outputs
+        _store_part(total, to, pixels, outputs, tile_m, tile_n, BLOCK_M, BLOCK_N)
     else:
-        # fmt: off
         _finish_wide(
             total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, pixels, image_pixels, grid_width, outputs,
             tile_m, tile_n, phase, BLOCK_M, BLOCK_N, PHASES, ROWS, RESIDUAL, PART,
         )
-        # fmt: on
+# fmt: on
 
 
 @triton.jit
@@ -171,6 +188,7 @@ def _conv2d_bwd_weight(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr,  # BLOCK_N divides the channels
     PRECISION: tl.constexpr,
 ):
     """Sums over `share` pixels of dy[pixel, o] x[pixel shifted by t, c], for a tile of outputs o and columns (t, c)."""
@@ -179,7 +197,8 @@ def _conv2d_bwd_weight(
     split = tl.program_id(1)
     o = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     j = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    tap = j // channels
+    # of a tile with one tap, a tap: its masks are then of the pixels alone
+    tap = tl.full((1,), tile_n * BLOCK_N // channels, tl.int32) if EVEN else j // channels
     down, right = tap // KERNEL - padding, tap % KERNEL - padding
     dy_columns = dy_ptr + o
     x_columns = x_ptr + (down.to(tl.int64) * width + right) * channels + j % channels

@@ -183,7 +183,7 @@ def _conv2d_statistics(
         r = first + tl.arange(0, BLOCK_R)
         mask = (r < parts)[:, None] & (c < group)[None, :]
         at = source + r[:, None] * (2 * outputs)
-        # squares about the mean of all = squares about the part's own, and the part's distance from it (Chan et al. 1979)
+        # about the mean of all: about the part's own, and that one's distance from it (Chan et al. 1979)
         distance = tl.load(at, mask=mask, other=0.0) / part - mean
         squares = tl.load(at + outputs, mask=mask, other=0.0) + part * distance * distance
         total += tl.where(mask, squares, 0.0)

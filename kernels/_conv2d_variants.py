@@ -1,4 +1,4 @@
-"""The specialisations of the convolution kernels that networks launch, for the tests that compile them ahead of time."""
+"""The specialisations of the convolution kernels that networks launch, for tests that compile them ahead of time."""
 
 from __future__ import annotations
 
@@ -61,11 +61,20 @@ def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precisio
     b, t = weight_blocks(pixels, outputs, inputs, 9, dtype, plain), f"*{TYPES[dtype]}"
     ints = ("images", "height", "width", "channels", "outputs", "padding", "share")
     signature = {"partial_ptr": "*fp32", "dy_ptr": t, "x_ptr": t, **dict.fromkeys(ints, "i32")}
-    constants = {"GRID_HEIGHT": 32, "GRID_WIDTH": 32, "KERNEL": 3, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k}
+    constants: dict[str, Any] = {
+        "GRID_HEIGHT": 32,
+        "GRID_WIDTH": 32,
+        "KERNEL": 3,
+        "BLOCK_M": b.m,
+        "BLOCK_N": b.n,
+        "BLOCK_K": b.k,
+    }
     aligned = ("partial_ptr", "dy_ptr", "x_ptr", "height", "width", "channels", "outputs", "share")
     kernel = _conv2d_products._conv2d_bwd_weight
-    constants |= {"PRECISION": precision}
-    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, matrix_products=not plain)
+    constants |= {"EVEN": inputs % b.n == 0, "PRECISION": precision}
+    # rows of tf32 operands must follow the sum: they are turned over as they are copied, 4 bytes at a time
+    wide = precision != "tf32"
+    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not plain, wide)
 
 
 def _others() -> dict[str, Variant]:
@@ -85,7 +94,10 @@ def _others() -> dict[str, Variant]:
     return {
         "reduce_fp16": Variant(tail._conv2d_reduce, reduce, constants, aligned),
         "reduce_weight_fp16": Variant(
-            _conv2d_products._conv2d_reduce_weight, weights, {"TAPS": 9, "BLOCK": 1024}, ("partial_ptr", "size", "channels")
+            _conv2d_products._conv2d_reduce_weight,
+            weights,
+            {"TAPS": 9, "BLOCK": 1024},
+            ("partial_ptr", "size", "channels"),
         ),
         "statistics": Variant(tail._conv2d_statistics, sums, {"BLOCK_R": 32, "BLOCK_C": 8}, tuple(sums)[:3], **narrow),
         "affine_fp16": Variant(

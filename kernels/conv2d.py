@@ -2,23 +2,24 @@
 
     y = (weight * x + rows + residual) scale            x: (N, C, H, W); weight as `pack` gives it; rows: (1 or N, O)
 
-Float32 runs on TF32 matrix units where torch.backends.cudnn.allow_tf32 says so, as the reference's convolution does, and
-on plain multiply-adds otherwise. Inference may have the norm before the convolution applied as x is read (`Prologue`),
-and the statistics of the norm after it taken as y is written.
+Float32 runs on TF32 matrix units where torch.backends.cudnn.allow_tf32 says so, as the reference's convolution does,
+and on plain multiply-adds otherwise. Inference may have the norm before the convolution applied as x is read
+(`Prologue`), and the statistics of the norm after it taken as y is written.
 
 A nearest-neighbour upsampling by 2 and a 3x3 convolution after it are four 2x2 convolutions, one for each phase of the
 output's pixels (`pack_phases`, `upsample`): where taps read the same pixel their weights are added first, which leaves
-16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain: each
-phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
+16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain:
+each phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
 
-An image's result does not depend on its batch while the blocks are the same (`_conv2d_blocks`: they follow the number of
-pixels); give `plan` to keep them.
+An image's result does not depend on its batch while the blocks are the same (`_conv2d_blocks`: they follow the number
+of pixels); give `plan` to keep them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 import triton
@@ -28,7 +29,17 @@ from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
 from edm_fast.kernels._conv2d_variants import variants
 from edm_fast.kernels._launch import on_device
 
-__all__ = ["Blocks", "Prologue", "Statistics", "forward", "pack", "pack_phases", "upsample", "variants", "weight_gradient"]
+__all__ = [
+    "Blocks",
+    "Prologue",
+    "Statistics",
+    "forward",
+    "pack",
+    "pack_phases",
+    "upsample",
+    "variants",
+    "weight_gradient",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,58 +133,57 @@ def _launch(
     prologue: Prologue | None,
     statistics: Statistics | None,
     plan: Blocks | None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     phases, outputs, k, _, c = packed.shape
-    x = _last(x)
     n, _, h, w = x.shape
-    high, wide = (h, w) if phases == 4 else (h + 2 * padding - k + 1, w + 2 * padding - k + 1)
-    side = 2 if phases == 4 else 1
-
-    def fresh(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
-
+    high, wide, side = (h, w, 2) if phases == 4 else (h + 2 * padding - k + 1, w + 2 * padding - k + 1, 1)
     shape = (n, outputs, side * high, side * wide)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    groups = (n, statistics.groups if statistics is not None else 0)
-    mean, rstd = (fresh(*groups), fresh(*groups)) if statistics is not None else (None, None)
     if y.numel() == 0:
-        return y, mean, rstd
+        return y if statistics is None else (y, *_moments(y, statistics))
     rows, residual, scale = tail
     rows = None if rows is None else rows.contiguous()
-    residual = None if residual is None else _last(residual)
-    area, plain = high * wide, _plain(x.dtype)
+    x, residual = _last(x), None if residual is None else _last(residual)
+    area = high * wide
     pixels = n * area
-    b = plan or blocks(pixels, outputs, c, k * k, x.dtype, plain, phases, area if prologue is not None else 0)
+    area_of_tile = area if prologue is not None else 0
+    b = plan or blocks(pixels, outputs, c, k * k, x.dtype, _plain(x.dtype), phases, area_of_tile)
     part = math.gcd(area, b.m) if statistics is not None else 0
-    parts = phases * area // part if part else 0
-    sums = fresh(n, parts, 2, outputs) if part else None
-    partial = fresh(b.splits, phases, pixels, outputs) if b.splits > 1 else None
+    single: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+    sums = torch.empty((n, phases * area // part, 2, outputs), **single) if part else None
+    partial = torch.empty((b.splits, phases, pixels, outputs), **single) if b.splits > 1 else None
     steps = triton.cdiv(triton.cdiv(k * k * c, b.k), b.splits)
-    finish = {"PHASES": phases, "RESIDUAL": residual is not None, "PART": part}
-    finish |= {"ROWS": 0 if rows is None else 1 if rows.shape[0] == 1 else 2, "BLOCK_N": b.n}
+    finish = {"PHASES": phases, "RESIDUAL": residual is not None, "PART": part, "BLOCK_M": b.m, "BLOCK_N": b.n}
+    finish["ROWS"] = 0 if rows is None else 1 if rows.shape[0] == 1 else 2
     with on_device(x):
         affine = None if prologue is None else _affine(prologue, n, c)
-        tiles = triton.cdiv(pixels, b.m) * triton.cdiv(outputs, b.n)
+        tiles_m, tiles_n = triton.cdiv(pixels, b.m), triton.cdiv(outputs, b.n)
         # fmt: off
-        _conv2d_products._conv2d_fwd[tiles, phases, b.splits](
-            y, x, packed, rows, residual, affine, partial, sums, scale, n, h, w, high, wide, c, outputs,
-            1 if phases == 4 else padding, steps,
-            KERNEL=k, BLOCK_M=b.m, BLOCK_K=b.k, SPLIT=b.splits > 1, EVEN=c % b.k == 0, AFFINE=affine is not None,
+        _conv2d_products._conv2d_fwd[tiles_m * tiles_n, phases, b.splits](
+            y, x, packed, rows, residual, affine, partial, sums, scale, n, h, w, high, wide, c, outputs, padding, steps,
+            KERNEL=k, BLOCK_K=b.k, SPLIT=b.splits > 1, EVEN=c % b.k == 0, AFFINE=affine is not None,
             SILU=prologue is not None and prologue.silu, ONE_IMAGE=area % b.m == 0, PADDED=k > 1 or padding > 0,
             PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **finish,
         )
         if partial is not None:
-            grid = (triton.cdiv(pixels, b.m), triton.cdiv(outputs, b.n), phases)
-            _conv2d_tail._conv2d_reduce[grid](
-                y, partial, rows, residual, sums, scale, b.splits, pixels, area, wide, outputs, BLOCK_M=b.m, **finish
+            _conv2d_tail._conv2d_reduce[tiles_m, tiles_n, phases](
+                y, partial, rows, residual, sums, scale, b.splits, pixels, area, wide, outputs, **finish
             )
         # fmt: on
-        if statistics is not None:
-            group = outputs // statistics.groups
-            _conv2d_tail._conv2d_statistics[groups](
-                mean, rstd, sums, statistics.eps, parts, part, outputs, group, BLOCK_R=32, BLOCK_C=triton.next_power_of_2(group)
-            )
-    return y, mean, rstd
+        return y if statistics is None or sums is None else (y, *_moments(y, statistics, sums, part))
+
+
+def _moments(
+    y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and rstd (N, groups) of y from the sums of its parts."""
+    mean, rstd = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device).unbind(0)
+    if sums is not None:
+        group = y.shape[1] // statistics.groups
+        sizes = (sums.shape[1], part, y.shape[1], group)
+        block = triton.next_power_of_2(group)
+        _conv2d_tail._conv2d_statistics[mean.shape](mean, rstd, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block)
+    return mean, rstd
 
 
 def forward(
@@ -188,9 +198,8 @@ def forward(
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Convolve x (N, C, H, W) with packed (O, k, k, C). With `statistics` also mean and rstd (N, groups), float32, of y."""
-    y, mean, rstd = _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan)
-    return y if mean is None or rstd is None else (y, mean, rstd)
+    """Convolve x (N, C, H, W) with packed (O, k, k, C). With `statistics` also mean and rstd of y, (N, groups) float32."""
+    return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan)
 
 
 def upsample(
@@ -208,8 +217,7 @@ def upsample(
 
     packed: (4, O, 2, 2, C) of `pack_phases`. A prologue comes before the repetition, with which it commutes.
     """
-    y, mean, rstd = _launch(x, packed, (rows, residual, scale), 1, prologue, statistics, plan)
-    return y if mean is None or rstd is None else (y, mean, rstd)
+    return _launch(x, packed, (rows, residual, scale), 1, prologue, statistics, plan)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:
@@ -229,7 +237,7 @@ def weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int
         # fmt: off
         _conv2d_products._conv2d_bwd_weight[tiles, b.splits](
             partial, dy, x, n, h, w, c, outputs, padding, share,
-            PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **sizes,
+            EVEN=c % b.n == 0, PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **sizes,
         )
         # fmt: on
         _conv2d_products._conv2d_reduce_weight[triton.cdiv(dweight.numel(), 1024),](
