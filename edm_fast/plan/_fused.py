@@ -19,6 +19,12 @@ def _kernels() -> Any:
     return conv2d
 
 
+def _norms() -> Any:
+    from edm_fast.kernels import group_norm_silu
+
+    return group_norm_silu
+
+
 def pack(weight: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
     """A weight (O, C, k, k) as the kernels read it; layout "phases": after upsampling by 2."""
     return _kernels().pack_phases(weight, dtype) if layout == "phases" else _kernels().pack(weight, dtype)
@@ -42,7 +48,7 @@ def normalised(packed: Pack) -> Callable[..., torch.Tensor]:
     """Of a pair of group_norm_silu and a convolution: the normalised image is never written."""
 
     def run(first: dict[str, Any], second: dict[str, Any]) -> torch.Tensor:
-        mean, rstd = moments(first["x"], first["groups"], first["eps"])
+        mean, rstd = _norms().moments(first["x"], first["groups"], first["eps"], last=True)
         names = ("weight", "bias", "scale", "shift", "silu")
         prologue = _kernels().Prologue(mean, rstd, **{name: first[name] for name in names})
         weight, padding = second["weight"], second["padding"]
@@ -61,11 +67,3 @@ def upsampled(packed: Pack) -> Callable[..., torch.Tensor]:
         return _kernels().upsample(first["x"], packed(second["weight"], "phases"), *tail)
 
     return run
-
-
-def moments(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / sqrt(var + eps) of each group of channels, (N, groups) float32."""
-    n, c, h, w = x.shape
-    pixels = x.permute(0, 2, 3, 1).reshape(n, h * w, groups, c // groups)
-    var, mean = torch.var_mean(pixels.float(), dim=(1, 3), correction=0)
-    return mean, torch.rsqrt(var + eps)
