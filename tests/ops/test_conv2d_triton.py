@@ -1,4 +1,4 @@
-"""The Triton conv2d: through the op, and its launchers with the prologue, the statistics and the upsampling of plans."""
+"""The Triton conv2d: through the op, and its launchers with prologue, statistics and upsampling."""
 
 import math
 
@@ -15,14 +15,15 @@ DEVICE = op_checks.BACKENDS["triton"]
 if (reason := _triton.reason(torch.ones(1, device=DEVICE))) is not None:
     pytest.skip(reason, allow_module_level=True)
 
-from edm_fast.kernels import conv2d as kernels  # noqa: E402
 from edm_fast.kernels import _conv2d_blocks  # noqa: E402
+from edm_fast.kernels import conv2d as kernels  # noqa: E402
 from edm_fast.kernels._conv2d_blocks import Blocks  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF = math.sqrt(0.5)
 run = op_checks.forced("conv2d", "triton")
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+single_and_half = pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)  # bfloat16 differs in its conversions alone
 
 
 def inputs(*args, **kwargs):
@@ -111,15 +112,15 @@ PLANS = {
     "even_split": ((2, 32, 4, 4), 40, 3, Blocks(64, 32, 16, 4, 2, 5)),
     "split_with_nothing_left": ((1, 16, 4, 4), 8, 3, Blocks(64, 16, 16, 4, 2, 7)),
     "wide": ((1, 16, 8, 12), 300, 1, Blocks(64, 256, 16, 8, 2)),
-    "many_tiles": ((3, 3, 24, 24), 40, 3, Blocks(64, 16, 32, 4, 2)),
+    "many_tiles": ((3, 3, 16, 17), 20, 3, Blocks(64, 16, 32, 4, 2)),
 }
 
 
-@dtypes
+@single_and_half
 @pytest.mark.parametrize("name", PLANS)
 def test_every_plan(name, dtype):
     shape, out, k, plan = PLANS[name]
-    args, kwargs = inputs(shape, out, k, dtype=dtype, scale=HALF)
+    args, kwargs = inputs(shape, out, k, dtype=dtype, emb=shape[0], scale=HALF)
 
     def planned(x, weight, bias, emb, residual, scale):
         return kernels.forward(x, kernels.pack(weight), emb + bias, residual, scale, k // 2, plan=plan)
@@ -143,7 +144,7 @@ def prologue_of(x, norm, groups, silu):
     return kernels.Prologue(mean.float(), (var + 1e-5).rsqrt().float(), *norm, silu=silu)
 
 
-@dtypes
+@single_and_half
 @pytest.mark.parametrize("adaptive", ["plain", "each", "shared"])
 @pytest.mark.parametrize("name", PROLOGUES)
 def test_prologue(name, adaptive, dtype):
@@ -172,18 +173,20 @@ STATISTICS = {
     "images_of_a_tile": ((5, 5, 4, 4), 12, 3, None),
     "odd": ((2, 5, 7, 5), 12, 3, None),
     "split": ((3, 32, 4, 4), 36, 4, Blocks(64, 16, 32, 4, 2, 3)),
-    "wide": ((3, 16, 4, 4), 264, 33, Blocks(64, 256, 16, 8, 2)),
+    "wide": ((3, 5, 4, 4), 264, 33, Blocks(64, 256, 64, 8, 2)),
 }
 
 
 def is_statistics_of(y, mean, rstd, groups, eps):
     parts = y.double().reshape(y.shape[0], groups, -1)
-    torch.testing.assert_close(mean.double(), parts.mean(2), rtol=1e-5, atol=1e-5)
     exact = (parts.var(2, correction=0) + eps).rsqrt()
-    torch.testing.assert_close(rstd.double(), exact, rtol=1e-5, atol=0)
+    # roundings of the mean, in standard deviations; where squares were summed, those would be squared
+    bound = 4 * torch.finfo(torch.float32).eps * (1 + (parts.mean(2).abs() * exact).max())
+    assert ((mean - parts.mean(2)) * exact).abs().max() <= bound
+    assert (rstd / exact - 1).abs().max() <= bound
 
 
-@dtypes
+@single_and_half
 @pytest.mark.parametrize("name", STATISTICS)
 def test_statistics(name, dtype):
     """Of y as it was written, also far from zero, where a mean of squares would have lost the variance."""
@@ -213,7 +216,7 @@ def box(like):
     return torch.full((2, 2), 0.25, dtype=like.dtype, device=like.device)
 
 
-@dtypes
+@single_and_half
 @pytest.mark.parametrize("name", UPSAMPLED)
 def test_upsample(name, dtype):
     (n, c, h, w), out, plan = UPSAMPLED[name]
@@ -242,10 +245,10 @@ def test_upsample_between_norms(size):
     is_statistics_of(y, *found, 4, 1e-5)
 
 
-@dtypes
+@single_and_half
 def test_an_image_does_not_depend_on_its_batch(dtype):
     """Alone, at any place of a batch, beside anything, as long as the blocks are the same."""
-    (x, weight, _, rows, residual), _ = inputs((7, 33, 3, 5), 20, emb=7, dtype=dtype)
+    (x, weight, _, rows, residual), _ = inputs((7, 17, 3, 5), 6, emb=7, dtype=dtype)
     x[2] *= 1e4
     x[5] = math.nan
     for plan in (Blocks(64, 16, 32, 4, 2), Blocks(64, 16, 16, 4, 2, 3)):
@@ -255,7 +258,7 @@ def test_an_image_does_not_depend_on_its_batch(dtype):
 
         whole = convolve(slice(None))
         assert not whole[[0, 1, 2, 3, 4, 6]].isnan().any()
-        for order in ([0], [6], [1, 0], [6, 2, 3, 0, 1]):
+        for order in ([6], [6, 2, 3, 0, 1]):
             assert torch.equal(convolve(order), whole[order])
 
 
@@ -268,7 +271,7 @@ def test_what_is_not_finite_shows():
     assert reached.any() and not y[reached].isfinite().any() and y[~reached].isfinite().all()
 
 
-@dtypes
+@single_and_half
 @pytest.mark.parametrize(
     "sizes", [(2, 16, 40, 8, 8, 3, 1), (3, 33, 70, 5, 6, 3, 0), (2, 64, 3, 5, 3, 3, 2), (5, 40, 9, 9, 7, 1, 0)]
 )
@@ -301,6 +304,10 @@ def test_precision_follows_torch():
             assert kernels.precision(torch.float16) == "ieee"
 
 
+def tiles(b, pixels, outputs):
+    return -(-pixels // b.m) * -(-outputs // b.n)
+
+
 @pytest.mark.parametrize("channels", [3, 32, 128, 192, 256, 384, 512, 576, 768, 960, 1152, 1344, 1536])
 def test_blocks(channels):
     """Sums are cut for few pixels alone, steps are whole, and stages fit the 163 KB of an A100."""
@@ -311,7 +318,7 @@ def test_blocks(channels):
                 factors = 0 if not area else 8 * b.k if area % b.m == 0 else 8 * b.m * b.k
                 assert b.stages * ((b.m + b.n) * b.k * dtype.itemsize + factors) <= 163 * 1024
                 assert channels == 3 or channels % b.k == 0
-                assert pixels < 4096 or b.splits == 1 or plain
+                assert b.splits == 1 or b.splits * tiles(b, pixels, 256) <= _conv2d_blocks.PROCESSORS
             w = _conv2d_blocks.weight_blocks(pixels, 256, channels, 9, dtype, plain)
             assert channels == 3 or channels % w.n == 0
             assert w.splits * 3 * w.k <= max(pixels, 3 * w.k)
@@ -319,18 +326,14 @@ def test_blocks(channels):
     assert _conv2d_blocks.blocks(65536, 256, 256, 9, torch.float16) == Blocks(128, 256, 64, 8, 3)
 
 
-def test_opcheck():
-    for layout in testing.LAYOUTS:
-        for count in (None, 1, 2):
-            (x, weight, bias, _, residual), _ = inputs((2, 5, 4, 3), 6, layout=layout)
-            rows = None if count is None else bias.expand(count, -1).contiguous()
-            for padding in (0, 1):
-                tail = residual if padding == 1 else None
-                args = (x, weight, rows, tail, 0.5, padding, "triton")
-                torch.library.opcheck(torch.ops.edm_fast.conv2d.default, args)
-            dy = torch.ops.edm_fast.conv2d(x, weight, None, None, 1.0, 1, "triton")
-            torch.library.opcheck(torch.ops.edm_fast.conv2d_adjoint.default, (dy, weight, 1, "triton"))
-            torch.library.opcheck(torch.ops.edm_fast.conv2d_weight_gradient.default, (dy, x, 3, 1, "triton"))
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+def test_opcheck(layout):
+    (x, weight, _, rows, residual), _ = inputs((2, 3, 4, 3), 4, layout=layout)
+    args = (x, weight, rows, residual, 0.5, 1, "triton")
+    torch.library.opcheck(torch.ops.edm_fast.conv2d.default, args)
+    dy = torch.ops.edm_fast.conv2d(x, weight, None, None, 1.0, 0, "triton")
+    torch.library.opcheck(torch.ops.edm_fast.conv2d_adjoint.default, (dy, weight, 0, "triton"))
+    torch.library.opcheck(torch.ops.edm_fast.conv2d_weight_gradient.default, (dy, x, 3, 0, "triton"))
 
 
 def test_compiles_without_a_graph_break():
@@ -347,10 +350,11 @@ def test_compiles_without_a_graph_break():
 
 
 def test_autocast():
-    args, _ = inputs((2, 5, 4, 3), 6)
+    (x, weight, bias, _, residual), _ = inputs((2, 5, 4, 3), 6)
     with torch.autocast(DEVICE, torch.bfloat16):
-        y = run(*args)
-    assert y.dtype == torch.bfloat16 and torch.equal(y, run(*(t.bfloat16() for t in args)))
+        y = run(x, weight, bias, None, residual)
+    assert torch.equal(y, run(*(t.bfloat16() for t in (x, weight, bias)), None, residual.bfloat16()))
+    assert y.dtype == torch.bfloat16
 
 
 def test_choice_and_reasons():
