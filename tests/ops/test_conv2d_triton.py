@@ -26,6 +26,12 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 single_and_half = pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)  # bfloat16 differs in its conversions alone
 
 
+@pytest.fixture(autouse=True)
+def plain_float32(monkeypatch):
+    """Of small shapes torch's algorithms may not take TF32 where they could, and could not be compared with."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def inputs(*args, **kwargs):
     return case_inputs(*args, device=DEVICE, **kwargs)
 
@@ -98,8 +104,7 @@ def test_second_derivatives():
 
     args, kwargs = inputs((2, 5, 5, 6), 7, scale=0.7)
     exact = second(conv2d.reference)(*testing.widened(args), **kwargs)
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        found = second(run)(*args, **kwargs)
+    found = second(run)(*args, **kwargs)
     for got, want in zip(found, exact, strict=True):
         assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
@@ -236,11 +241,10 @@ def test_upsample(name, dtype):
 def test_upsample_between_norms(size):
     x, weight = drawn(2, 32, *size), drawn(24, 32, 3, 3, seed=1) / 17
     norm = [drawn(32, seed=1), drawn(32, seed=2) + 3]
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        prologue, statistics = prologue_of(x, norm, 8, True), kernels.Statistics(4, 1e-5)
-        y, *found = kernels.upsample(x, kernels.pack_phases(weight), prologue=prologue, statistics=statistics)
-        exact = group_norm_silu.reference(*testing.widened([x, *norm]), 8)
-        exact = conv2d.reference(upfirdn.reference(exact, box(exact), up=2), weight.double())
+    prologue, statistics = prologue_of(x, norm, 8, True), kernels.Statistics(4, 1e-5)
+    y, *found = kernels.upsample(x, kernels.pack_phases(weight), prologue=prologue, statistics=statistics)
+    exact = group_norm_silu.reference(*testing.widened([x, *norm]), 8)
+    exact = conv2d.reference(upfirdn.reference(exact, box(exact), up=2), weight.double())
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
     is_statistics_of(y, *found, 4, 1e-5)
 
@@ -297,11 +301,23 @@ def test_packed_weights():
     assert all(torch.allclose(p.float().sum((1, 2)), weight.sum((2, 3)), atol=2e-2) for p in phases)
 
 
-def test_precision_follows_torch():
-    for allowed in (False, True):
-        with torch.backends.cudnn.flags(allow_tf32=allowed):
-            assert kernels.precision(torch.float32) == ("tf32" if allowed else "ieee")
-            assert kernels.precision(torch.float16) == "ieee"
+@pytest.mark.parametrize("allowed", [False, True])
+def test_precision_follows_torch(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    assert kernels.precision(torch.float32) == ("tf32" if allowed else "ieee")
+    assert kernels.precision(torch.float16) == "ieee"
+
+
+def test_tf32(monkeypatch):
+    """It has the digits of float16, cut off rather than rounded: twice its error at most, and twice for the order."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    args, kwargs = inputs((2, 32, 6, 5), 20, scale=HALF)
+    wide = testing.widened(args)
+    both = all_gradients(conv2d.reference)
+    exact, coarse = both(*wide, **kwargs), both(*(t.half().double() for t in args[:2]), *wide[2:], **kwargs)
+    for got, want, near in zip(all_gradients(run)(*args, **kwargs)[:3], exact, coarse):
+        bound = 4 * torch.finfo(torch.float16).eps * want.abs().max()
+        assert (got - want).abs().max() <= max(4 * (near - want).abs().max(), bound)
 
 
 def tiles(b, pixels, outputs):
