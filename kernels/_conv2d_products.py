@@ -78,8 +78,9 @@ def _operands(
     k = tl.arange(0, BLOCK_K)
     if EVEN:
         tap = first // channels
-        c = first % channels + k
-        shift = (tap // KERNEL * width + tap % KERNEL) * channels + first % channels
+        start = first - tap * channels  # and not a remainder, of which Triton 3.6 does not see that it is aligned
+        c = start + k
+        shift = (tap // KERNEL * width + tap % KERNEL) * channels + start
         inside = ((bits >> tap) & 1)[:, None] != 0
         if PADDED:
             x = tl.load(x_ptr + shift + (x_rows[:, None] + k[None, :]), mask=inside, other=0.0)
@@ -201,7 +202,7 @@ def _conv2d_bwd_weight(
     tap = tl.full((1,), tile_n * BLOCK_N // channels, tl.int32) if EVEN else j // channels
     down, right = tap // KERNEL - padding, tap % KERNEL - padding
     dy_columns = dy_ptr + o
-    x_columns = x_ptr + (down.to(tl.int64) * width + right) * channels + j % channels
+    x_columns = x_ptr + (down.to(tl.int64) * width + right) * channels + (j - tap * channels)
     pixels = images * (GRID_HEIGHT * GRID_WIDTH)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(split * share, tl.minimum((split + 1) * share, pixels), BLOCK_K):

@@ -49,8 +49,9 @@ def _finish(
     if ROWS == 1:
         total += tl.load(rows_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
     if ROWS == 2:
-        image = (m // image_pixels).to(tl.int64)
-        total += tl.load(rows_ptr + image[:, None] * outputs + o[None, :], mask=mask, other=0.0).to(tl.float32)
+        image = tile_m * BLOCK_M // image_pixels  # of the first row
+        own = (m // image_pixels - image)[:, None] * outputs + o[None, :]
+        total += tl.load(rows_ptr + tl.cast(image, tl.int64) * outputs + own, mask=mask, other=0.0).to(tl.float32)
     # 64 bits to where the tile begins, 32 from there on
     first = _target(tile_m * BLOCK_M, image_pixels, width, phase, PHASES)
     offset = (_target(m, image_pixels, width, phase, PHASES) - first).to(tl.int32)[:, None] * outputs + o[None, :]
@@ -176,7 +177,7 @@ def _conv2d_statistics(
         r = first + tl.arange(0, BLOCK_R)
         mask = (r < parts)[:, None] & (c < group)[None, :]
         total += tl.load(source + r[:, None] * (2 * outputs), mask=mask, other=0.0)
-    count = (parts * part * group).to(tl.float32)
+    count = tl.cast(parts * part * group, tl.float32)
     mean = tl.sum(total) / count
     total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     for first in range(0, parts, BLOCK_R):

@@ -198,7 +198,7 @@ def forward(
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Convolve x (N, C, H, W) with packed (O, k, k, C). `statistics`: also mean and rstd of y, (N, groups) float32."""
+    """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (N, groups) of y."""
     return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan)
 
 

@@ -1,11 +1,10 @@
 """conv2d: the reference against its definition, derivatives, and every backend against the reference."""
 
-import math
-
 import op_checks
 import pytest
 import torch
 import torch.nn.functional as F
+from conv_inputs import all_gradients, case_inputs
 
 from edm_fast import backend, native, testing
 from edm_fast.backend import BackendError
@@ -71,30 +70,6 @@ def test_backend_keeps_the_budget(name, case):
 
 def on_cpu(*args, **kwargs):
     return op_checks.forced("conv2d", "cpu")(*args, **kwargs)
-
-
-def case_inputs(shape=(2, 17, 9, 7), out=20, k=3, layout="contiguous", dtype=torch.float32, emb=2, **kwargs):
-    """All arguments of one call: a tuple of tensors (x, weight, bias, emb, residual), and the rest."""
-    generator = torch.Generator().manual_seed(0)
-    n, c, h, w = shape
-    grow = 2 * kwargs.get("padding", k // 2) - k + 1
-    shapes = (shape, (out, c, k, k), (out,), (emb, out), (n, out, h + grow, w + grow))
-    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-    tensors[1] /= math.sqrt(c * k * k)
-    return tuple(testing.laid_out(t.to(dtype), layout if t.ndim == 4 else "contiguous") for t in tensors), kwargs
-
-
-def all_gradients(function):
-    """Of the same arguments: y, and the gradients of a fixed weighted sum of it with respect to every tensor."""
-
-    def run(*args, **kwargs):
-        fresh = [t.detach().requires_grad_() for t in args]
-        with torch.enable_grad():
-            y = function(*fresh, **kwargs)
-            weights = torch.cos(torch.arange(y.numel())).reshape(y.shape).to(y)
-            return y.detach(), *torch.autograd.grad(y, fresh, weights)
-
-    return run
 
 
 GRADIENTS = {
