@@ -7,9 +7,10 @@ No network is needed. The package is installed into the Python that runs this (`
 of another one. Each part runs in a process of its own, ends at its budget in seconds, and writes PART.json; --resume
 leaves finished parts alone and takes up those that were cut. Together the budgets stay under nine minutes.
 
-What does not fit is cut from the end of each part's list (PLACES of _gpu_parts.py) and said in the report: first
-max-autotune of all but DDPM++ at batch 64, then torch.compile of the other places, then the other batches in eager
-mode, then max-autotune of DDPM++. Run `--parts=networks --resume` again to go on.
+What does not fit is cut from the end of each part's list (PLACES of _gpu_parts.py) and said in the report: of networks
+first max-autotune of all but DDPM++ at batch 64, then torch.compile of the other places, then max-autotune of DDPM++,
+then the other batches in eager mode, then torch.compile of DDPM++. Compilers take minutes, so the next thing to do is
+`--parts=networks,training --resume --budget=networks=450 --budget=training=100`, as often as something is cut.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {  # seconds
-    "build": 75,
-    "tests": 110,
+    "build": 65,
+    "tests": 105,
     "sanitizer": 25,
     "ops": 60,
-    "networks": 160,
-    "training": 35,
-    "sampling": 35,
+    "networks": 145,
+    "training": 45,
+    "sampling": 45,
     "profile": 20,
 }
-GRACE = 10  # seconds that a part has to stop by itself
+GRACE = 5  # seconds that a part has to stop by itself
 MEASURED = ("ops", "networks", "training", "sampling", "profile")
 Part = dict[str, Any]
 

@@ -109,7 +109,10 @@ def test_the_places_hold_every_peer_and_batch():
 
 
 def test_budgets_stay_under_nine_minutes():
-    assert set(gpu_report.BUDGETS) == set(gpu_report.PARTS) and sum(gpu_report.BUDGETS.values()) < 540
+    assert (
+        set(gpu_report.BUDGETS) == set(gpu_report.PARTS)
+        and sum(gpu_report.BUDGETS.values()) + gpu_report.GRACE * len(gpu_report.MEASURED) < 540
+    )
     args = gpu_report.arguments(["--budget=networks=7.5", "--parts=ops, networks"])
     assert args.budgets["networks"] == 7.5 and args.chosen == ["ops", "networks"]
     for wrong in ("--parts=nope", "--budget=nope=1", "--budget=ops=x"):
