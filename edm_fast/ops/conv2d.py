@@ -4,6 +4,9 @@
 
 x: (N, C, H, W); weight: (O, C, k, k); bias: (O,); emb: (N, O) or (1, O), one value per channel; residual: as y.
 Weight and bias are cast to the dtype of x.
+
+Triton: float16, bfloat16 and float32 (TF32 where torch.backends.cudnn.allow_tf32 is set, as for the reference), of
+kernels 1x1 and 3x3. Under autocast it takes the dtype that the reference's convolution would.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch.nn.grad
 from edm_fast import native
 from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
-from edm_fast.ops import _check
+from edm_fast.ops import _check, _triton
 
 
 def reference(
@@ -67,13 +70,14 @@ def check(
         raise UserError(f"{op}: emb has shape {tuple(emb.shape)}; expected {(x.shape[0], outputs)}")
 
 
-# The native op: images channels last; rows (1 or N, O): the sum of bias and embedding. conv2d_adjoint gives dx; the
-# gradients of residual and rows are dy scale itself and its sums.
+# The op of both backends, "native" and "triton": images channels last; rows (1 or N, O): the sum of bias and embedding.
+# conv2d_adjoint gives dx; the gradients of residual and rows are dy scale itself and its sums.
 _library = torch.library.Library("edm_fast", "FRAGMENT")
 _tail = "Tensor? rows, Tensor? residual, float scale, int padding"
-_library.define(f"conv2d(Tensor x, Tensor weight, {_tail}) -> Tensor")
-_library.define("conv2d_adjoint(Tensor dy, Tensor weight, int padding) -> Tensor")
-_library.define("conv2d_weight_gradient(Tensor dy, Tensor x, int kernel, int padding) -> Tensor")
+_backend = 'str backend="native"'
+_library.define(f"conv2d(Tensor x, Tensor weight, {_tail}, {_backend}) -> Tensor")
+_library.define(f"conv2d_adjoint(Tensor dy, Tensor weight, int padding, {_backend}) -> Tensor")
+_library.define(f"conv2d_weight_gradient(Tensor dy, Tensor x, int kernel, int padding, {_backend}) -> Tensor")
 
 WINOGRAD4 = 4  # code of csrc/conv2d.h
 FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
@@ -143,26 +147,50 @@ def _forward(
     residual: torch.Tensor | None,
     scale: float,
     padding: int,
+    backend: str = "native",
 ) -> torch.Tensor:
+    if backend == "triton":
+        from edm_fast.kernels import conv2d as kernels  # late: a missing triton is a reason, not a crash
+
+        return kernels.forward(x, kernels.pack(weight), rows, residual, scale, padding)
     return _convolve(x, weight, rows, residual, scale, padding, transposed=False)
 
 
-def _adjoint(dy: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
-    return _convolve(dy, weight, None, None, 1.0, weight.shape[-1] - 1 - padding, transposed=True)
+def _adjoint(dy: torch.Tensor, weight: torch.Tensor, padding: int, backend: str = "native") -> torch.Tensor:
+    padding = weight.shape[-1] - 1 - padding
+    if backend == "triton":
+        from edm_fast.kernels import conv2d as kernels
+
+        return kernels.forward(dy, kernels.pack(weight, transposed=True), padding=padding)
+    return _convolve(dy, weight, None, None, 1.0, padding, transposed=True)
 
 
-def _fake_forward(x: torch.Tensor, weight: torch.Tensor, *tail: Any) -> torch.Tensor:
-    grow = 2 * tail[-1] - weight.shape[-1] + 1
+def _fake_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rows: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    scale: float,
+    padding: int,
+    backend: str = "native",
+) -> torch.Tensor:
+    grow = 2 * padding - weight.shape[-1] + 1
     return _images(x.shape[0], weight.shape[0], x.shape[2] + grow, x.shape[3] + grow, x)
 
 
-def _fake_adjoint(dy: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+def _fake_adjoint(dy: torch.Tensor, weight: torch.Tensor, padding: int, backend: str = "native") -> torch.Tensor:
     grow = weight.shape[-1] - 1 - 2 * padding
     return _images(dy.shape[0], weight.shape[1], dy.shape[2] + grow, dy.shape[3] + grow, dy)
 
 
-def _weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:
-    """(O, C, k, k); a 1x1 kernel's is a matrix product, which is torch's."""
+def _weight_gradient(
+    dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int, backend: str = "native"
+) -> torch.Tensor:
+    """(O, C, k, k); of a 1x1 kernel, a matrix product, the native one is torch's."""
+    if backend == "triton":
+        from edm_fast.kernels import conv2d as kernels
+
+        return kernels.weight_gradient(dy, x, kernel, padding)
     (n, c, h, w), outputs = x.shape, dy.shape[1]
     if kernel == 1:
         shape, pad = x.new_empty((outputs, c, 1, 1)), [padding] * 2
@@ -179,32 +207,35 @@ def _weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: in
     return dweight
 
 
-def _fake_weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:
+def _fake_weight_gradient(
+    dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int, backend: str = "native"
+) -> torch.Tensor:
     return x.new_empty((dy.shape[1], x.shape[1], kernel, kernel))
 
 
-_library.impl("conv2d", _forward, "CPU")
-_library.impl("conv2d_weight_gradient", _weight_gradient, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("conv2d", _forward, _device)
+    _library.impl("conv2d_adjoint", _adjoint, _device)
+    _library.impl("conv2d_weight_gradient", _weight_gradient, _device)
 torch.library.register_fake("edm_fast::conv2d_weight_gradient", _fake_weight_gradient, lib=_library)
-_library.impl("conv2d_adjoint", _adjoint, "CPU")
 torch.library.register_fake("edm_fast::conv2d", _fake_forward, lib=_library)
 torch.library.register_fake("edm_fast::conv2d_adjoint", _fake_adjoint, lib=_library)
 
 
 class Convolve(torch.autograd.Function):
-    """The native op. Its backward is native once, and the reference's where it is to be differentiated itself."""
+    """The op. Its backward is of the same backend once, and the reference's where it is to be differentiated itself."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        x, weight, rows, residual, scale, padding = args
+        x, weight, rows, residual, scale, padding, backend = args
         ctx.save_for_backward(x, weight)
-        ctx.rest = (None if rows is None else rows.shape[0], residual is not None, scale, padding)
+        ctx.rest = (None if rows is None else rows.shape[0], residual is not None, scale, padding, backend)
         return torch.ops.edm_fast.conv2d(*args)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        rows, residual, scale, padding = ctx.rest
+        rows, residual, scale, padding, backend = ctx.rest
         dy = dy if scale == 1.0 else dy * scale
         dx = dweight = drows = None
         if torch.is_grad_enabled():
@@ -215,12 +246,12 @@ class Convolve(torch.autograd.Function):
         else:
             dy = _last(dy)
             if ctx.needs_input_grad[0]:
-                dx = torch.ops.edm_fast.conv2d_adjoint(dy, weight, padding)
+                dx = torch.ops.edm_fast.conv2d_adjoint(dy, weight, padding, backend)
             if ctx.needs_input_grad[1]:
-                dweight = torch.ops.edm_fast.conv2d_weight_gradient(dy, x, weight.shape[-1], padding)
+                dweight = torch.ops.edm_fast.conv2d_weight_gradient(dy, x, weight.shape[-1], padding, backend)
         if ctx.needs_input_grad[2]:
             drows = dy.sum((2, 3)) if rows == dy.shape[0] else dy.sum((0, 2, 3))[None]
-        return dx, dweight, drows, dy if residual and ctx.needs_input_grad[3] else None, None, None
+        return dx, dweight, drows, dy if residual and ctx.needs_input_grad[3] else None, None, None, None
 
 
 def cpu_forward(
@@ -233,7 +264,12 @@ def cpu_forward(
     padding: int | None = None,
 ) -> torch.Tensor:
     rows = emb if bias is None else bias[None] if emb is None else emb + bias
-    args = (x, weight, rows, residual, float(scale), weight.shape[-1] // 2 if padding is None else padding)
+    return _run(
+        x, weight, rows, residual, float(scale), weight.shape[-1] // 2 if padding is None else padding, "native"
+    )
+
+
+def _run(*args: Any) -> torch.Tensor:
     if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in args[:4]]):
         return Convolve.apply(*args)
     return torch.ops.edm_fast.conv2d(*args)
@@ -282,7 +318,45 @@ def cpu_slower(
     return None
 
 
+def triton_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    emb: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int | None = None,
+) -> torch.Tensor:
+    kind, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    rows = emb if bias is None else bias[None] if emb is None else emb + bias
+    padding = weight.shape[-1] // 2 if padding is None else padding
+    tensors = (None if t is None else t.to(dtype) for t in (x, weight, rows, residual))
+    return _run(*tensors, float(scale), padding, "triton")
+
+
+def triton_reason(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    emb: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int | None = None,
+) -> str | None:
+    if (reason := _triton.reason(x, weight, bias, emb, residual)) is not None:
+        return reason
+    k = weight.shape[-1]
+    if k not in (1, 3):
+        return f"it takes kernels of 1x1 and 3x3, not {k}x{k}"
+    if padding is not None and padding > k - 1:
+        return f"its backward takes a padding of at most {k - 1} for this kernel, not {padding}"
+    return None
+
+
+triton = Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower)
 # F(4x4) pays for its speed with digits: up to 6 times the largest error of torch's best order of summation, and no more
 # than that of its worst
 cpu = Candidate(cpu_forward, cpu_reason, differentiable=True, slower=cpu_slower, budget=8.0)
-conv2d = Op("conv2d", reference, check, cpu=cpu)
+conv2d = Op("conv2d", reference, check, triton=triton, cpu=cpu)

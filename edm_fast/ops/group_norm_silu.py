@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from edm_fast import native
 from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
-from edm_fast.ops import _check
+from edm_fast.ops import _check, _triton
 
 
 def reference(
@@ -66,11 +66,13 @@ def check(
             raise UserError(f"{op}: {name} has shape {tuple(value.shape)}; expected {(x.shape[0], channels)}")
 
 
-# The native op also returns what its backward needs: (3, N, groups), the mean of each group, what the mean lost when it
-# was rounded to the dtype of x, and 1 / sqrt(var + eps). The backward returns dx and dparams (rows, C): dweight, dbias,
-# the rows of dscale, the rows of dshift.
+# The op of both backends, "native" and "triton", also returns what its backward needs: (3, N, groups), the mean of each
+# group, what the mean lost when it was rounded to the dtype of x, and 1 / sqrt(var + eps); of Triton (2, N, groups)
+# float32 without the second. The backward returns dx and dparams (rows, C): dweight, dbias, the rows of dscale and of
+# dshift, of Triton in float32.
 _library = torch.library.Library("edm_fast", "FRAGMENT")
 _arguments = "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, int groups, float eps, bool silu"
+_arguments += ', str backend="native"'
 _library.define(f"group_norm_silu({_arguments}) -> (Tensor y, Tensor stats)")
 _library.define(f"group_norm_silu_backward(Tensor dy, Tensor stats, {_arguments}) -> (Tensor dx, Tensor dparams)")
 Parameters = Sequence[torch.Tensor | None]  # weight, bias, scale, shift
@@ -89,18 +91,43 @@ def _sizes(x: torch.Tensor, parameters: Parameters, groups: int) -> tuple[int, .
     return n, c, math.prod(space), groups, *rows, c
 
 
+def _is_last(x: torch.Tensor, layout: torch.memory_format) -> bool:
+    """Whether channels are next to each other, as in vectors, too."""
+    return layout == torch.channels_last or math.prod(x.shape[2:]) == 1
+
+
 def _fake_forward(x: torch.Tensor, *args: Any) -> Pair:
-    return torch.empty_like(x, memory_format=_layout(x)), x.new_empty(3, x.shape[0], args[4])
+    y, groups = torch.empty_like(x, memory_format=_layout(x)), args[4]
+    if _is_triton(args):
+        return y, x.new_empty((2, x.shape[0], groups), dtype=torch.float32)
+    return y, x.new_empty(3, x.shape[0], groups)
+
+
+def _is_triton(args: Sequence[Any]) -> bool:
+    """By the op's arguments after x."""
+    return args[7:] == ("triton",)
+
+
+def _triton_forward(x: torch.Tensor, parameters: Parameters, groups: int, eps: float, silu: bool) -> Pair:
+    from edm_fast.kernels import group_norm_silu as kernels  # late: a missing triton is a reason, not a crash
+
+    layout = _layout(x)
+    x = x.contiguous(memory_format=layout)
+    if x.numel() == 0:
+        return torch.empty_like(x), x.new_zeros((2, x.shape[0], groups), dtype=torch.float32)
+    return kernels.forward(x, parameters, groups, eps, silu, _is_last(x, layout))
 
 
 def _forward(x: torch.Tensor, *args: Any) -> Pair:
-    *parameters, groups, eps, silu = args
+    *parameters, groups, eps, silu = args[:7]
+    if _is_triton(args):
+        return _triton_forward(x, parameters, groups, eps, silu)
     layout, sizes = _layout(x), _sizes(x, parameters, groups)
     y, stats = torch.empty_like(x, memory_format=layout), x.new_empty(3, sizes[0], groups)
     if y.numel() == 0:
         return y, stats.zero_()
     x, parameters = x.contiguous(memory_format=layout), [None if t is None else t.contiguous() for t in parameters]
-    last = layout == torch.channels_last or sizes[2] == 1
+    last = _is_last(x, layout)
     name = f"group_norm_silu_fwd_{x.device.type}"
     native.call(name, x, y, stats, *parameters, None, None, None, sizes, eps, silu, last, layout=layout)
     return y, stats
@@ -108,31 +135,41 @@ def _forward(x: torch.Tensor, *args: Any) -> Pair:
 
 def _fake_backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
     _, c, _, _, scale_rows, shift_rows, _ = _sizes(x, args[:4], args[4])
-    return torch.empty_like(x, memory_format=_layout(x)), x.new_empty(2 + scale_rows + shift_rows, c)
+    dtype = torch.float32 if _is_triton(args) else x.dtype
+    return torch.empty_like(x, memory_format=_layout(x)), x.new_empty((2 + scale_rows + shift_rows, c), dtype=dtype)
 
 
 def _backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
-    *parameters, groups, eps, silu = args
+    *parameters, groups, eps, silu = args[:7]
     layout, sizes = _layout(x), _sizes(x, parameters, groups)
+    if _is_triton(args):
+        from edm_fast.kernels import group_norm_silu as kernels
+
+        x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
+        if x.numel() == 0:
+            dx, dparams = _fake_backward(dy, stats, x, *args)
+            return dx, dparams.zero_()
+        return kernels.backward(dy, stats, x, parameters, groups, silu, _is_last(x, layout))
     dx, dparams = torch.empty_like(x, memory_format=layout), x.new_empty(2 + sizes[4] + sizes[5], sizes[1])
     if dx.numel() == 0:
         return dx, dparams.zero_()
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     parameters = [None if t is None else t.contiguous() for t in parameters]
-    last = layout == torch.channels_last or sizes[2] == 1
+    last = _is_last(x, layout)
     name = f"group_norm_silu_bwd_{x.device.type}"
     native.call(name, x, None, stats, *parameters, dy, dx, dparams, sizes, eps, silu, last, layout=layout)
     return dx, dparams
 
 
-_library.impl("group_norm_silu", _forward, "CPU")
-_library.impl("group_norm_silu_backward", _backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("group_norm_silu", _forward, _device)
+    _library.impl("group_norm_silu_backward", _backward, _device)
 torch.library.register_fake("edm_fast::group_norm_silu", _fake_forward, lib=_library)
 torch.library.register_fake("edm_fast::group_norm_silu_backward", _fake_backward, lib=_library)
 
 
 class Normalise(torch.autograd.Function):
-    """The native op; keeps x and the statistics, and nothing else of the size of x."""
+    """The op; keeps x and the statistics, and nothing else of the size of x."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
@@ -144,13 +181,15 @@ class Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         saved = ctx.saved_tensors
-        scale, shift = saved[4:]
+        weight, bias, scale, shift = saved[2:]
         gradients = Gradients.apply if torch.is_grad_enabled() else torch.ops.edm_fast.group_norm_silu_backward
         dx, dparams = gradients(dy, *saved, *ctx.rest)
         if scale is None:
-            return dx, *dparams.unbind(0), None, None, None, None, None
+            dweight, dbias = dparams.unbind(0)
+            return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), *[None] * 6
         dweight, dbias, dscale, dshift = dparams.split((1, 1, scale.shape[0], shift.shape[0]))
-        return dx, dweight[0], dbias[0], dscale, dshift, None, None, None
+        rows = dscale.to(scale.dtype), dshift.to(shift.dtype)
+        return dx, dweight[0].to(weight.dtype), dbias[0].to(bias.dtype), *rows, *[None] * 4
 
 
 class Gradients(torch.autograd.Function):
@@ -164,7 +203,7 @@ class Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, ddx: torch.Tensor, ddparams: torch.Tensor) -> Any:
-        groups, eps, silu = ctx.rest
+        groups, eps, silu, _ = ctx.rest
         with torch.enable_grad():
             # aliases, so that a scale that was computed from x counts once
             saved = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
@@ -181,7 +220,7 @@ class Gradients(torch.autograd.Function):
             )
         )
         ddy, *rest = (None if t is None else next(found) for t in aliases)
-        return ddy, None, *rest, None, None, None
+        return ddy, None, *rest, *[None] * 4
 
 
 def cpu_forward(
@@ -196,7 +235,10 @@ def cpu_forward(
 ) -> torch.Tensor:
     if weight.dtype != x.dtype or bias.dtype != x.dtype:
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    args = (x, weight, bias, scale, shift, groups, eps, silu)
+    return _run(x, weight, bias, scale, shift, groups, eps, silu, "native")
+
+
+def _run(*args: Any) -> torch.Tensor:
     if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in args[:5]]):
         return Normalise.apply(*args)
     return torch.ops.edm_fast.group_norm_silu(*args)[0]
@@ -222,4 +264,37 @@ def cpu_reason(
     return native.cpu_reason()
 
 
-group_norm_silu = Op("group_norm_silu", reference, check, cpu=Candidate(cpu_forward, cpu_reason, differentiable=True))
+def triton_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    silu: bool = True,
+) -> torch.Tensor:
+    """Weight and bias, scale and shift in dtypes of their own: everything is float32 inside."""
+    return _run(x, weight, bias, scale, shift, groups, eps, silu, "triton")
+
+
+def triton_reason(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    silu: bool = True,
+) -> str | None:
+    return _triton.reason(x, weight, bias, scale, shift)
+
+
+group_norm_silu = Op(
+    "group_norm_silu",
+    reference,
+    check,
+    triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower),
+    cpu=Candidate(cpu_forward, cpu_reason, differentiable=True),
+)

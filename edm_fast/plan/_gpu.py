@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 
 from edm_fast import backend
-from edm_fast.plan import _table
+from edm_fast.plan import _fused, _table
 from edm_fast.plan._graph import WARMUPS, Captured
-from edm_fast.plan._rewrite import join_embeddings, rewritten
+from edm_fast.plan._rewrite import join_embeddings, join_pairs, rewritten
 from edm_fast.plan._trace import Graph, Node, Value, map_values
 
 ROUNDS = 9
@@ -72,14 +72,18 @@ def captures(device: torch.device) -> bool:
 class Weights:
     """The network's tensors in the dtype and layout kernels read, shared by the programs of one network."""
 
-    def __init__(self) -> None:
+    def __init__(self, numerics: Numerics) -> None:
+        self.numerics = numerics
         self.made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __call__(self, tensor: torch.Tensor, numerics: Numerics) -> torch.Tensor:
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), numerics)
+    def __call__(self, tensor: torch.Tensor, layout: str = "") -> torch.Tensor:
+        """layout: "" for that of torch's functions; others are those of `_fused.pack`."""
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), layout)
         if key not in self.made:
-            made = tensor.detach().to(numerics.dtype)
-            if made.ndim == 4 and not numerics.exact:
+            made = (
+                _fused.pack(tensor, layout, self.numerics.dtype) if layout else tensor.detach().to(self.numerics.dtype)
+            )
+            if made.ndim == 4 and not layout:
                 made = made.contiguous(memory_format=torch.channels_last)
             self.made[key] = made, tensor  # the tensor too: another one must not be found at its address
         return self.made[key][0]
@@ -100,7 +104,7 @@ class Planner:
     def __init__(self, precision: str, device: torch.device, cuda_graph: bool, choose: Choose | None = None) -> None:
         self.numerics, self.device, self.cuda_graph = PRECISIONS[precision], device, cuda_graph
         self.choose = choose or Measured(device)
-        self.weights = Weights()
+        self.weights = Weights(self.numerics)
 
     def __call__(self, graph: Graph) -> Program:
         return Program(graph, self.choose, self.weights, self.numerics, self.device, self.cuda_graph)
@@ -117,7 +121,10 @@ class Program:
         self, graph: Graph, choose: Choose, weights: Weights, numerics: Numerics, device: torch.device, captured: bool
     ) -> None:
         self.graph, self.numerics, self.device, self.weights = graph, numerics, device, weights
-        nodes = graph.nodes if numerics.exact else [self._prepared(n) for n in join_embeddings(rewritten(graph))]
+        nodes = graph.nodes
+        if not numerics.exact:
+            nodes = join_pairs(join_embeddings(rewritten(graph)), graph.output)
+            nodes = [self._prepared(node) for node in nodes]
         self.steps = [Step(node) for node in nodes]
         self._bury()
         self.chosen: dict[str, str] = {}
@@ -159,10 +166,7 @@ class Program:
 
     def _prepared(self, node: Node) -> Node:
         """The node with the network's own tensors as its kernels read them."""
-        if node.kind not in backend.ops():
-            return node
-        own = {name: self.weights(t, self.numerics) for name, t in node.kwargs.items() if isinstance(t, torch.Tensor)}
-        return dataclasses.replace(node, kwargs={**node.kwargs, **own})
+        return dataclasses.replace(node, kwargs=_tensors(self.weights, node.kwargs)) if _is_op(node) else node
 
     def _bury(self) -> None:
         """Find out after which step each value is dead, so that its memory serves again."""
@@ -177,9 +181,8 @@ class Program:
         held = {value: self.inputs[name] for name, value in self.graph.inputs.items()}
         for step in self.steps:
             args, kwargs = map_values(held.__getitem__, (step.node.args, step.node.kwargs))
-            if step.node.kind in backend.ops() and not self.numerics.exact:  # an op takes its vectors as its images
-                dtype = self.numerics.dtype
-                kwargs = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+            if _is_op(step.node) and not self.numerics.exact:  # an op takes its vectors as its images
+                kwargs = _tensors(lambda t: t.to(self.numerics.dtype), kwargs)
             if choose is not None:
                 step.way = self._choose(step.node, args, kwargs, choose)
             assert step.way is not None
@@ -201,27 +204,62 @@ class Program:
 
     def _ways(self, node: Node, kwargs: dict[str, Any]) -> dict[str, Way]:
         """How a node can run, by name."""
-        op = backend.ops().get(node.kind)
         if node.kind == "linear":
             return {"torch": _linear}
-        if op is None:
+        if not _is_op(node):
             return {"torch": node.function}
+        if node.kind != "pair":
+            return self._ways_of_op(backend.ops()[node.kind], kwargs)
+        first, second = (backend.ops()[op.name] for op in node.function)  # type: ignore[attr-defined]
+        x = kwargs["first"]["x"]
+        before = self._ways_of_op(first, kwargs["first"])
+        after = self._ways_of_op(second, {**kwargs["second"], "x": x})  # reasons ask for device and dtype
+        ways: dict[str, Way] = {
+            f"{a}+{b}": functools.partial(_in_turn, before[a], after[b]) for a in before for b in after
+        }
+        if "fused" in after:
+            merged = _fused.upsampled if first.name == "upfirdn" else _fused.normalised
+            if first.name != "upfirdn" or kwargs["second"]["weight"].shape[-1] == 3:
+                ways["merged"] = merged(self.weights)
+        return ways
+
+    def _ways_of_op(self, op: backend.Op, kwargs: dict[str, Any]) -> dict[str, Way]:
         if self.numerics.exact:
             return {"reference": op.reference}
-        first: dict[str, Way] = {"sdpa": _sdpa} if node.kind == "attention" else {"reference": op.reference}
+        first: dict[str, Way] = {"sdpa": _sdpa} if op.name == "attention" else {"reference": op.reference}
         if "apart" in kwargs:
             return first
         able = {name: c.forward for name, c in op.candidates.items() if c.reason(**kwargs) is None}
+        if op.name == "conv2d" and "triton" in able:
+            del able["triton"]  # the same kernel, whose weights are packed beforehand
+            able["fused"] = _fused.convolution(self.weights)
         return {**first, **able}
+
+
+def _is_op(node: Node) -> bool:
+    return node.kind == "pair" or node.kind in backend.ops()
+
+
+def _tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+    """The same dicts with function(tensor) in place of every tensor."""
+    if isinstance(tree, dict):
+        return {key: _tensors(function, value) for key, value in tree.items()}
+    return function(tree) if isinstance(tree, torch.Tensor) else tree
+
+
+def _in_turn(a: Way, b: Way, first: dict[str, Any], second: dict[str, Any]) -> torch.Tensor:
+    return b(x=a(**first), **second)
 
 
 def _described(kind: str, kwargs: Mapping[str, Any]) -> str:
     """A call as text: shapes of tensors, other arguments as they are."""
-    parts = [
-        f"{name}={'x'.join(map(str, v.shape)) if isinstance(v, torch.Tensor) else v}"
-        for name, v in kwargs.items()
-        if v is not None
-    ]
+    parts = []
+    for name, value in kwargs.items():
+        if isinstance(value, dict):
+            parts.append(f"({_described(name, value)})")
+        elif value is not None:
+            shape = "x".join(map(str, value.shape)) if isinstance(value, torch.Tensor) else value
+            parts.append(f"{name}={shape}")
     return " ".join([kind, *parts])
 
 

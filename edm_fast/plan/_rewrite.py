@@ -151,3 +151,23 @@ def repeats(node: Node) -> bool:
     k = node.kwargs
     box = k["f"].shape[0] == k["up"] and bool((k["f"] == 1 / k["up"] ** 2).all())
     return k["up"] > 1 and k["padding"] == 0 and box
+
+
+def join_pairs(nodes: list[Node], output: Value) -> list[Node]:
+    """A norm or an upsampling that one convolution alone reads, and that convolution, as one node "pair".
+
+    Its kwargs: "first" and "second", the arguments of both, the latter's without x; its function: the two ops.
+    """
+    uses = uses_of(nodes, output)
+    producers = {node.outputs[0]: node for node in nodes if node.kind in ("group_norm_silu", "upfirdn")}
+    result: list[Node] = []
+    for node in nodes:
+        first = producers.get(node.kwargs["x"]) if node.kind == "conv2d" else None
+        if first is None or uses[node.kwargs["x"]] != [node] or (first.kind == "upfirdn" and not repeats(first)):
+            result.append(node)
+            continue
+        result.remove(first)
+        second = {name: value for name, value in node.kwargs.items() if name != "x"}
+        kwargs = {"first": first.kwargs, "second": second}
+        result.append(Node("pair", (first.function, node.function), (), kwargs, node.outputs))  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,138 @@
+"""The specialisations of the convolution kernels that networks launch, for tests that compile them ahead of time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edm_fast.kernels import _conv2d_products, _conv2d_tail
+from edm_fast.kernels._conv2d_blocks import blocks, weight_blocks
+from edm_fast.kernels._launch import Variant
+
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+def _fwd(
+    pixels: int,
+    outputs: int,
+    inputs: int,
+    kernel: int = 3,
+    dtype: torch.dtype = torch.float16,
+    precision: str = "ieee",
+    *,
+    phases: int = 1,
+    affine: bool = False,
+    part: bool = False,
+    rows: int = 1,
+    area: int = 1024,
+) -> Variant:
+    plain = dtype == torch.float32 and precision == "ieee"
+    b = blocks(pixels, outputs, inputs, kernel**2, dtype, plain, phases, area if affine else 0)
+    t, split = f"*{TYPES[dtype]}", b.splits > 1
+    pointers = {"y_ptr": t, "x_ptr": t, "weight_ptr": t, "rows_ptr": t, "residual_ptr": t}
+    pointers |= {name: "*fp32" for name in ("affine_ptr", "partial_ptr", "sums_ptr")}
+    ints = ("images", "height", "width", "grid_height", "grid_width", "channels", "outputs", "padding", "steps")
+    constants: dict[str, Any] = {"KERNEL": kernel, "PHASES": phases, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k}
+    constants |= {"SPLIT": split, "EVEN": inputs % b.k == 0, "ROWS": rows, "RESIDUAL": True, "AFFINE": affine}
+    constants |= {"PART": b.m if part else 0, "SILU": affine, "ONE_IMAGE": area % b.m == 0, "PADDED": kernel > 1}
+    constants |= {"PRECISION": precision}
+    constants |= {} if affine else {"affine_ptr": None}
+    constants |= {} if split else {"partial_ptr": None}
+    constants |= {} if part else {"sums_ptr": None}
+    signature = {**pointers, "scale": "fp32", **dict.fromkeys(ints, "i32")}
+    signature = {name: kind for name, kind in signature.items() if name not in constants}
+    aligned = [name for name in (*pointers, "height", "width", "grid_height", "grid_width") if name in signature]
+    aligned += [name for name, size in (("channels", inputs), ("outputs", outputs)) if size % 16 == 0]
+    return Variant(
+        _conv2d_products._conv2d_fwd,
+        signature,
+        constants,
+        tuple(aligned),
+        b.warps,
+        b.stages,
+        matrix_products=not plain,
+        wide_loads=inputs % 16 == 0,
+    )
+
+
+def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precision: str = "ieee") -> Variant:
+    plain = dtype == torch.float32 and precision == "ieee"
+    b, t = weight_blocks(pixels, outputs, inputs, 9, dtype, plain), f"*{TYPES[dtype]}"
+    ints = ("images", "height", "width", "channels", "outputs", "padding", "share")
+    signature = {"partial_ptr": "*fp32", "dy_ptr": t, "x_ptr": t, **dict.fromkeys(ints, "i32")}
+    constants: dict[str, Any] = {
+        "GRID_HEIGHT": 32,
+        "GRID_WIDTH": 32,
+        "KERNEL": 3,
+        "BLOCK_M": b.m,
+        "BLOCK_N": b.n,
+        "BLOCK_K": b.k,
+    }
+    aligned = ("partial_ptr", "dy_ptr", "x_ptr", "height", "width", "channels", "outputs", "share")
+    kernel = _conv2d_products._conv2d_bwd_weight
+    constants |= {"EVEN": inputs % b.n == 0, "PRECISION": precision}
+    # rows of tf32 operands must follow the sum: they are turned over as they are copied, 4 bytes at a time
+    wide = precision != "tf32"
+    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not plain, wide)
+
+
+def _others() -> dict[str, Variant]:
+    """The passes over what the products left: bound by memory, most of it in the second-level cache."""
+    t, f = "*fp16", "*fp32"
+    ints = dict.fromkeys(("splits", "pixels", "image_pixels", "width", "outputs"), "i32")
+    reduce = {"y_ptr": t, "partial_ptr": f, "rows_ptr": t, "residual_ptr": t, "sums_ptr": f, "scale": "fp32", **ints}
+    constants: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "PHASES": 1, "ROWS": 1, "RESIDUAL": True, "PART": 64}
+    aligned = ("y_ptr", "partial_ptr", "rows_ptr", "residual_ptr", "sums_ptr", "pixels", "image_pixels", "outputs")
+    weights = {"dweight_ptr": t, "partial_ptr": f, "splits": "i32", "size": "i32", "channels": "i32"}
+    ints = dict.fromkeys(("parts", "part", "outputs", "group"), "i32")
+    sums = {"mean_ptr": f, "rstd_ptr": f, "sums_ptr": f, "eps": "fp32", **ints}
+    norm = dict.fromkeys(("affine_ptr", "mean_ptr", "rstd_ptr"), f)
+    norm |= dict.fromkeys(("weight_ptr", "bias_ptr", "scale_ptr", "shift_ptr"), t)
+    norm |= dict.fromkeys(("images", "channels", "group", "pitch"), "i32")
+    tail, narrow = _conv2d_tail, {"wide_loads": False}
+    return {
+        "reduce_fp16": Variant(tail._conv2d_reduce, reduce, constants, aligned),
+        "reduce_weight_fp16": Variant(
+            _conv2d_products._conv2d_reduce_weight,
+            weights,
+            {"TAPS": 9, "BLOCK": 1024},
+            ("partial_ptr", "size", "channels"),
+        ),
+        "statistics": Variant(tail._conv2d_statistics, sums, {"BLOCK_R": 32, "BLOCK_C": 8}, tuple(sums)[:3], **narrow),
+        "affine_fp16": Variant(
+            tail._conv2d_affine, norm, {"BLOCK_C": 256, "ADAPTIVE": True}, tuple(norm)[:7], **narrow
+        ),
+    }
+
+
+def variants() -> dict[str, Variant]:
+    """By name: kernel, dtype, channels, pixels or batch and side of the images."""
+    half, bf16, single = torch.float16, torch.bfloat16, torch.float32
+    b64 = 64 * 1024
+    return {
+        "fwd_fp16_c256_b64_32": _fwd(b64, 256, 256),
+        "fwd_bf16_c256_b64_32": _fwd(b64, 256, 256, dtype=bf16),
+        "fwd_tf32_c256_b64_32": _fwd(b64, 256, 256, dtype=single, precision="tf32"),
+        "fwd_fp32_c256_b64_32": _fwd(b64, 256, 256, dtype=single),
+        "fwd_fp16_c256_b64_8": _fwd(64 * 64, 256, 256, area=64),
+        "fwd_fp16_c256_b1_8_split": _fwd(64, 256, 256, area=64),
+        "fwd_tf32_c256_b1_8_split": _fwd(64, 256, 256, dtype=single, precision="tf32", area=64),
+        "fwd_fp16_c192_b64_64": _fwd(4 * b64, 192, 192, area=4096),
+        "fwd_fp16_c576_b64_16_statistics": _fwd(64 * 256, 576, 576, part=True, area=256),
+        "fwd_fp16_c256_b64_32_statistics": _fwd(b64, 256, 256, part=True),
+        "fwd_fp16_c256_b64_32_prologue": _fwd(b64, 256, 256, part=True, affine=True, rows=2),
+        "fwd_bf16_c256_b64_8_prologue": _fwd(64 * 64, 256, 256, dtype=bf16, part=True, affine=True, rows=2, area=64),
+        "fwd_fp16_c64_odd_prologue": _fwd(8 * 63, 64, 64, affine=True, area=63),
+        "fwd_tf32_c256_b64_32_prologue": _fwd(b64, 256, 256, dtype=single, precision="tf32", affine=True),
+        "fwd_fp16_c256_768_1x1": _fwd(64 * 256, 768, 256, kernel=1),
+        "fwd_fp16_c3_128": _fwd(b64, 128, 3),
+        "fwd_fp16_c256_3": _fwd(b64, 3, 256),
+        "upsample_fp16_c256_b64_16": _fwd(64 * 256, 256, 256, kernel=2, phases=4, area=256),
+        "upsample_fp16_c256_b1_8": _fwd(64, 256, 256, kernel=2, phases=4, part=True, area=64),
+        "bwd_weight_fp16_c256_b64_32": _weight(b64, 256, 256, half),
+        "bwd_weight_bf16_c576_b64_16": _weight(64 * 256, 576, 576, bf16),
+        "bwd_weight_tf32_c256_b64_32": _weight(b64, 256, 256, single, "tf32"),
+        "bwd_weight_fp32_c256_b64_32": _weight(b64, 256, 256, single),
+        **_others(),
+    }

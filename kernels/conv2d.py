@@ -1,0 +1,246 @@
+"""conv2d in Triton: implicit GEMM on images that lie channels last, in float16, bfloat16 or float32, summed in float32.
+
+    y = (weight * x + rows + residual) scale            x: (N, C, H, W); weight as `pack` gives it; rows: (1 or N, O)
+
+Float32 runs on TF32 matrix units where torch.backends.cudnn.allow_tf32 says so, as the reference's convolution does,
+and on plain multiply-adds otherwise. Inference may have the norm before the convolution applied as x is read
+(`Prologue`), and the statistics of the norm after it taken as y is written.
+
+A nearest-neighbour upsampling by 2 and a 3x3 convolution after it are four 2x2 convolutions, one for each phase of the
+output's pixels (`pack_phases`, `upsample`): where taps read the same pixel their weights are added first, which leaves
+16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain:
+each phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
+
+An image's result does not depend on its batch while the blocks are the same (`_conv2d_blocks`: they follow the number
+of pixels); give `plan` to keep them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import triton
+
+from edm_fast.kernels import _conv2d_products, _conv2d_tail
+from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
+from edm_fast.kernels._conv2d_variants import variants
+from edm_fast.kernels._launch import on_device
+
+__all__ = [
+    "Blocks",
+    "Prologue",
+    "Statistics",
+    "forward",
+    "pack",
+    "pack_phases",
+    "upsample",
+    "variants",
+    "weight_gradient",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prologue:
+    """The norm, adaptive scale and shift, and SiLU of group_norm_silu, of given statistics, applied to x as it is read.
+
+    mean, rstd: (N, groups) float32; weight, bias: (C,); scale, shift: (1 or N, C).
+    """
+
+    mean: torch.Tensor
+    rstd: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    scale: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    silu: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What the next norm asks for: its number of groups and its eps."""
+
+    groups: int
+    eps: float
+
+
+def pack(weight: torch.Tensor, dtype: torch.dtype | None = None, transposed: bool = False) -> torch.Tensor:
+    """Weight (O, C, k, k) -> (O, k, k, C) contiguous: a step along the sum reads 16 bytes at a time.
+
+    `transposed`: of the adjoint, (C, k, k, O) with the taps reversed; dx is its convolution of dy, padded by
+    k - 1 - padding.
+    """
+    if transposed:
+        weight = weight.flip(2, 3).transpose(0, 1)
+    return weight.to(dtype or weight.dtype).permute(0, 2, 3, 1).contiguous()
+
+
+def pack_phases(weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Weight (O, C, 3, 3) -> (4, O, 2, 2, C): of each phase 2 a + b, for `upsample`.
+
+    Per axis, output 2 h + a reads the pixels floor((2 h + a + t - 1) / 2) for t = 0, 1, 2: h - 1, h, h if a = 0, and
+    h, h, h + 1 if a = 1. Sums are taken in float32.
+    """
+    first, middle, last = weight.float().unbind(2)  # (O, C, 3): rows of taps
+    rows = [(first, middle + last), (first + middle, last)]
+    phases = []
+    for pair in rows:
+        columns = [t.unbind(2) for t in pair]  # (O, C) each
+        even = torch.stack([torch.stack((c[0], c[1] + c[2]), 1) for c in columns], 1)  # (O, 2, 2, C)
+        odd = torch.stack([torch.stack((c[0] + c[1], c[2]), 1) for c in columns], 1)
+        phases += [even, odd]
+    return torch.stack(phases).to(dtype or weight.dtype).contiguous()
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of float32 products: "tf32" where torch's own convolutions take it, otherwise "ieee"."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def _plain(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 and precision(dtype) == "ieee"
+
+
+def _last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _affine(prologue: Prologue, n: int, c: int) -> torch.Tensor:
+    """(2, N, C) float32: the norm as x a + b."""
+    p = prologue
+    affine = torch.empty((2, n, c), dtype=torch.float32, device=p.mean.device)
+    block = min(512, triton.next_power_of_2(c))
+    scale, shift, pitch = p.scale, p.shift, 0
+    if scale is not None and shift is not None:
+        if scale.stride() != shift.stride() or scale.stride(1) != 1:
+            scale, shift = scale.contiguous(), shift.contiguous()
+        pitch = 0 if scale.shape[0] == 1 else scale.stride(0)
+    group = c // p.mean.shape[1]
+    tensors = (affine, p.mean.contiguous(), p.rstd.contiguous(), p.weight.contiguous(), p.bias.contiguous())
+    _conv2d_tail._conv2d_affine[n, triton.cdiv(c, block)](
+        *tensors, scale, shift, n, c, group, pitch, BLOCK_C=block, ADAPTIVE=scale is not None
+    )
+    return affine
+
+
+def _launch(
+    x: torch.Tensor,
+    packed: torch.Tensor,  # (phases, O, k, k, C)
+    tail: tuple[torch.Tensor | None, torch.Tensor | None, float],
+    padding: int,
+    prologue: Prologue | None,
+    statistics: Statistics | None,
+    plan: Blocks | None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    phases, outputs, k, _, c = packed.shape
+    n, _, h, w = x.shape
+    high, wide, side = (h, w, 2) if phases == 4 else (h + 2 * padding - k + 1, w + 2 * padding - k + 1, 1)
+    shape = (n, outputs, side * high, side * wide)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if y.numel() == 0:
+        return y if statistics is None else (y, *_moments(y, statistics))
+    rows, residual, scale = tail
+    rows = None if rows is None else rows.contiguous()
+    x, residual = _last(x), None if residual is None else _last(residual)
+    area = high * wide
+    pixels = n * area
+    area_of_tile = area if prologue is not None else 0
+    b = plan or blocks(pixels, outputs, c, k * k, x.dtype, _plain(x.dtype), phases, area_of_tile)
+    part = math.gcd(area, b.m) if statistics is not None else 0
+    single: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+    sums = torch.empty((n, phases * area // part, 2, outputs), **single) if part else None
+    partial = torch.empty((b.splits, phases, pixels, outputs), **single) if b.splits > 1 else None
+    steps = triton.cdiv(triton.cdiv(k * k * c, b.k), b.splits)
+    finish = {"PHASES": phases, "RESIDUAL": residual is not None, "PART": part, "BLOCK_M": b.m, "BLOCK_N": b.n}
+    finish["ROWS"] = 0 if rows is None else 1 if rows.shape[0] == 1 else 2
+    with on_device(x):
+        affine = None if prologue is None else _affine(prologue, n, c)
+        tiles_m, tiles_n = triton.cdiv(pixels, b.m), triton.cdiv(outputs, b.n)
+        # fmt: off
+        _conv2d_products._conv2d_fwd[tiles_m * tiles_n, phases, b.splits](
+            y, x, packed, rows, residual, affine, partial, sums, scale, n, h, w, high, wide, c, outputs, padding, steps,
+            KERNEL=k, BLOCK_K=b.k, SPLIT=b.splits > 1, EVEN=c % b.k == 0, AFFINE=affine is not None,
+            SILU=prologue is not None and prologue.silu, ONE_IMAGE=area % b.m == 0, PADDED=k > 1 or padding > 0,
+            PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **finish,
+        )
+        if partial is not None:
+            _conv2d_tail._conv2d_reduce[tiles_m, tiles_n, phases](
+                y, partial, rows, residual, sums, scale, b.splits, pixels, area, wide, outputs, **finish
+            )
+        # fmt: on
+        return y if statistics is None or sums is None else (y, *_moments(y, statistics, sums, part))
+
+
+def _moments(
+    y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and rstd (N, groups) of y from the sums of its parts."""
+    mean, rstd = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device).unbind(0)
+    if sums is not None:
+        group = y.shape[1] // statistics.groups
+        sizes = (sums.shape[1], part, y.shape[1], group)
+        block = triton.next_power_of_2(group)
+        _conv2d_tail._conv2d_statistics[mean.shape](mean, rstd, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block)
+    return mean, rstd
+
+
+def forward(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int = 0,
+    *,
+    prologue: Prologue | None = None,
+    statistics: Statistics | None = None,
+    plan: Blocks | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Convolve x (N, C, H, W) with packed (O, k, k, C). `statistics`: also mean and rstd of y, (N, groups) float32."""
+    return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan)
+
+
+def upsample(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    *,
+    prologue: Prologue | None = None,
+    statistics: Statistics | None = None,
+    plan: Blocks | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The 3x3 convolution, padded by 1, of x (N, C, H, W) with each pixel repeated 2x2: y (N, O, 2 H, 2 W).
+
+    packed: (4, O, 2, 2, C) of `pack_phases`. A prologue comes before the repetition, with which it commutes.
+    """
+    return _launch(x, packed, (rows, residual, scale), 1, prologue, statistics, plan)
+
+
+def weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:
+    """(O, C, k, k): the gradient of the weight of y = weight * x, of dy (N, O, H', W')."""
+    (n, c, h, w), (outputs, high, wide) = x.shape, dy.shape[1:]
+    dweight = torch.empty((outputs, c, kernel, kernel), dtype=x.dtype, device=x.device)
+    if x.numel() == 0 or dweight.numel() == 0:
+        return dweight.zero_()
+    dy, x = _last(dy), _last(x)
+    taps, pixels = kernel * kernel, n * high * wide
+    b = weight_blocks(pixels, outputs, c, taps, x.dtype, _plain(x.dtype))
+    share = triton.cdiv(triton.cdiv(pixels, b.splits), b.k) * b.k
+    partial = torch.empty((b.splits, outputs, taps, c), dtype=torch.float32, device=x.device)
+    tiles = triton.cdiv(outputs, b.m) * triton.cdiv(taps * c, b.n)
+    sizes = {"GRID_HEIGHT": high, "GRID_WIDTH": wide, "KERNEL": kernel, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k}
+    with on_device(x):
+        # fmt: off
+        _conv2d_products._conv2d_bwd_weight[tiles, b.splits](
+            partial, dy, x, n, h, w, c, outputs, padding, share,
+            EVEN=c % b.n == 0, PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **sizes,
+        )
+        # fmt: on
+        _conv2d_products._conv2d_reduce_weight[triton.cdiv(dweight.numel(), 1024),](
+            dweight, partial, b.splits, dweight.numel(), c, TAPS=taps, BLOCK=1024
+        )
+    return dweight
