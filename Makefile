@@ -6,6 +6,8 @@
 # make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
 #               more); make bench-ops: of each op's backends, in out/bench.json (minutes); make bench-suites: the networks
 #               as pytest-benchmark suites
+# make gpu-report  on a machine with a GPU: build into $(PYTHON)'s packages, test, measure against the peers, profile; in
+#               out/gpu-report (nine minutes; REPORT="--parts=networks --resume" goes on with a part)
 #
 # Needs Python 3.10+, a C++17 compiler and git; everything else goes into .venv. On Linux plain pip takes the CUDA build of
 # torch, several GB; TORCH may be any requirement, or options and one, to take another:
@@ -20,7 +22,7 @@ NATIVE := setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 # one process for each core, and one thread in each: faster than the reverse for tests this small
 PYTEST_FLAGS ?= --numprocesses=auto
 
-.PHONY: sample test lint isas sanitize bench bench-ops bench-suites clean
+.PHONY: sample test lint isas sanitize bench bench-ops bench-suites gpu-report clean
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
@@ -74,6 +76,9 @@ bench-ops: $(VENV)/developer
 bench-suites: $(VENV)/developer
 	mkdir -p out
 	$(PYTEST_BENCH) benchmarks/networks benchmarks/sampling --benchmark-json=out/bench-suites.json
+
+gpu-report:
+	$(PYTHON) benchmarks/gpu_report.py $(REPORT)
 
 clean:
 	rm -rf $(VENV) build out *.egg-info edm_fast/_C.*

@@ -105,22 +105,23 @@ class Exact:
 
 
 class _HalfCore(torch.nn.Module):
-    """A raw network whose weights and images are bfloat16 and channels last."""
+    """A raw network whose weights and images are of 16 bits and channels last."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
         super().__init__()
         noise = copy.deepcopy(model.map_noise)  # frequencies of 8 bits would be other frequencies
-        self.model = copy.deepcopy(model).to(torch.bfloat16, memory_format=torch.channels_last)
+        self.model = copy.deepcopy(model).to(dtype, memory_format=torch.channels_last)
         self.model.map_noise = noise
+        self.dtype = dtype
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.model(x.to(torch.bfloat16, memory_format=torch.channels_last), *args, **kwargs)
+        return self.model(x.to(self.dtype, memory_format=torch.channels_last), *args, **kwargs)
 
 
-def half(net: Any) -> Any:
-    """The best of plain PyTorch in bfloat16: weights cast once, no autocast; the preconditioner stays in float32."""
+def half(net: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The best of plain PyTorch in 16 bits: weights cast once, no autocast; the preconditioner stays in float32."""
     copied = copy.copy(net)
-    copied._modules = {**net._modules, "model": _HalfCore(net.model)}
+    copied._modules = {**net._modules, "model": _HalfCore(net.model, dtype)}
     return copied
 
 

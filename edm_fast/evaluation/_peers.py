@@ -14,7 +14,7 @@ import torch
 
 from edm_fast.backend import use_backend
 from edm_fast.errors import UserError
-from edm_fast.evaluation._networks import Inputs, inputs
+from edm_fast.evaluation._networks import Inputs, half, inputs
 
 SIGMA = 0.5  # of every timed evaluation; the time does not depend on it
 
@@ -25,8 +25,10 @@ class Subject:
     def __init__(self, net: Any, batch: int, folder: str | Path) -> None:
         self.net = net
         self.batch = batch
-        self.example: Inputs = inputs(net, batch, SIGMA)
+        self.device: torch.device = next(net.parameters()).device
+        self.example: Inputs = inputs(net, batch, SIGMA, device=self.device)
         self.folder = Path(folder)
+        self.compilers = 0  # functions of torch.compile made for this subject
 
     @functools.cached_property
     def onnx(self) -> Path:
@@ -70,10 +72,12 @@ def _reasons(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_reasons
-def compiled(subject: Subject) -> Any:
-    """torch.compile of the denoiser with default settings, for these shapes."""
-    torch.compiler.reset()  # or the ninth network would quietly run uncompiled
-    run = torch.compile(subject.net, dynamic=False)
+def compiled(subject: Subject, mode: str = "default", dtype: torch.dtype | None = None) -> Any:
+    """torch.compile of the denoiser for these shapes, in float32 or as `half` has it."""
+    if not subject.compilers:  # or the ninth network would quietly run uncompiled; later, others would compile again
+        torch.compiler.reset()
+    subject.compilers += 1
+    run = torch.compile(subject.net if dtype is None else half(subject.net, dtype), dynamic=False, mode=mode)
     with torch.no_grad(), use_backend("reference"):
         run(*subject.example)
     return run

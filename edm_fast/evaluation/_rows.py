@@ -6,7 +6,8 @@ A row's `build` returns a function of (x, sigma, labels), or raises UserError wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -25,22 +26,64 @@ class Row:
     compile: str = "none"
     samples: bool = True  # what is built has a network's attributes, so that a sampler takes it
     trains: bool = False
+    device: str = "any"  # "cpu" or "cuda": where it is part of a benchmark
+    tf32: bool = False  # products of float32 in 10 bits, on GPUs
+    autocast: torch.dtype | None = None
 
     def described(self) -> dict[str, str]:
         return {"precision": self.precision, "memory_format": self.memory_format, "compile": self.compile}
 
 
+SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 SMALL = 1.9  # packed_limit of the row that saves memory
 
 
-def _ours(precision: str, memory_format: str = "own", limit: float | None = None) -> Row:
+def _ours(precision: str, memory_format: str = "own", limit: float | None = None, device: str = "any") -> Row:
     return Row(
         f"accelerate-{precision}" + ("" if limit is None else "-small"),
         lambda subject: accelerated(subject.net, precision, limit),
         backend="auto",
-        precision="bf16" if precision == "bf16" else "fp32",
+        precision="fp32" if precision == "exact" else precision,
         memory_format=memory_format,
+        device=device,
     )
+
+
+def _half(name: str, dtype: torch.dtype, backend: str) -> Row:
+    return Row(name, lambda s: half(s.net, dtype), backend, SHORT[dtype], "channels_last", device="cuda")
+
+
+def _compiled(name: str, mode: str, dtype: torch.dtype | None = None) -> Row:
+    precision, layout = ("fp32", "contiguous") if dtype is None else (SHORT[dtype], "channels_last")
+    return Row(
+        name,
+        lambda subject: _peers.compiled(subject, mode, dtype),
+        precision=precision,
+        memory_format=layout,
+        compile=mode,
+        samples=False,
+        device="cuda",
+        tf32=precision != "fp32",
+    )
+
+
+def _autocast(name: str, dtype: torch.dtype, backend: str, compile: str = "none") -> Row:
+    """Of training: weights stay in float32."""
+    rest: dict[str, Any] = {"samples": False, "trains": True, "device": "cuda", "tf32": True, "autocast": dtype}
+    return Row(name, lambda subject: subject.net, backend, SHORT[dtype], "channels_last", compile, **rest)
+
+
+def _gpu_rows() -> Iterator[Row]:
+    yield Row("reference-tf32", lambda s: s.net, precision="tf32", trains=True, device="cuda", tf32=True)
+    for dtype, short in SHORT.items():
+        yield _ours("fp16", device="cuda") if short == "fp16" else _ours("tf32", device="cuda")
+        yield _half(f"torch-half-{short}", dtype, "reference")
+        yield _half(f"fused-half-{short}", dtype, "auto")
+        yield _autocast(f"autocast-{short}", dtype, "reference")
+        yield _autocast(f"fused-autocast-{short}", dtype, "auto")
+    yield _autocast("compile-autocast-bf16", torch.bfloat16, "reference", "default")
+    yield _compiled("compile-fp16", "default", torch.float16)
+    yield _compiled("compile-max-autotune-fp16", "max-autotune", torch.float16)
 
 
 ROWS: dict[str, Row] = {
@@ -54,8 +97,15 @@ ROWS: dict[str, Row] = {
         _ours("bf16"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
         Row("torch.compile", _peers.compiled, compile="default"),
-        Row("onnxruntime", _peers.onnxruntime, memory_format="own", compile="all", samples=False),
-        Row("openvino", lambda s: _peers.openvino(s, "f32"), memory_format="own", compile="latency", samples=False),
+        Row("onnxruntime", _peers.onnxruntime, memory_format="own", compile="all", samples=False, device="cpu"),
+        Row(
+            "openvino",
+            lambda s: _peers.openvino(s, "f32"),
+            memory_format="own",
+            compile="latency",
+            samples=False,
+            device="cpu",
+        ),
         Row(
             "openvino-bf16",
             lambda s: _peers.openvino(s, "bf16"),
@@ -63,6 +113,13 @@ ROWS: dict[str, Row] = {
             memory_format="own",
             compile="latency",
             samples=False,
+            device="cpu",
         ),
+        *_gpu_rows(),
     )
 }
+
+
+def names(device: str) -> tuple[str, ...]:
+    """The rows of a benchmark on this kind of device."""
+    return tuple(name for name, row in ROWS.items() if row.device in ("any", device))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from edm_fast.backend import use_backend
 from edm_fast.diffusion.loss import EDMLoss
 from edm_fast.evaluation._networks import DEMO
 from edm_fast.evaluation._peers import Subject
-from edm_fast.evaluation._rows import ROWS, Row
+from edm_fast.evaluation._rows import ROWS, Row, names
+from edm_fast.plan._gpu import tensor_float
 from edm_fast.sampling import edm_sampler, sample_seeds
 
 DDPMPP, NCSNPP = "edm-cifar10-32x32-cond-vp", "edm-cifar10-32x32-cond-ve"
@@ -30,12 +32,24 @@ class Target(NamedTuple):
     rows: tuple[str, ...]
 
 
+@contextlib.contextmanager
+def running(row: Row, subject: Subject) -> Iterator[None]:
+    """What a row's calls run in: the backend of its ops; on a GPU also TF32 or not; autocast."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(use_backend(row.backend))
+        if subject.device.type == "cuda":
+            stack.enter_context(tensor_float(row.tf32))
+        if row.autocast is not None:
+            stack.enter_context(torch.autocast(subject.device.type, row.autocast))
+        yield
+
+
 def evaluation(row: Row, subject: Subject) -> Callable[[], Results]:
     """One evaluation D(x; sigma)."""
     run = row.build(subject)
 
     def call() -> Results:
-        with torch.no_grad(), use_backend(row.backend):
+        with torch.no_grad(), running(row, subject):
             return [run(*subject.example)]
 
     return call
@@ -46,8 +60,9 @@ def sampling(row: Row, subject: Subject) -> Callable[[], Results]:
     run = row.build(subject)
 
     def call() -> Results:
-        with use_backend(row.backend):
-            return [sample_seeds(run, edm_sampler, range(subject.batch), num_steps=STEPS)]
+        with running(row, subject):
+            seeds = range(subject.batch)
+            return [sample_seeds(run, edm_sampler, seeds, device=subject.device, num_steps=STEPS)]
 
     return call
 
@@ -61,15 +76,18 @@ def training(row: Row, subject: Subject) -> Callable[[], Results]:
     for module in net.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0
+    if row.memory_format == "channels_last":
+        net = net.to(memory_format=torch.channels_last)
+    run = net if row.compile == "none" else torch.compile(net, dynamic=False)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     loss_fn, images = EDMLoss(), subject.example.x.clamp(-1, 1)
-    labels = subject.example.labels
+    labels, gpus = subject.example.labels, [subject.device] if subject.device.type == "cuda" else []
 
     def call() -> Results:
         optimizer.zero_grad(set_to_none=True)
-        with use_backend(row.backend), torch.random.fork_rng(devices=[]):
+        with running(row, subject), torch.random.fork_rng(devices=gpus):
             torch.manual_seed(0)
-            loss_fn(net, images, labels).sum().div(subject.batch).backward()
+            loss_fn(run, images, labels).sum().div(subject.batch).backward()
         optimizer.step()
         return [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
 
@@ -77,11 +95,11 @@ def training(row: Row, subject: Subject) -> Callable[[], Results]:
 
 
 TARGETS = {
-    "networks": Target("evaluation", evaluation, (DDPMPP, NCSNPP, ADM, DEMO), (1, 8, 32), tuple(ROWS)),
+    "networks": Target("evaluation", evaluation, (DDPMPP, NCSNPP, ADM, DEMO), (1, 8, 32), names("cpu")),
     "sampling": Target(
-        f"{STEPS}-step run", sampling, (DEMO,), (64,), tuple(name for name, row in ROWS.items() if row.samples)
+        f"{STEPS}-step run", sampling, (DEMO,), (64,), tuple(name for name in names("cpu") if ROWS[name].samples)
     ),
-    "training": Target("step", training, (DDPMPP,), (8,), tuple(name for name, row in ROWS.items() if row.trains)),
+    "training": Target("step", training, (DDPMPP,), (8,), tuple(name for name in names("cpu") if ROWS[name].trains)),
 }
 
 

@@ -24,28 +24,51 @@ from edm_fast.evaluation._targets import TARGETS, Results, default_batches
 from edm_fast.files import atomic_write
 
 MIN_TURN = 0.2  # seconds: shorter calls are repeated within a turn, after one to warm the caches
+GPU_TURN = 0.05  # on a GPU, whose clocks are its own
 MAX_REPEATS = 200
 Entry = dict[str, Any]
 Say = Callable[[str], None]
 
 
-def by_turns(calls: dict[str, Callable[[], Any]], rounds: int, min_turn: float = MIN_TURN) -> dict[str, list[float]]:
+def wall_clock(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def gpu_clock(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds of a call between two events of the current stream: gaps in which the GPU waits for Python count."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
+def clock(device: torch.device | str) -> Callable[[Callable[[], Any], int], float]:
+    return gpu_clock if torch.device(device).type == "cuda" else wall_clock
+
+
+def by_turns(
+    calls: dict[str, Callable[[], Any]],
+    rounds: int,
+    min_turn: float = MIN_TURN,
+    seconds: Callable[[Callable[[], Any], int], float] = wall_clock,
+) -> dict[str, list[float]]:
     """Seconds of a call for each of `rounds` turns; every second round goes backwards."""
     repeats: dict[str, int] = {}
     for name, call in calls.items():
-        start = time.perf_counter()
-        call()
-        seconds = max(time.perf_counter() - start, 1e-9)
-        repeats[name] = min(max(1, math.ceil(min_turn / seconds)), MAX_REPEATS)
+        repeats[name] = min(max(1, math.ceil(min_turn / max(seconds(call, 1), 1e-9))), MAX_REPEATS)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
         for name in list(calls)[:: -1 if turn % 2 else 1]:
             if repeats[name] > 1:
                 calls[name]()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                calls[name]()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            times[name].append(seconds(calls[name], repeats[name]))
     return times
 
 
@@ -70,13 +93,22 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 
 
 def measure(
-    target: str, name: str, batch: int, rows: Sequence[str], rounds: int, say: Say, memory: bool = False
+    target: str,
+    name: str,
+    batch: int,
+    rows: Sequence[str],
+    rounds: int,
+    say: Say,
+    memory: bool = False,
+    device: str = "cpu",
 ) -> list[Entry]:
     """One entry per row, the reference first whether asked for or not; one without numbers has a "reason"."""
+    # on a GPU whatever goes wrong is one: others may have memory for what a row lacks
+    reasons = (UserError,) if device == "cpu" else (Exception,)
     names = ["reference", *(row for row in rows if row != "reference")]
     entries: dict[str, Entry] = {}
     calls: dict[str, Callable[[], Results]] = {}
-    with _peers.subject(_networks.open_network(name), batch) as subject:
+    with _peers.subject(_networks.open_network(name, device), batch) as subject:
         truth: Results = []
         for row in names:
             entry = entries[row] = {"network": name, "batch": batch, "row": row, **ROWS[row].described()}
@@ -85,17 +117,18 @@ def measure(
             try:
                 call = TARGETS[target].prepare(ROWS[row], subject)
                 results = call()
-            except UserError as error:
+            except reasons as error:
                 if row == "reference":
                     raise
-                entry["reason"] = str(error)
+                entry["reason"] = str(error) if isinstance(error, UserError) else failure(error)
                 continue
             entry["build_s"] = time.perf_counter() - start  # the first call is part of it: some pack or compile there
             truth = truth or results
             entry.update(_errors(target, results, truth))
             calls[row] = call
         say(f"{name}, batch {batch}: {rounds} rounds of {', '.join(calls)}")
-        for row, times in (found := by_turns(calls, rounds)).items():
+        turn = MIN_TURN if device == "cpu" else GPU_TURN
+        for row, times in (found := by_turns(calls, rounds, turn, clock(device))).items():
             entries[row].update(numbers(times, found["reference"]), images_per_s=batch / statistics.median(times))
     if memory:
         _add_memory(target, entries)
@@ -103,6 +136,12 @@ def measure(
         entry["date"] = now()
         say(_report.line(entry))
     return list(entries.values())
+
+
+def failure(error: BaseException) -> str:
+    """One line on an error nobody expected."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:160]}"
 
 
 def _errors(target: str, results: Results, truth: Results) -> Entry:
@@ -144,6 +183,7 @@ def bench(
     resume: bool = False,
     memory: bool = False,
     command: str = "",
+    device: str = "cpu",
 ) -> Path:
     """Measure a target and write TARGET-MACHINE.json after each network and batch; returns its path.
 
@@ -151,10 +191,10 @@ def bench(
     reference of its own run.
     """
     networks = networks or TARGETS[target].networks
-    wanted = [row for row in TARGETS[target].rows if rows is None or row in rows]
+    wanted = list(TARGETS[target].rows) if rows is None else [row for row in ROWS if row in rows]
     for name in networks:
         _networks.check_name(name)
-    settings = {**_machine.settings(torch.device("cpu")), "rounds": rounds}
+    settings = {**_machine.settings(torch.device(device)), "rounds": rounds}
     path = outdir / f"{target}-{_machine.slug(settings)}.json"
     entries = _finished(path, settings, memory) if resume else []
     for name in networks:
@@ -164,7 +204,7 @@ def bench(
             if not missing:
                 say(f"{name}, batch {batch}: finished before")
                 continue
-            fresh = measure(target, name, batch, missing, rounds, say, memory)
+            fresh = measure(target, name, batch, missing, rounds, say, memory, device)
             entries += [entry for entry in fresh if entry["row"] not in done]  # an earlier reference stays
             entries.sort(key=_order(target, networks))
             document = {"target": target, "settings": settings, "command": command, "date": now(), "rows": entries}
@@ -176,7 +216,7 @@ def bench(
 def _order(target: str, networks: Sequence[str]) -> Callable[[Entry], Any]:
     def key(entry: Entry) -> Any:
         place = list(networks).index(entry["network"]) if entry["network"] in networks else len(networks)
-        return place, entry["network"], entry["batch"], TARGETS[target].rows.index(entry["row"])
+        return place, entry["network"], entry["batch"], list(ROWS).index(entry["row"])
 
     return key
 
