@@ -106,8 +106,6 @@ def native_forward(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1,
 
 
 def _native_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
-    if x.dtype not in native.DTYPES:
-        return f"it takes float32 or float64, not {x.dtype}"
     if f.device != x.device:
         return "filter and image are on different devices"
     if f.requires_grad and torch.is_grad_enabled():
@@ -118,12 +116,16 @@ def _native_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
 def cpu_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
     if x.device.type != "cpu":
         return "it needs CPU tensors"
+    if x.dtype not in native.DTYPES:
+        return f"it takes float32 or float64, not {x.dtype}"
     return native.cpu_reason() or _native_reason(x, f)
 
 
 def cuda_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
     if x.device.type != "cuda":
         return "it needs CUDA tensors"
+    if x.dtype not in native.CUDA_DTYPES:
+        return f"it takes float16, bfloat16, float32 and float64, not {x.dtype}"
     return native.cuda_reason() or _native_reason(x, f)
 
 
