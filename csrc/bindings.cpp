@@ -62,8 +62,18 @@ static GroupNormSilu group_norm_silu(int dtype, Address x, Address y, Address st
     if (sizes.size() != 7) check("group_norm_silu", kBadArgument);
     return {dtype, (void*)y, (void*)stats, (void*)x, (void*)weight, (void*)bias, (void*)scale, (void*)shift,
             (void*)dy, (void*)dx, (void*)dparams, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
-            eps, silu, channels_last, sizes[6]};
+            eps, silu, channels_last, sizes[6], nullptr};
 }
+
+#ifdef EDM_WITH_CUDA
+static GroupNormSilu group_norm_silu_cuda(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
+                                          Address scale, Address shift, Address workspace,
+                                          const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
+    auto s = group_norm_silu(dtype, x, y, stats, weight, bias, scale, shift, 0, 0, 0, sizes, eps, silu, channels_last);
+    s.workspace_ptr = (void*)workspace;
+    return s;
+}
+#endif
 
 static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual,
                      const std::vector<int64_t>& k, double scale, int algorithm) {
@@ -120,6 +130,12 @@ PYBIND11_MODULE(_C, m) {
     define(m, "solver_update_fwd_cpu", solver_update, solver_update_fwd_cpu);
     define(m, "upfirdn_fwd_cpu", upfirdn, upfirdn_fwd_cpu);
 #ifdef EDM_WITH_CUDA
+    m.def("group_norm_silu_fwd_workspace_cuda", [](int dtype, Address x, Address y, const std::vector<int64_t>& sizes,
+                                                   bool channels_last) {
+        return group_norm_silu_fwd_workspace_cuda(
+            group_norm_silu_cuda(dtype, x, y, 0, 0, 0, 0, 0, 0, sizes, 0, false, channels_last));
+    });
+    define(m, "group_norm_silu_fwd_cuda", group_norm_silu_cuda, group_norm_silu_fwd_cuda);
     define(m, "solver_update_fwd_cuda", solver_update, solver_update_fwd_cuda);
     define(m, "upfirdn_fwd_cuda", upfirdn, upfirdn_fwd_cuda);
 #endif

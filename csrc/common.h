@@ -5,7 +5,7 @@
 
 namespace edm {
 
-enum DType : int { kFloat32 = 0, kFloat64 = 1 };
+enum DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 3 };  // the last two: CUDA only
 
 // what a native function returns; a CUDA error e is kCudaError + e
 enum Status : int { kOk = 0, kBadArgument = 1, kBadType = 2, kCudaError = 1000 };

@@ -9,7 +9,8 @@ struct GroupNormSilu {
     int dtype;
     void* y_ptr;                        // (n, c, space): output of forward
     void* stats_ptr;                    // (3, n, groups): output of forward, input of backward. Mean, what its
-                                        // rounding lost, 1 / sqrt(var + eps)
+                                        // rounding lost, 1 / sqrt(var + eps). CUDA: float32, float64 for float64; may
+                                        // be null
     const void* x_ptr;                  // (n, c, space)
     const void *weight_ptr, *bias_ptr;  // (c)
     const void *scale_ptr, *shift_ptr;  // (n or 1, c), or null
@@ -22,9 +23,12 @@ struct GroupNormSilu {
     bool silu;
     bool channels_last;                 // of x, y, dy and dx: (n, space, c)
     int64_t x_pitch;                    // channels last, forward: elements from pixel to pixel of x, c or more
+    void* workspace_ptr;                // CUDA: group_norm_silu_fwd_workspace_cuda bytes, or null where they are 0
 };
 
 int group_norm_silu_fwd_cpu(const GroupNormSilu& s, int isa, int threads);
 int group_norm_silu_bwd_cpu(const GroupNormSilu& s, int isa, int threads);
+int group_norm_silu_fwd_cuda(const GroupNormSilu& s, int device, void* stream);
+int64_t group_norm_silu_fwd_workspace_cuda(const GroupNormSilu& s);  // as the sizes and the alignment of x and y ask
 
 }  // namespace edm

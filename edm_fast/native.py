@@ -17,6 +17,7 @@ from edm_fast.errors import UserError
 
 ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 DTYPES = {torch.float32: 0, torch.float64: 1}  # codes of csrc/common.h
+CUDA_DTYPES = {**DTYPES, torch.float16: 2, torch.bfloat16: 3}
 
 lib: Any = None
 _failure = ""
@@ -118,12 +119,31 @@ def call(name: str, *args: Any, layout: torch.memory_format = torch.contiguous_f
     addresses, None as the null address. Outputs are allocated by the caller. `args` keeps every tensor alive until the
     work is done, or is queued on the current stream.
     """
-    device, dtype = args[0].device, args[0].dtype
+    device = args[0].device
+    function, plain = _plain(name, device, args, layout)
+    if device.type == "cuda":
+        function(*plain, device.index, torch.cuda.current_stream(device).cuda_stream)
+    else:
+        function(*plain, _isa, torch.get_num_threads())
+
+
+def cuda_workspace(name: str, *args: Any, layout: torch.memory_format = torch.contiguous_format) -> int:
+    """The bytes of workspace that the CUDA function `name` needs for arguments as of `call`."""
+    function, plain = _plain(f"{name}_workspace_cuda", args[0].device, args, layout)
+    return function(*plain)
+
+
+def _plain(
+    name: str, device: torch.device, args: tuple[Any, ...], layout: torch.memory_format
+) -> tuple[Callable[..., Any], list[Any]]:
+    """A native function and its arguments as it takes them, all of them verified."""
+    dtype = args[0].dtype
     if not name.endswith(device.type):
         raise UserError(f"{name} got a tensor on {device}")
-    if dtype not in DTYPES:
+    codes = CUDA_DTYPES if device.type == "cuda" else DTYPES
+    if dtype not in codes:
         raise UserError(f"{name} got a tensor of {dtype}; expected float32 or float64")
-    plain: list[Any] = []
+    plain: list[Any] = [codes[dtype]]
     for value in args:
         if isinstance(value, torch.Tensor):
             value = _address(name, value, device, dtype, layout)
@@ -132,7 +152,4 @@ def call(name: str, *args: Any, layout: torch.memory_format = torch.contiguous_f
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
             value = [_address(name, item, device, dtype, layout) for item in value]
         plain.append(value)
-    if device.type == "cuda":
-        getattr(lib, name)(DTYPES[dtype], *plain, device.index, torch.cuda.current_stream(device).cuda_stream)
-    else:
-        getattr(lib, name)(DTYPES[dtype], *plain, _isa, torch.get_num_threads())
+    return getattr(lib, name), plain

@@ -355,7 +355,11 @@ def triton_reason(
     return None
 
 
-triton = Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower)
+def triton_slower(x: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+    return _triton.slower(x) or "it has not been measured against cuDNN, as accelerate() does for each layer"
+
+
+triton = Candidate(triton_forward, triton_reason, differentiable=True, slower=triton_slower)
 # F(4x4) pays for its speed with digits: up to 6 times the largest error of torch's best order of summation, and no more
 # than that of its worst
 cpu = Candidate(cpu_forward, cpu_reason, differentiable=True, slower=cpu_slower, budget=8.0)

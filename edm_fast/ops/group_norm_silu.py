@@ -264,6 +264,55 @@ def cpu_reason(
     return native.cpu_reason()
 
 
+def cuda_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    silu: bool = True,
+) -> torch.Tensor:
+    layout = _layout(x)
+    y = torch.empty_like(x, memory_format=layout)
+    if y.numel() == 0:
+        return y
+    x, given = x.contiguous(memory_format=layout), (weight.to(x.dtype), bias.to(x.dtype), scale, shift)
+    parameters = [None if t is None else t.contiguous() for t in given]
+    sizes = _sizes(x, parameters, groups)
+    last = _is_last(x, layout)
+    size = native.cuda_workspace("group_norm_silu_fwd", x, y, sizes, last, layout=layout)
+    workspace = x.new_empty(size // x.element_size()) if size else None
+    name = "group_norm_silu_fwd_cuda"
+    native.call(name, x, y, None, *parameters, workspace, sizes, eps, silu, last, layout=layout)
+    return y
+
+
+def cuda_reason(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    silu: bool = True,
+) -> str | None:
+    tensors = [t for t in (x, weight, bias, scale, shift) if t is not None]
+    if any([t.device.type != "cuda" or t.device != x.device for t in tensors]):
+        return "it needs CUDA tensors of one device"
+    if x.dtype not in native.CUDA_DTYPES:
+        return f"it takes float16, bfloat16, float32 and float64, not {x.dtype}"
+    if any([t.dtype != x.dtype for t in tensors[3:]]):
+        return "scale and shift have another dtype than x"
+    if x.shape[1] // groups > 256:
+        return f"it takes groups of up to 256 channels, not {x.shape[1] // groups}"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot look into it"
+    return native.cuda_reason()
+
+
 def triton_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -296,5 +345,6 @@ group_norm_silu = Op(
     reference,
     check,
     triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower),
+    cuda=Candidate(cuda_forward, cuda_reason),
     cpu=Candidate(cpu_forward, cpu_reason, differentiable=True),
 )

@@ -133,22 +133,20 @@ def _fused_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
     return None
 
 
-def _native_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
-    if x.dtype not in native.DTYPES:
-        return f"it takes float32 or float64, not {x.dtype}"
-    return _fused_reason(x, f)
-
-
 def cpu_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
     if x.device.type != "cpu":
         return "it needs CPU tensors"
-    return native.cpu_reason() or _native_reason(x, f)
+    if x.dtype not in native.DTYPES:
+        return f"it takes float32 or float64, not {x.dtype}"
+    return native.cpu_reason() or _fused_reason(x, f)
 
 
 def cuda_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
     if x.device.type != "cuda":
         return "it needs CUDA tensors"
-    return native.cuda_reason() or _native_reason(x, f)
+    if x.dtype not in native.CUDA_DTYPES:
+        return f"it takes float16, bfloat16, float32 and float64, not {x.dtype}"
+    return native.cuda_reason() or _fused_reason(x, f)
 
 
 def triton_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
