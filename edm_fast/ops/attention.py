@@ -20,7 +20,7 @@ import torch
 from edm_fast import native
 from edm_fast.backend import Candidate, Op
 from edm_fast.errors import UserError
-from edm_fast.ops import _check
+from edm_fast.ops import _check, _triton
 
 
 class AttentionWeights(torch.autograd.Function):
@@ -67,11 +67,15 @@ def check(qkv: torch.Tensor, num_heads: int = 1) -> None:
         raise UserError(f"attention: {qkv.shape[1]} channels do not divide into q, k, v of {num_heads} heads")
 
 
-# The native op also returns what its backward needs: (2, N, heads HW), of each query the largest logit and
-# 1 / sum of exp(logit - largest). Both, because the log of that sum added to a large logit would lose its digits.
+# The op of both backends, "native" and "triton", also returns what its backward needs: (2, N, heads HW), of each query
+# the largest logit and 1 / sum of exp(logit - largest); of Triton in float32. Both, because the log of that sum added
+# to a large logit would lose its digits.
 _library = torch.library.Library("edm_fast", "FRAGMENT")
-_library.define("attention(Tensor qkv, int heads) -> (Tensor a, Tensor stats)")
-_library.define("attention_backward(Tensor da, Tensor qkv, Tensor a, Tensor stats, int heads) -> Tensor dqkv")
+_backend = 'str backend="native"'
+_library.define(f"attention(Tensor qkv, int heads, {_backend}) -> (Tensor a, Tensor stats)")
+_library.define(
+    f"attention_backward(Tensor da, Tensor qkv, Tensor a, Tensor stats, int heads, {_backend}) -> Tensor dqkv"
+)
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -79,14 +83,14 @@ def _layout(qkv: torch.Tensor) -> torch.memory_format:
     return native.layout_of(qkv) or torch.contiguous_format
 
 
-def _fake_forward(qkv: torch.Tensor, heads: int) -> Pair:
+def _fake_forward(qkv: torch.Tensor, heads: int, backend: str = "native") -> Pair:
     n, channels, h, w = qkv.shape
     a = torch.empty((n, channels // 3, h, w), dtype=qkv.dtype, device=qkv.device, memory_format=_layout(qkv))
-    return a, qkv.new_empty(2, n, heads * h * w)
+    return a, qkv.new_empty((2, n, heads * h * w), dtype=torch.float32 if backend == "triton" else qkv.dtype)
 
 
 def _fake_backward(
-    da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int
+    da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int, backend: str = "native"
 ) -> torch.Tensor:
     return torch.empty_like(qkv, memory_format=_layout(qkv))
 
@@ -100,41 +104,52 @@ def _sizes(qkv: torch.Tensor, heads: int) -> tuple[tuple[int, ...], ...]:
     return (n, heads, c, hw), (channels * hw, 3 * c * hw, hw, 3 * hw, 1), (heads * c * hw, c * hw, hw, 1)
 
 
-def _forward(qkv: torch.Tensor, heads: int) -> Pair:
+def _forward(qkv: torch.Tensor, heads: int, backend: str = "native") -> Pair:
     layout = _layout(qkv)
+    if backend == "triton":
+        from edm_fast.kernels import attention as kernels  # late: a missing triton is a reason, not a crash
+
+        return kernels.forward(qkv.contiguous(memory_format=layout), heads)
     qkv = qkv.contiguous(memory_format=layout)
     a, stats = _fake_forward(qkv, heads)
     native.call(f"attention_fwd_{qkv.device.type}", qkv, a, stats, None, None, *_sizes(qkv, heads), layout=layout)
     return a, stats
 
 
-def _backward(da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int) -> torch.Tensor:
+def _backward(
+    da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int, backend: str = "native"
+) -> torch.Tensor:
     layout, dqkv = _layout(qkv), _fake_backward(da, qkv, a, stats, heads)
     qkv, da, a = (t.contiguous(memory_format=layout) for t in (qkv, da, a))
+    if backend == "triton":
+        from edm_fast.kernels import attention as kernels
+
+        return kernels.backward(da, qkv, a, stats, heads)
     native.call(f"attention_bwd_{qkv.device.type}", qkv, a, stats, da, dqkv, *_sizes(qkv, heads), layout=layout)
     return dqkv
 
 
-_library.impl("attention", _forward, "CPU")
-_library.impl("attention_backward", _backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("attention", _forward, _device)
+    _library.impl("attention_backward", _backward, _device)
 torch.library.register_fake("edm_fast::attention", _fake_forward, lib=_library)
 torch.library.register_fake("edm_fast::attention_backward", _fake_backward, lib=_library)
 
 
 class Attend(torch.autograd.Function):
-    """The native op; keeps qkv, the result and two numbers for each query."""
+    """The op; keeps qkv, the result and two numbers for each query."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: torch.Tensor, heads: int) -> torch.Tensor:
-        a, stats = torch.ops.edm_fast.attention(qkv, heads)
+    def forward(ctx: Any, qkv: torch.Tensor, heads: int, backend: str) -> torch.Tensor:
+        a, stats = torch.ops.edm_fast.attention(qkv, heads, backend)
         ctx.save_for_backward(qkv, a, stats)
-        ctx.heads = heads
+        ctx.rest = heads, backend
         return a
 
     @staticmethod
     def backward(ctx: Any, da: torch.Tensor) -> Any:
         gradients = Gradients.apply if torch.is_grad_enabled() else torch.ops.edm_fast.attention_backward
-        return gradients(da, *ctx.saved_tensors, ctx.heads), None
+        return gradients(da, *ctx.saved_tensors, *ctx.rest), None, None
 
 
 class Gradients(torch.autograd.Function):
@@ -142,11 +157,11 @@ class Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int
+        ctx: Any, da: torch.Tensor, qkv: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, heads: int, backend: str
     ) -> torch.Tensor:
         ctx.save_for_backward(da, qkv)
         ctx.heads = heads
-        return torch.ops.edm_fast.attention_backward(da, qkv, a, stats, heads)
+        return torch.ops.edm_fast.attention_backward(da, qkv, a, stats, heads, backend)
 
     @staticmethod
     def backward(ctx: Any, ddqkv: torch.Tensor) -> Any:
@@ -155,13 +170,17 @@ class Gradients(torch.autograd.Function):
             da, qkv = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors)
             (dqkv,) = torch.autograd.grad(reference(qkv, ctx.heads), qkv, da, create_graph=True)
         found = torch.autograd.grad(dqkv, (da, qkv), ddqkv, create_graph=torch.is_grad_enabled(), allow_unused=True)
-        return *found, None, None, None
+        return *found, None, None, None, None
+
+
+def _run(qkv: torch.Tensor, num_heads: int, backend: str) -> torch.Tensor:
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        return Attend.apply(qkv, num_heads, backend)
+    return torch.ops.edm_fast.attention(qkv, num_heads, backend)[0]
 
 
 def cpu_forward(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        return Attend.apply(qkv, num_heads)
-    return torch.ops.edm_fast.attention(qkv, num_heads)[0]
+    return _run(qkv, num_heads, "native")
 
 
 def cpu_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
@@ -172,4 +191,24 @@ def cpu_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
     return native.cpu_reason()
 
 
-attention = Op("attention", reference, check, cpu=Candidate(cpu_forward, cpu_reason, differentiable=True))
+def triton_forward(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
+    return _run(qkv, num_heads, "triton")
+
+
+def triton_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
+    if (reason := _triton.reason(qkv)) is not None:
+        return reason
+    from edm_fast.kernels import attention as kernels
+
+    size, backward = qkv.shape[1] // (3 * num_heads), qkv.requires_grad and torch.is_grad_enabled()
+    most = kernels.MAX_SIZE_FLOAT_BACKWARD if backward and qkv.dtype == torch.float32 else kernels.MAX_SIZE
+    return None if size <= most else f"it takes heads of up to {most} channels here, not {size}"
+
+
+attention = Op(
+    "attention",
+    reference,
+    check,
+    triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower),
+    cpu=Candidate(cpu_forward, cpu_reason, differentiable=True),
+)

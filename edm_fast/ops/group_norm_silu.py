@@ -36,8 +36,8 @@ def reference(
     """Normalise x (N, C, *spatial) in `groups` groups of channels; scale and shift (N, C) after it; then SiLU."""
     y = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
     if scale is not None and shift is not None:
-        per_image = (*scale.shape, *[1] * (x.ndim - 2))  # (N, C, 1, 1)
-        y = torch.addcmul(shift.reshape(per_image), y, scale.reshape(per_image) + 1)
+        scale, shift = (t.reshape(*t.shape, *[1] * (x.ndim - 2)) for t in (scale, shift))  # (N or 1, C, 1, 1)
+        y = torch.addcmul(shift, y, scale + 1)
     return F.silu(y) if silu else y
 
 

@@ -305,6 +305,14 @@ def test_training_keeps_one_copy_of_x():
     assert sum(kept) < 1.1 * x.numel()
 
 
+def test_one_row_of_scale_and_many_of_shift():
+    (x, *rest), kwargs = case_inputs((3, 8, 4, 4), 2, rows=3)
+    one = {"scale": kwargs["scale"][:1], "shift": kwargs["shift"]}
+    many = {"scale": one["scale"].expand(3, 8), "shift": kwargs["shift"]}
+    assert torch.equal(group_norm_silu.reference(x, *rest, **one), group_norm_silu.reference(x, *rest, **many))
+    torch.testing.assert_close(group_norm_silu(x, *rest, **one), group_norm_silu.reference(x, *rest, **many))
+
+
 @pytest.mark.parametrize(
     "x, groups, kwargs, message",
     [
