@@ -1,4 +1,4 @@
-"""Every CUDA source, compiled as host C++ and run thread by thread, against the references; and the emulation itself."""
+"""Every CUDA source, compiled as host C++ and run thread by thread, against the references; the emulation itself."""
 
 import ctypes
 import shutil
@@ -141,7 +141,9 @@ def test_group_norm_silu_in_vectors_and_parts(shape, groups, parts, layout, dtyp
     assert (emulated.workspace > 0) == parts
     assert emulated.lib.launches() == 1 + parts
     if not parts:
-        compare("group_norm_silu", Emulated(shift=1).group_norm_silu, norm_call(dtype, shape, groups, layout, 1, silu=False))
+        compare(
+            "group_norm_silu", Emulated(shift=1).group_norm_silu, norm_call(dtype, shape, groups, layout, 1, silu=False)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -195,7 +197,11 @@ def test_emulation_finds_a_missing_barrier():
 
 PLANTED = [
     ("solver_update.cu", "first < s.size - vectors * V", "first + 1 < s.size - vectors * V"),
-    ("solver_update.cu", "add(total.v[v], part) : part;\n        }\n        started", "std::fma(T(s.weights[k]), term.v[v], total.v[v]) : part;\n        }\n        started"),
+    (
+        "solver_update.cu",
+        "y.v[v] = add(y.v[v], mul(T(s.h), total.v[v]))",
+        "y.v[v] = std::fma(T(s.h), total.v[v], y.v[v])",
+    ),
     ("upfirdn.cu", "col >= s.w", "col > s.w"),
     ("upfirdn.cu", "narrow<T>(sum[v])", "narrow<T>(sum[v] + A(v == V - 1 && V > 1))"),
     ("group_norm_silu.cu", "squares += parts[2 * k + 1] + d * d", "squares += parts[2 * k + 1] - d * d"),
