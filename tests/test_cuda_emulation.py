@@ -22,7 +22,11 @@ def small(op):
 
 
 def compare(op, function, call, budget=2.0):
-    testing.check(function, backend.ops()[op].reference, call, budget)
+    def reference(x, *args, **kwargs):
+        # torch's own channels-last group norm takes E x^2 - (E x)^2, which in float64 is no measure
+        return backend.ops()[op].reference(x.contiguous() if op == "group_norm_silu" else x, *args, **kwargs)
+
+    testing.check(function, reference, call, budget)
 
 
 def same_bits(got, want):
@@ -126,7 +130,7 @@ SHAPES = [
     ((1, 16, 32, 32), 4, False),
     ((1, 192, 4, 4), 8, False),
     ((1, 32, 80, 80), 2, True),
-    ((2, 16, 64, 64), 4, True),
+    ((2, 32, 64, 64), 4, True),
     ((1, 5, 61, 67), 1, True),
 ]
 
@@ -229,7 +233,9 @@ def test_planted_errors_are_caught(file, good, bad, tmp_path):
                 if "7x9" in case.name and (case.inputs(torch.float32)[0][0]).numel():
                     compare(op, broken.upfirdn, case.inputs(torch.float32))
             f = torch.full((2, 2), 0.25)
-            compare(op, broken.upfirdn, ((torch.randn(1, 8, 4, 8), f), {"down": 2}))
+            compare(
+                op, broken.upfirdn, ((torch.randn(1, 8, 4, 8).to(memory_format=torch.channels_last), f), {"down": 2})
+            )
         else:
             for shape, layout in (((1, 16, 64, 64), "channels_last"), ((2, 12, 5, 7), "contiguous")):
                 compare(op, broken.group_norm_silu, norm_call(torch.float32, shape, 4, layout))
