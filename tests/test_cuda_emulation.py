@@ -1,4 +1,4 @@
-"""Every CUDA source, compiled as host C++ and run thread by thread, against the references; and the emulation itself."""
+"""Every CUDA source, compiled as host C++ and run thread by thread, against the references; the emulation itself."""
 
 import ctypes
 import shutil
@@ -22,7 +22,11 @@ def small(op):
 
 
 def compare(op, function, call, budget=2.0):
-    testing.check(function, backend.ops()[op].reference, call, budget)
+    def reference(x, *args, **kwargs):
+        # torch's own channels-last group norm takes E x^2 - (E x)^2, which in float64 is no measure
+        return backend.ops()[op].reference(x.contiguous() if op == "group_norm_silu" else x, *args, **kwargs)
+
+    testing.check(function, reference, call, budget)
 
 
 def same_bits(got, want):
@@ -126,7 +130,7 @@ SHAPES = [
     ((1, 16, 32, 32), 4, False),
     ((1, 192, 4, 4), 8, False),
     ((1, 32, 80, 80), 2, True),
-    ((2, 16, 64, 64), 4, True),
+    ((2, 32, 64, 64), 4, True),
     ((1, 5, 61, 67), 1, True),
 ]
 
@@ -141,7 +145,9 @@ def test_group_norm_silu_in_vectors_and_parts(shape, groups, parts, layout, dtyp
     assert (emulated.workspace > 0) == parts
     assert emulated.lib.launches() == 1 + parts
     if not parts:
-        compare("group_norm_silu", Emulated(shift=1).group_norm_silu, norm_call(dtype, shape, groups, layout, 1, silu=False))
+        compare(
+            "group_norm_silu", Emulated(shift=1).group_norm_silu, norm_call(dtype, shape, groups, layout, 1, silu=False)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -195,7 +201,11 @@ def test_emulation_finds_a_missing_barrier():
 
 PLANTED = [
     ("solver_update.cu", "first < s.size - vectors * V", "first + 1 < s.size - vectors * V"),
-    ("solver_update.cu", "add(total.v[v], part) : part;\n        }\n        started", "std::fma(T(s.weights[k]), term.v[v], total.v[v]) : part;\n        }\n        started"),
+    (
+        "solver_update.cu",
+        "y.v[v] = add(y.v[v], mul(T(s.h), total.v[v]))",
+        "y.v[v] = std::fma(T(s.h), total.v[v], y.v[v])",
+    ),
     ("upfirdn.cu", "col >= s.w", "col > s.w"),
     ("upfirdn.cu", "narrow<T>(sum[v])", "narrow<T>(sum[v] + A(v == V - 1 && V > 1))"),
     ("group_norm_silu.cu", "squares += parts[2 * k + 1] + d * d", "squares += parts[2 * k + 1] - d * d"),
@@ -223,7 +233,9 @@ def test_planted_errors_are_caught(file, good, bad, tmp_path):
                 if "7x9" in case.name and (case.inputs(torch.float32)[0][0]).numel():
                     compare(op, broken.upfirdn, case.inputs(torch.float32))
             f = torch.full((2, 2), 0.25)
-            compare(op, broken.upfirdn, ((torch.randn(1, 8, 4, 8), f), {"down": 2}))
+            compare(
+                op, broken.upfirdn, ((torch.randn(1, 8, 4, 8).to(memory_format=torch.channels_last), f), {"down": 2})
+            )
         else:
             for shape, layout in (((1, 16, 64, 64), "channels_last"), ((2, 12, 5, 7), "contiguous")):
                 compare(op, broken.group_norm_silu, norm_call(torch.float32, shape, 4, layout))

@@ -1,6 +1,7 @@
-"""Every CUDA source compiled ahead of time, without a GPU: registers, spills, shared memory and 16-byte accesses of each
-kernel, compared with tests/cuda_resources.json. `python tests/test_cuda_resources.py` writes that table anew."""
+"""Every CUDA source compiled ahead of time, without a GPU: registers, spills, shared memory and 16-byte accesses of
+each kernel, compared with tests/cuda_resources.json. `python tests/test_cuda_resources.py` writes that table anew."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -16,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests/cuda_resources.json"
 SOURCES = sorted(path for path in (ROOT / "csrc/cuda").glob("*.cu") if path.stem != "errors")
 CHIPS = ("80", "90a")
-MISSING = [tool for tool in ("nvcc", "cuobjdump", "c++filt") if not shutil.which(tool)]
+TRITON = importlib.util.find_spec("triton")  # brings cuobjdump along
+OBJDUMP = shutil.which("cuobjdump") or (TRITON and Path(TRITON.origin).parent / "backends/nvidia/bin/cuobjdump")
+MISSING = [tool for tool in ("nvcc", OBJDUMP or "cuobjdump", "c++filt") if not shutil.which(tool)]
 SLACK = 1.15  # of the registers: other releases of nvcc allocate a few more or fewer
 
 
@@ -38,10 +41,12 @@ def measured(source, chip, folder):
     cubin = Path(folder) / f"{source.stem}-{chip}.cubin"
     flags = "-std=c++17", "-O3", f"-arch=sm_{chip}", "-cubin", "--resource-usage"
     text = output("nvcc", *flags, source, "-o", cubin)
-    pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
+    pattern = (
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
+    )
     usage = {m[1]: m for m in re.finditer(pattern + r"([^\n]*)", text, re.DOTALL)}
     names = short(list(usage))
-    code = {part.split("\n", 1)[0].strip(): part for part in output("cuobjdump", "-sass", cubin).split("Function : ")[1:]}
+    code = {part.split("\n", 1)[0].strip(): part for part in output(OBJDUMP, "-sass", cubin).split("Function : ")[1:]}
     table = {}
     for name, m in usage.items():
         shared = re.search(r"(\d+) bytes smem", m[5])
@@ -65,7 +70,7 @@ def all_measured():
 @pytest.fixture(scope="module")
 def tables():
     if MISSING:
-        pytest.skip(f"{', '.join(MISSING)} not found")
+        pytest.skip(f"{', '.join(map(str, MISSING))} not found")
     return all_measured()
 
 

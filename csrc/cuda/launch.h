@@ -66,7 +66,13 @@ __device__ __forceinline__ Vec<T, V> load(const T* p) {
 
 template <typename T, int V>
 __device__ __forceinline__ void store(T* p, const Vec<T, V>& x) {
-    *reinterpret_cast<Vec<T, V>*>(p) = x;
+    if constexpr (sizeof(x) == 16) {  // an instruction that the compiler does not take apart
+        uint4 bits;
+        memcpy(&bits, &x, 16);
+        __stwb(reinterpret_cast<uint4*>(p), bits);
+    } else {
+        *reinterpret_cast<Vec<T, V>*>(p) = x;
+    }
 }
 
 template <typename T>
