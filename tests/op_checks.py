@@ -15,10 +15,10 @@ from edm_fast import backend, testing
 BACKENDS = {"cpu": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu", "cuda": "cuda"}
 
 
-def backends(op: str, *, wanted: tuple[str, ...] = ("cpu", "cuda")) -> list[Any]:
+def backends(op: str, *, wanted: tuple[str, ...] = ("cpu", "cuda"), gradient: bool = False) -> list[Any]:
     """The candidates of an op whose device is here, as pytest parameters; those for a GPU are marked."""
     names = [n for n in backend.ops()[op].candidates if BACKENDS[n] == "cpu" or torch.cuda.is_available()]
-    names = [n for n in names if n in wanted]
+    names = [n for n in names if n in wanted and (backend.ops()[op].candidates[n].differentiable or not gradient)]
     return [pytest.param(name, marks=pytest.mark.gpu if BACKENDS[name] == "cuda" else ()) for name in names]
 
 

@@ -194,8 +194,9 @@ __device__ __forceinline__ void join(const A* parts, const Slabs& p, int64_t ste
     mean = squares = 0;
     for (int64_t k = 0; k < p.parts; ++k) {
         const int64_t here = p.count - k * tile < tile ? p.count - k * tile : tile;
-        mean += parts[2 * k] * (A(here * step) / A(whole));
+        mean += (parts[2 * k] - parts[0]) * (A(here * step) / A(whole));  // apart from the first, to lose no digits
     }
+    mean += parts[0];
     for (int64_t k = 0; k < p.parts; ++k) {
         const int64_t here = p.count - k * tile < tile ? p.count - k * tile : tile;
         const A d = parts[2 * k] - mean;
