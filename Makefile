@@ -38,10 +38,12 @@ lint: $(VENV)/developer
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# what has tests of its own on each instruction set, or asks torch alone, is left out
+# what has tests of its own on each instruction set, or asks torch or Triton alone, is left out
+NOT_NATIVE := --ignore-glob='*_triton.py' --ignore=tests/plan/test_gpu.py
+
 isas: $(VENV)/developer
 	for isa in portable avx2; do \
-	    OMP_NUM_THREADS=1 $(BIN)/pytest -q --isa=$$isa $(PYTEST_FLAGS) tests/ops tests/plan tests/networks \
+	    OMP_NUM_THREADS=1 $(BIN)/pytest -q --isa=$$isa $(PYTEST_FLAGS) $(NOT_NATIVE) tests/ops tests/plan tests/networks \
 	        -k "not isa and not instruction_set and not opcheck and not compile and not native" || exit 1; done
 
 # the runtime of the sanitizers must come first in the process, and the C++ library whose throw they watch with it
@@ -62,7 +64,7 @@ sanitize: $(SANITIZED)/built
 	cp -r kernels $(SANITIZED)/edm_fast/
 	cd edm_fast && find . -name '*.py' -exec cp --parents {} ../$(SANITIZED)/edm_fast/ \;
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-	    $(BIN)/pytest -q $(PYTEST_FLAGS) tests/test_native.py tests/ops -k "($(SANITIZED_TESTS)) and not ($(SANITIZED_OUT))"
+	    $(BIN)/pytest -q $(PYTEST_FLAGS) $(NOT_NATIVE) tests/test_native.py tests/ops -k "($(SANITIZED_TESTS)) and not ($(SANITIZED_OUT))"
 
 PYTEST_BENCH := $(BIN)/pytest -q -s --benchmark-columns=median,iqr
 

@@ -67,3 +67,10 @@ def upsampled(packed: Pack) -> Callable[..., torch.Tensor]:
         return _kernels().upsample(first["x"], packed(second["weight"], "phases"), *tail)
 
     return run
+
+
+def attention(qkv: torch.Tensor, num_heads: int, apart: bool) -> torch.Tensor:
+    """Of channels in the order which, head, channel (see `separate_qkv`): vectors of channels are vectors in memory."""
+    from edm_fast.kernels import attention as kernels
+
+    return kernels.forward(qkv, num_heads, apart)[0]

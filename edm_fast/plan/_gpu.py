@@ -228,7 +228,9 @@ class Program:
             return {"reference": op.reference}
         first: dict[str, Way] = {"sdpa": _sdpa} if op.name == "attention" else {"reference": op.reference}
         if "apart" in kwargs:
-            return first
+            given = {name: value for name, value in kwargs.items() if name != "apart"}
+            fits = "triton" in op.candidates and op.candidates["triton"].reason(**given) is None
+            return {**first, "triton": _fused.attention} if fits else first
         able = {name: c.forward for name, c in op.candidates.items() if c.reason(**kwargs) is None}
         if op.name == "conv2d" and "triton" in able:
             del able["triton"]  # the same kernel, whose weights are packed beforehand

@@ -29,7 +29,7 @@ def test_the_real_layer_shapes_are_all_there():
 def test_wrong_numbers_are_found(monkeypatch, factor):
     op = backend.ops()["attention"]
     wrong = backend.Candidate(lambda *args: op.reference(*args) * factor, lambda *args: None)
-    monkeypatch.setitem(op.candidates, "cpu", wrong)
+    monkeypatch.setattr(op, "candidates", {"cpu": wrong})
     rows = verify.verify_ops([("attention", cases.SMALL["attention"], torch.float32)])
     assert [row["ok"] for row in rows] == [True, False]
     (_, bad) = verify.summary(rows)

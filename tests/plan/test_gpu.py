@@ -78,8 +78,8 @@ def test_every_way_of_every_call(name):
         fast, other = planned(net, "fp32"), planned(net, "fp32", last)
         a, b = fast(x, sigma, labels), other(x, sigma, labels)
     (program,) = next(iter(other.model.programs.values()))
-    assert {"group_norm_silu", "conv2d", "pair"} <= {key.split()[2] for key in program.chosen}
-    assert {"merged", "fused"} <= {*program.chosen.values()}
+    assert {"attention", "group_norm_silu", "conv2d", "pair"} <= {key.split()[2] for key in program.chosen}
+    assert {"merged", "fused", "triton"} <= {*program.chosen.values()}
     assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
 
 
