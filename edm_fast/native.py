@@ -142,7 +142,8 @@ def _plain(
         raise UserError(f"{name} got a tensor on {device}")
     codes = CUDA_DTYPES if device.type == "cuda" else DTYPES
     if dtype not in codes:
-        raise UserError(f"{name} got a tensor of {dtype}; expected float32 or float64")
+        names = [str(known).removeprefix("torch.") for known in codes]
+        raise UserError(f"{name} got a tensor of {dtype}; expected {', '.join(names[:-1])} or {names[-1]}")
     plain: list[Any] = [codes[dtype]]
     for value in args:
         if isinstance(value, torch.Tensor):

@@ -150,7 +150,7 @@ class PlannedUNet(torch.nn.Module):
         """How many images of this shape a program takes."""
         key = tuple((name, (1, *t.shape[1:])) for name, t in sorted(tensors.items()))
         if key not in self.sizes:
-            self.sizes[key] = self.planner.images_at_once(trace(self.reference[0], dict(key)))
+            self.sizes[key] = self.planner.images_at_once(lambda: trace(self.reference[0], dict(key)))
         return self.sizes[key]
 
     def run(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -53,10 +53,10 @@ class Shape:
     kernel: int
     padding: int
 
-    def sizes(self) -> tuple[int, ...]:
-        """As the native function takes them, without bias, in dense images."""
+    def sizes(self, rows: int, y_pitch: int, x_pitch: int, residual_pitch: int) -> tuple[int, ...]:
+        """As the native function takes them."""
         own = (self.n, self.h, self.w, self.channels, self.outputs, self.kernel, self.padding)
-        return (*own, 0, self.outputs, self.channels, self.outputs)
+        return (*own, rows, y_pitch, x_pitch, residual_pitch)
 
     def output(self) -> tuple[int, int, int, int]:
         grow = 2 * self.padding - self.kernel + 1
@@ -127,10 +127,11 @@ def measure(shape: Shape, algorithms: list[int]) -> dict[int, float]:
     weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel, generator=generator, **like)
     flush = torch.zeros(12 * 2**20, **like)
     calls: dict[int, Any] = {}
+    sizes = shape.sizes(0, shape.outputs, shape.channels, shape.outputs)  # without bias, dense images
     packs = {a: pack(weight, a) for a in algorithms}
     for a in algorithms:
         addresses = (y.data_ptr(), x.data_ptr(), packs[a].data_ptr(), 0, 0)
-        calls[a] = native.bind("conv2d_fwd_cpu", *addresses, shape.sizes(), 1.0, a)
+        calls[a] = native.bind("conv2d_fwd_cpu", *addresses, sizes, 1.0, a)
     best = dict.fromkeys(algorithms, float("inf"))
     for _ in range(ROUNDS):
         for a in algorithms:

@@ -20,13 +20,12 @@ from edm_fast.ops.conv2d import pack
 from edm_fast.plan._algorithms import DIRECT, Measured, Shape, packed_size
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import rewritten
-from edm_fast.plan._trace import Graph, Node, Value, map_values
+from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
 
 Step = Callable[[int], None]  # called with the number of threads
 Choose = Callable[[Shape], int]
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
 IMAGES_AT_ONCE = 2 * 2**20  # bytes of the widest layer's images (benchmarks/NOTES.md)
-MANY = 2**30
 
 
 @dataclasses.dataclass
@@ -66,9 +65,10 @@ class Planner:
     def __call__(self, graph: Graph) -> Program:
         return Program(graph, self.choose, self.weights, self.limit)
 
-    def images_at_once(self, graph: Graph) -> int:
-        """How many images to evaluate together, from the graph of one: more if weights are what has to be read, few
-        enough for the second-level cache if images are."""
+    def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
+        """How many images to evaluate together: many if weights are what has to be read, few enough for the
+        second-level cache if images are."""
+        graph = graph_of_one()
         weights = [t for node in graph.nodes for t in node.kwargs.values() if isinstance(t, torch.Tensor)]
         images = [value.shape for node in graph.nodes for value in node.outputs if len(value.shape) == 4]
         if 4 * sum(t.numel() for t in weights) > SMALL_NETWORK or not images:
@@ -215,8 +215,7 @@ class _Builder:
             (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
             other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
             vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
-            sizes = (*dataclasses.astuple(shape)[:1], shape.h, shape.w, shape.channels, shape.outputs)
-            sizes = (*sizes, shape.kernel, shape.padding, count, to_pitch, pitch, other_pitch)
+            sizes = shape.sizes(count, to_pitch, pitch, other_pitch)
             scale, own = float(k.get("scale", 1.0)), packed if anew is None else view(anew)
             steps = [native.bind("conv2d_fwd_cpu", to, source, own.data_ptr(), vector, other, sizes, scale, algorithm)]
             if anew is not None:

@@ -23,7 +23,7 @@ from edm_fast import backend
 from edm_fast.plan import _fused, _table
 from edm_fast.plan._graph import WARMUPS, Captured
 from edm_fast.plan._rewrite import join_embeddings, join_pairs, rewritten
-from edm_fast.plan._trace import Graph, Node, Value, map_values
+from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
 
 ROUNDS = 9
 VERSION = 1  # of the kernels: another one makes old measurements void
@@ -109,9 +109,9 @@ class Planner:
     def __call__(self, graph: Graph) -> Program:
         return Program(graph, self.choose, self.weights, self.numerics, self.device, self.cuda_graph)
 
-    def images_at_once(self, graph: Graph) -> int:
+    def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """All of them: a GPU is not full with a few."""
-        return 2**30
+        return MANY
 
 
 class Program:

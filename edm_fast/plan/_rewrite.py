@@ -81,17 +81,14 @@ def join_embeddings(nodes: list[Node]) -> list[Node]:
 def _joined(group: list[Node]) -> Node:
     weights = [node.kwargs["weight"] for node in group]
     sizes = [len(weight) for weight in weights]
-    biases = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, _biases(group))]
+    given = [node.kwargs["bias"] for node in group]
+    biases = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, given)]
     weight, bias = torch.cat(weights), torch.cat(biases)
 
     def products(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return F.linear(x, weight, bias).split(sizes, dim=1)
 
     return Node("torch", products, (group[0].kwargs["x"],), {}, [node.outputs[0] for node in group])
-
-
-def _biases(group: list[Node]) -> list[torch.Tensor | None]:
-    return [node.kwargs["bias"] for node in group]
 
 
 def separate_qkv(nodes: list[Node], output: Value) -> list[Node]:

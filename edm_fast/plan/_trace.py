@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from edm_fast import backend
 
+MANY = 2**30  # images: all that there are
+
 
 @dataclasses.dataclass(eq=False)
 class Value:

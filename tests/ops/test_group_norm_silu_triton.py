@@ -25,7 +25,7 @@ CASES = {
     "chunks": ((1, 24, 33, 31), 8, True, None),
     "wide groups": ((2, 320, 3, 3), 2, True, None),
     "one group": ((2, 6, 4, 4), 1, True, 2),
-    "single pixels": ((3, 96, 1, 1), 32, True, None),
+    "single pixels": ((3, 24, 1, 1), 8, True, None),
     "vectors": ((3, 20), 5, False, None),
     "five dimensions": ((2, 12, 2, 3, 4), 3, False, None),
 }
