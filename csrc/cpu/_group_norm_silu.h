@@ -1,7 +1,8 @@
 // What the forward and the backward of group_norm_silu share.
 //
 // Work items are an image's group (contiguous), or a slab of whole groups of an image (channels last). Sums run in fixed
-// lanes and blocks, uncontracted: one result on every instruction set and thread count.
+// lanes and blocks, uncontracted: one result on every instruction set and thread count. Only y in float32, channels last,
+// has fused multiply-adds where the instruction set has them (_group_norm_silu.inc).
 #pragma once
 
 #include <algorithm>

@@ -200,18 +200,23 @@ def test_not_a_number_stays_in_its_group(layout):
 @needs_native
 @pytest.mark.parametrize("name", EXTRA)
 def test_instruction_sets_and_threads_agree(name):
+    """To the bit; but y channels last has fused multiply-adds where the instruction set has them."""
     args, kwargs = EXTRA[name]
-    results, threads = [], torch.get_num_threads()
+    outputs, gradients, threads = {}, [], torch.get_num_threads()
     try:
         for isa in native.ISAS[: native.lib.BEST_ISA + 1]:
             for count in (1, 2, 3, 5, 8):
                 torch.set_num_threads(count)
                 with native.use_isa(isa):
-                    results.append(all_gradients(on_cpu)(*args, **kwargs))
+                    y, *rest = all_gradients(on_cpu)(*args, **kwargs)
+                outputs.setdefault(isa, []).append([y])
+                gradients.append(rest)
     finally:
         torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+    if args[0].is_contiguous():
+        outputs = {"any": sum(outputs.values(), [])}
+    for first, *others in (*outputs.values(), gradients):
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
 @needs_native
