@@ -8,7 +8,18 @@ namespace edm {
 // How the products are taken. Winograd (Lavin & Gray 2016): tiles of 2x2 or 4x4 outputs from 16 or 36 products a channel
 // pair, where the direct sum takes 36 or 144. Int16: the products are those of scaled 16-bit integers, twice as many at a
 // time where the processor has AVX512-VNNI, and exact; what is lost is the rounding to them, less than to bfloat16.
-enum ConvAlgorithm : int { kDirect = 0, kWinograd2 = 2, kWinograd4 = 4, kInt16 = 10, kWinograd4Int16 = 14 };
+// Up: each pixel of x stands for 2x2 of them, padded by 1; y (n, 2 h, 2 w, out) comes from four 2x2 convolutions of x, in
+// tiles of 2x2 or 4x4 outputs from 9 or 25 products.
+enum ConvAlgorithm : int {
+    kDirect = 0,
+    kWinograd2 = 2,
+    kWinograd4 = 4,
+    kInt16 = 10,
+    kWinograd4Int16 = 14,
+    kWinograd2Up = 22,
+    kWinograd4Up = 24,
+    kWinograd4UpInt16 = 34,
+};
 
 struct Conv2d {
     int dtype;                    // float32

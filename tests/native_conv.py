@@ -13,10 +13,19 @@ import torch.nn.functional as F
 
 from edm_fast import native
 
-DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14  # codes of csrc/conv2d.h
-KERNELS = {DIRECT: (1, 3), WINOGRAD2: (3,), WINOGRAD4: (3,), INT16: (1,), WINOGRAD4_INT16: (3,)}
+# codes of csrc/conv2d.h
+DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16, UP2, UP4, UP4_INT16 = 0, 2, 4, 10, 14, 22, 24, 34
+KERNELS = {
+    DIRECT: (1, 3),
+    WINOGRAD2: (3,),
+    WINOGRAD4: (3,),
+    INT16: (1,),
+    WINOGRAD4_INT16: (3,),
+    **dict.fromkeys((UP2, UP4, UP4_INT16), (3,)),
+}
 KINDS = [(algorithm, kernel) for algorithm, kernels in KERNELS.items() for kernel in kernels]
-INTEGERS = (INT16, WINOGRAD4_INT16)
+INTEGERS = (INT16, WINOGRAD4_INT16, UP4_INT16)
+DOUBLING = (UP2, UP4, UP4_INT16)
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 
@@ -42,6 +51,11 @@ def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torc
     return packed
 
 
+def seen(x: torch.Tensor, algorithm: int) -> torch.Tensor:
+    """The image that is convolved: x, or x with each pixel repeated in a square."""
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3) if algorithm in DOUBLING else x
+
+
 def convolve(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -55,12 +69,14 @@ def convolve(
     threads: int = 2,
     margin: tuple[int, int] = (0, 0),
 ) -> torch.Tensor:
-    """(weight * x + rows + residual) scale on one algorithm; each image lies in one with `margin` more channels."""
+    """(weight * x + rows + residual) scale on one algorithm, x as it is `seen`, in windows of images with `margin` more
+    channels."""
     outputs, inputs, k, _ = weight.shape
     outputs, inputs = (inputs, outputs) if transposed else (outputs, inputs)
     pad = k // 2 if padding is None else padding
     n, _, h, w = x.shape
-    y, whole = wide(torch.full((n, outputs, h + 2 * pad - k + 1, w + 2 * pad - k + 1), math.nan), margin)
+    size = [length + 2 * pad - k + 1 for length in seen(x, algorithm).shape[2:]]
+    y, whole = wide(torch.full((n, outputs, *size), math.nan), margin)
     source, _ = wide(x, margin)
     other = None if residual is None else wide(residual, margin)[0]
     bias = None if rows is None else torch.cat([rows.reshape(-1), torch.full((64,), math.nan)])
@@ -91,27 +107,27 @@ def budget(algorithm, x, weight, *tail, **kwargs) -> float:
     """The largest error allowed, of up to 1024 channels, with a floor of four roundings of the largest value.
 
     Direct and F(2x2): twice the error of plain torch; F(4x4): eight times. Integers: what rounding the operands to
-    bfloat16 costs, half of that without a transform.
+    bfloat16 costs, half of that without a transform. x is the image as it is seen.
     """
     exact = defined(x, weight, *tail, **kwargs)
     floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
     if algorithm in INTEGERS:
         rounded = defined(x.bfloat16(), weight.bfloat16(), *tail, **kwargs)
-        return (1.0 if algorithm == WINOGRAD4_INT16 else 0.5) * (rounded - exact).abs().max().item() + floor
+        return (0.5 if algorithm == INT16 else 1.0) * (rounded - exact).abs().max().item() + floor
     plain = defined(x, weight, *tail, **kwargs, dtype=torch.float32)
-    factor = 8.0 if algorithm == WINOGRAD4 else 2.0
+    factor = 8.0 if algorithm in (WINOGRAD4, UP4) else 2.0
     return factor * (plain - exact).abs().max().item() + floor
 
 
-def inputs(n, c, h, w, out, k, padding=None, rows=0, residual=False, scale=1.0, seed=0):
-    """Arguments (x, weight, rows, residual, scale, padding) for `convolve` and `defined`."""
-    generator = torch.Generator().manual_seed(seed)
+def inputs(n, c, h, w, out, k, padding=None, rows=0, residual=False, scale=1.0, *, double=False):
+    """Arguments (x, weight, rows, residual, scale, padding) for `convolve` and, but for a doubling, `defined`."""
+    generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator)
 
     pad = k // 2 if padding is None else padding
-    size = (h + 2 * pad - k + 1, w + 2 * pad - k + 1)
+    size = [length * (2 if double else 1) + 2 * pad - k + 1 for length in (h, w)]
     x, weight = draw(n, c, h, w), draw(out, c, k, k) / math.sqrt(c * k * k)
     bias = draw(rows, out) if rows else None
     return x, weight, bias, draw(n, out, *size) if residual else None, scale, padding

@@ -17,16 +17,21 @@ constexpr int64_t kMostInt16 = 4096;      // channels, see _int16.inc
 
 int64_t panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 
-// planes of a packed weight: positions of the kernel, or products of a tile
+// planes of a packed weight, of one phase: positions of the kernel, or products of a tile
 int64_t planes(int algorithm, int64_t kernel) {
     if (algorithm == kDirect && (kernel == 1 || kernel == 3)) return kernel * kernel;
     if (kernel == 3 && algorithm == kWinograd2) return 16;
     if (kernel == 3 && (algorithm == kWinograd4 || algorithm == kWinograd4Int16)) return 36;
+    if (kernel == 3 && doubles(algorithm)) return algorithm == kWinograd2Up ? 9 : 25;
     if (kernel == 1 && algorithm == kInt16) return 1;
     return -1;
 }
 
-bool int16_products(int algorithm) { return algorithm == kInt16 || algorithm == kWinograd4Int16; }
+int64_t phases(int algorithm) { return doubles(algorithm) ? 4 : 1; }
+
+bool int16_products(int algorithm) {
+    return algorithm == kInt16 || algorithm == kWinograd4Int16 || algorithm == kWinograd4UpInt16;
+}
 
 // floats of one plane of one panel
 int64_t plane_floats(int algorithm, int64_t in) {
@@ -44,7 +49,7 @@ int64_t scratch_floats(const Conv2d& s, int64_t block) {
     if (s.algorithm == kDirect) return s.in + 16 * kPanel;
     if (s.algorithm == kInt16) return block * (kPanel + 1 + q);
     const int64_t count = planes(s.algorithm, s.kernel);
-    if (s.algorithm == kWinograd4Int16) return count * (block * (kPanel + 1 + q) + pitch);
+    if (int16_products(s.algorithm)) return count * (block * (kPanel + 1 + q) + pitch);
     return count * block * (pitch + kPanel + 1);
 }
 
@@ -52,7 +57,7 @@ bool fits(const Conv2d& s, int isa) {
     return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
            planes(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
-           (s.algorithm != kInt16 || s.padding == 0) && (!int16_products(s.algorithm) || s.in <= kMostInt16) &&
+           (s.algorithm != kInt16 || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) && (!int16_products(s.algorithm) || s.in <= kMostInt16) &&
            s.x_pitch >= s.in && s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
            isa <= best_isa();
 }
@@ -61,17 +66,20 @@ bool fits(const Conv2d& s, int isa) {
 
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel) {
     const int64_t count = planes(algorithm, kernel);
-    return count < 0 ? -1 : panels(out) * count * plane_floats(algorithm, in);
+    return count < 0 ? -1 : panels(out) * phases(algorithm) * count * plane_floats(algorithm, in);
 }
 
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
     const int64_t count = planes(s.algorithm, s.kernel);
     if (s.dtype != kFloat32) return kBadType;
-    if (isa > best_isa()) return kBadArgument;
+    if (isa > best_isa() || (s.transposed && doubles(s.algorithm))) return kBadArgument;
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
     if (count < 0 || out < 1 || in < 1 || (int16_products(s.algorithm) && in > kMostInt16)) return kBadArgument;
-    parallel_for(panels(out), 1, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t panel = begin; panel < end; ++panel) EDM_DISPATCH(isa, pack_panel(s, panel, count, out, in));
+    parallel_for(panels(out) * phases(s.algorithm), 1, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+            const Phase phase = Phase::of(item / panels(out));  // the first one is also that of no doubling
+            EDM_DISPATCH(isa, pack_panel(s, phase, item % panels(out), count, out, in));
+        }
     });
     return kOk;
 }

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,35 @@ from edm_fast.ops.conv2d import pack
 from edm_fast.plan import _table
 from edm_fast.plan._table import Table
 
-DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14  # codes of csrc/conv2d.h
+# codes of csrc/conv2d.h
+DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14
+WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16 = 22, 24, 34
 NAMES = {
     DIRECT: "direct",
     WINOGRAD2: "winograd2",
     WINOGRAD4: "winograd4",
     INT16: "int16",
     WINOGRAD4_INT16: "winograd4-int16",
+    WINOGRAD2_UP: "winograd2-up",
+    WINOGRAD4_UP: "winograd4-up",
+    WINOGRAD4_UP_INT16: "winograd4-up-int16",
 }
+MERGED = (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16)  # with the doubling of the image before it
 # the error of F(2x2) is that of torch or less; that of F(4x4) is up to six times torch's best (benchmarks/NOTES.md);
 # integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
 ALLOWED: dict[str, tuple[int, ...]] = {
-    "exact": (DIRECT, WINOGRAD2),
-    "fp32": (DIRECT, WINOGRAD2, WINOGRAD4),
-    "bf16": (DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16),
+    "exact": (DIRECT, WINOGRAD2, WINOGRAD2_UP),
+    "fp32": (DIRECT, WINOGRAD2, WINOGRAD4, WINOGRAD2_UP, WINOGRAD4_UP),
+    "bf16": tuple(NAMES),
 }
 ROUNDS = 3
-VERSION = 1  # of the kernels: another one makes old measurements void
+VERSION = 2  # of the kernels: another one makes old measurements void
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A convolution: images (n, channels, h, w) to `outputs` channels."""
+    """A convolution: images (n, channels, h, w) to `outputs` channels; `doubled`: of images whose pixels are each
+    repeated in a square before it."""
 
     n: int
     channels: int
@@ -52,15 +60,20 @@ class Shape:
     outputs: int
     kernel: int
     padding: int
+    doubled: bool = False
 
     def sizes(self, rows: int, y_pitch: int, x_pitch: int, residual_pitch: int) -> tuple[int, ...]:
         """As the native function takes them."""
         own = (self.n, self.h, self.w, self.channels, self.outputs, self.kernel, self.padding)
         return (*own, rows, y_pitch, x_pitch, residual_pitch)
 
+    def after_doubling(self) -> Shape:
+        """The convolution alone."""
+        return dataclasses.replace(self, h=2 * self.h, w=2 * self.w, doubled=False) if self.doubled else self
+
     def output(self) -> tuple[int, int, int, int]:
-        grow = 2 * self.padding - self.kernel + 1
-        return self.n, self.outputs, self.h + grow, self.w + grow
+        own, grow = self.after_doubling(), 2 * self.padding - self.kernel + 1
+        return own.n, own.outputs, own.h + grow, own.w + grow
 
 
 class Measured:
@@ -85,7 +98,7 @@ def packed_size(shape: Shape, algorithm: int) -> int:
 
 def fits(algorithm: int, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
-    if packed_size(shape, algorithm) < 0:
+    if packed_size(shape, algorithm) < 0 or (algorithm in MERGED and not (shape.doubled and shape.padding == 1)):
         return False
     return algorithm not in (INT16, WINOGRAD4_INT16) or (
         shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1
@@ -118,25 +131,46 @@ def _processor() -> str:
     return _table.file_name(name)
 
 
+def bind_upfirdn(
+    y: torch.Tensor, x: torch.Tensor, f: torch.Tensor, factor: int, up: bool, padding: int
+) -> Callable[[int], None]:
+    """The native resampling of x (N, C, H, W) to y, channels last, with its arguments set."""
+    (to, _), (source, pitch) = native.window(y), native.window(x)
+    sizes = tuple(x.shape), *y.shape[2:], f.shape[0], factor, padding
+    return native.bind(
+        "upfirdn_fwd_cpu", to, source, f.data_ptr(), *sizes, float(factor**2 if up else 1), up, True, pitch
+    )
+
+
 def measure(shape: Shape, algorithms: list[int]) -> dict[int, float]:
-    """Best seconds of each algorithm, by turns, each time with cold caches."""
+    """Best seconds of each algorithm, by turns, each time with cold caches; with the doubling where there is one."""
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-    x = torch.randn(shape.n, shape.h, shape.w, shape.channels, generator=generator, **like)
+    x = torch.randn(shape.n, shape.channels, shape.h, shape.w, generator=generator, **like)
+    x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty(shape.output(), **like)
     weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel, generator=generator, **like)
     flush = torch.zeros(12 * 2**20, **like)
-    calls: dict[int, Any] = {}
-    sizes = shape.sizes(0, shape.outputs, shape.channels, shape.outputs)  # without bias, dense images
+    calls: dict[int, list[Any]] = {}
     packs = {a: pack(weight, a) for a in algorithms}
+    wide, double = x, []
+    if shape.doubled:
+        own = shape.after_doubling()
+        wide = torch.empty(own.n, own.channels, own.h, own.w, memory_format=torch.channels_last, **like)
+        taps = torch.full((2,), 0.5, **like)
+        double = [bind_upfirdn(wide, x, taps, 2, True, 0)]
     for a in algorithms:
-        addresses = (y.data_ptr(), x.data_ptr(), packs[a].data_ptr(), 0, 0)
-        calls[a] = native.bind("conv2d_fwd_cpu", *addresses, sizes, 1.0, a)
+        own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
+        sizes = own.sizes(0, shape.outputs, shape.channels, shape.outputs)  # without bias, dense images
+        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0)
+        step = native.bind("conv2d_fwd_cpu", *addresses, sizes, 1.0, a)
+        calls[a] = [step] if a in MERGED else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))
     for _ in range(ROUNDS):
         for a in algorithms:
             flush.add_(1)
             start = time.perf_counter()
-            calls[a](torch.get_num_threads())
+            for call in calls[a]:
+                call(torch.get_num_threads())
             best[a] = min(best[a], time.perf_counter() - start)
     return best

@@ -17,9 +17,9 @@ import torch
 
 from edm_fast import native
 from edm_fast.ops.conv2d import pack
-from edm_fast.plan._algorithms import DIRECT, Measured, Shape, packed_size
+from edm_fast.plan._algorithms import DIRECT, MERGED, Measured, Shape, bind_upfirdn, packed_size
 from edm_fast.plan._memory import Place, Region, allocate
-from edm_fast.plan._rewrite import rewritten
+from edm_fast.plan._rewrite import join_pairs, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
 
 Step = Callable[[int], None]  # called with the number of threads
@@ -105,7 +105,8 @@ class _Builder:
         self.choose, self.weights, self.program = choose, weights, program
         self.places: dict[Value, Place] = {}
         self.tasks: list[Task] = []
-        nodes = rewritten(graph)
+        nodes = join_pairs(rewritten(graph), graph.output, ("upfirdn",))
+        nodes = [part for node in nodes for part in doubled_or_apart(node, choose)]
         producers = {value: node for node in nodes for value in node.outputs}
         self.repacked = repacked([node for node in nodes if is_convolution(node)], choose, limit)
         for node in nodes:
@@ -254,9 +255,7 @@ class _Builder:
         self.program.kept.append(f)
 
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
-            (to, _), (source, pitch) = native.window(view(y)), native.window(view(x))
-            sizes = tuple(x.shape), *y.shape[2:], f.shape[0], max(up, down), k["padding"]
-            return native.bind("upfirdn_fwd_cpu", to, source, f.data_ptr(), *sizes, float(up**2), up > 1, True, pitch)
+            return bind_upfirdn(view(y), view(x), f, max(up, down), up > 1, k["padding"])
 
         return Task([x], [y], bind)
 
@@ -294,7 +293,26 @@ def shape_of(node: Node) -> Shape:
     k = node.kwargs
     n, channels, h, w = (*k["x"].shape, 1, 1)[:4]
     outputs, _, kernel, _ = (*k["weight"].shape, 1, 1)[:4]
-    return Shape(n, channels, h, w, outputs, kernel, kernel // 2 if k.get("padding") is None else k["padding"])
+    padding = kernel // 2 if k.get("padding") is None else k["padding"]
+    return Shape(n, channels, h, w, outputs, kernel, padding, k.get("doubled", False))
+
+
+def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
+    """An upsampling and the convolution after it as one convolution of a doubled image, or as they were."""
+    if node.kind != "pair":
+        return [node]
+    first, second = node.kwargs["first"], node.kwargs["second"]
+    x = first["x"]
+    merged = Node("conv2d", node.function, (), {**second, "x": x, "doubled": True}, node.outputs)
+    if first["up"] == 2 and is_convolution(merged) and choose(shape_of(merged)) in MERGED:
+        return [merged]
+    n, c, h, w = x.shape
+    wide = Value((n, c, first["up"] * h, first["up"] * w))
+    ops: Any = node.function
+    return [
+        Node("upfirdn", ops[0], (), first, [wide]),
+        Node("conv2d", ops[1], (), {**second, "x": wide}, node.outputs),
+    ]
 
 
 def repacked(nodes: list[Node], choose: Choose, limit: float) -> set[Node]:

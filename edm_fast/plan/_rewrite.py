@@ -150,13 +150,13 @@ def repeats(node: Node) -> bool:
     return k["up"] > 1 and k["padding"] == 0 and box
 
 
-def join_pairs(nodes: list[Node], output: Value) -> list[Node]:
+def join_pairs(nodes: list[Node], output: Value, kinds: tuple[str, ...] = ("group_norm_silu", "upfirdn")) -> list[Node]:
     """A norm or an upsampling that one convolution alone reads, and that convolution, as one node "pair".
 
     Its kwargs: "first" and "second", the arguments of both, the latter's without x; its function: the two ops.
     """
     uses = uses_of(nodes, output)
-    producers = {node.outputs[0]: node for node in nodes if node.kind in ("group_norm_silu", "upfirdn")}
+    producers = {node.outputs[0]: node for node in nodes if node.kind in kinds}
     result: list[Node] = []
     for node in nodes:
         first = producers.get(node.kwargs["x"]) if node.kind == "conv2d" else None

@@ -50,14 +50,21 @@ def runs(table):
         for name, case in table.items()
         for algorithm, kernels in nc.KERNELS.items()
         if case[5] in kernels and not (algorithm == nc.INT16 and case[6])
+        if not (algorithm in nc.DOUBLING and case[6] is not None)
     ]
+
+
+def inputs(case, algorithm):
+    """The arguments of `nc.convolve` and those of `nc.defined`."""
+    x, *rest = nc.inputs(*case, double=algorithm in nc.DOUBLING)
+    return (x, *rest), (nc.seen(x, algorithm), *rest)
 
 
 def error(case, algorithm, **kwargs):
     """Largest error of one convolution over its budget."""
-    args = nc.inputs(*case)
+    args, seen = inputs(case, algorithm)
     y = nc.convolve(*args[:2], algorithm, *args[2:], **kwargs)
-    return ((y.double() - nc.defined(*args)).abs().max() / nc.budget(algorithm, *args)).item()
+    return ((y.double() - nc.defined(*seen)).abs().max() / nc.budget(algorithm, *seen)).item()
 
 
 @pytest.mark.parametrize(("algorithm", "case"), runs(REAL))
@@ -84,7 +91,7 @@ def test_a_layer_of_each_kind_on_every_instruction_set(algorithm, kernel, isa):
 def test_instruction_sets_agree(algorithm, case):
     """With multiply-adds all sums are the same; integers are, but not the norms that scale them, unless the vectors are
     as wide. Without multiply-adds (portable) every product is rounded."""
-    args, found = nc.inputs(*case), {}
+    args, found = inputs(case, algorithm)[0], {}
     for isa in nc.isas():
         with native.use_isa(isa):
             found[isa] = nc.convolve(*args[:2], algorithm, *args[2:])
@@ -98,7 +105,7 @@ def test_instruction_sets_agree(algorithm, case):
 @pytest.mark.parametrize("isa", nc.isas())
 @pytest.mark.parametrize(("algorithm", "case"), runs(ODD))
 def test_threads_agree(algorithm, case, isa):
-    args = nc.inputs(*case)
+    args, _ = inputs(case, algorithm)
     with native.use_isa(isa):
         first, *others = (nc.convolve(*args[:2], algorithm, *args[2:], threads=threads) for threads in THREADS)
     assert all(torch.equal(first, other) for other in others)
@@ -108,7 +115,7 @@ def test_threads_agree(algorithm, case, isa):
 @pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
 def test_an_image_does_not_depend_on_its_batch(algorithm, kernel, isa):
     """Alone, at any place of a batch, beside anything."""
-    x, weight, rows, residual, scale, _ = nc.inputs(7, 65, 9, 6, 40, kernel, None, 7, True, HALF)
+    x, weight, rows, residual, scale, _ = inputs((7, 65, 9, 6, 40, kernel, None, 7, True, HALF), algorithm)[0]
     x[2] *= 1e4
     x[5] = math.nan
     with native.use_isa(isa):
@@ -129,7 +136,7 @@ def test_what_is_not_finite_shows(algorithm, kernel, value, isa):
         broken[1, channel, 4, 5] = value
         with native.use_isa(isa):
             y = nc.convolve(broken, weight, algorithm)
-        reached = nc.defined(broken, weight).isfinite().logical_not()
+        reached = nc.defined(nc.seen(broken, algorithm), weight).isfinite().logical_not()
         assert reached.any() and not y[reached].isfinite().any()
         assert y[[0, 2]].isfinite().all()
 
@@ -157,7 +164,7 @@ def test_integers_do_not_overflow(algorithm, row, isa):
             weight = line[None, :, None, None].expand(2, channels, kernel, kernel).contiguous()
             with native.use_isa(isa):
                 y = nc.convolve(x, torch.cat([weight, -weight]), algorithm)
-            exact = nc.defined(x, torch.cat([weight, -weight]))
+            exact = nc.defined(nc.seen(x, algorithm), torch.cat([weight, -weight]))
             assert (y - exact).abs().max() <= 5e-3 * exact.abs().max()
 
 
@@ -182,7 +189,7 @@ def test_integers_flush_what_is_too_small():
 @pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
 def test_the_transposed_packing_is_the_adjoint(algorithm, kernel, padding, isa):
     """<A x, dy> = <x, A^T dy> for the convolution A."""
-    if padding >= kernel or (algorithm == nc.INT16 and padding):
+    if padding >= kernel or (algorithm == nc.INT16 and padding) or algorithm in nc.DOUBLING:
         pytest.skip("has no adjoint of this kind")
     x, weight, *_ = nc.inputs(2, 17, 9, 7, 40, kernel, padding)
     y = nc.defined(x, weight, padding=padding)
@@ -215,6 +222,7 @@ BAD = {
     "x pitch": ({"x": 5}, {}),
     "residual pitch": ({"residual": 7}, {"residual": True}),
     "padded integers": ({"kernel": 1}, {"algorithm": nc.INT16}),
+    "doubling without padding": ({"padding": 0}, {"algorithm": nc.UP4}),
     "too many channels for integers": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.WINOGRAD4_INT16}),
     "element type": ({}, {"dtype": 1}),
     "instruction set": ({}, {"isa": len(native.ISAS)}),
@@ -250,6 +258,7 @@ def test_bad_packings_are_refused():
         (0, 4, 3, False, 0),
         (8, 0, 3, False, 0),
         (8, 4, 3, False, 3),
+        (8, 4, 3, True, nc.UP4),
     ):
         with pytest.raises(RuntimeError, match="bad argument"):
             native.call("conv2d_pack_cpu", packed, weight, *sizes)

@@ -70,6 +70,24 @@ def test_packed_limit_saves_memory_and_changes_no_bit(name):
         accelerate(net, packed_limit=float("nan"))
 
 
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+@pytest.mark.parametrize(
+    ("algorithm", "most"),
+    [(_algorithms.WINOGRAD2_UP, 1e-5), (_algorithms.WINOGRAD4_UP, 1e-5), (_algorithms.WINOGRAD4_UP_INT16, 1e-2)],
+)
+def test_upsampling_merged_with_its_convolution(name, algorithm, most):
+    net = network(name)
+    call = inputs(net, 2, 0.7)
+    with torch.no_grad():
+        fast, apart = planned(net, algorithm), planned(net, _algorithms.DIRECT)
+        assert relative_error([fast(*call)], [Exact(net)(*call)]) <= most
+        apart(*call)
+    (program,), (other,) = (next(iter(f.model.programs.values())) for f in (fast, apart))
+    merged = [shape for shape, found in program.algorithms.items() if found == algorithm]
+    assert merged == [shape for shape in program.algorithms if shape.doubled]
+    assert len(merged) == 1 and len(program.steps) == len(other.steps) - 1
+
+
 def test_many_images_of_a_small_network_run_a_few_at_a_time(monkeypatch):
     net = network("ddpmpp")
     x, sigma, labels = inputs(net, 7, 0.7)

@@ -1,5 +1,6 @@
 """The fastest algorithm of a convolution: measured once, kept in a file, one choice for all processes."""
 
+import dataclasses
 import json
 import threading
 
@@ -7,7 +8,7 @@ import native_conv as nc
 import pytest
 
 from edm_fast.plan import _algorithms, _table
-from edm_fast.plan._algorithms import DIRECT, WINOGRAD2, WINOGRAD4, Measured, Shape
+from edm_fast.plan._algorithms import DIRECT, MERGED, WINOGRAD2, WINOGRAD4, Measured, Shape, fits
 
 pytestmark = nc.needs_native
 SHAPE = Shape(1, 8, 6, 6, 8, 3, 1)
@@ -118,3 +119,14 @@ def test_measuring_leaves_random_numbers_alone():
     torch.manual_seed(0)
     found = _algorithms.measure(SHAPE, [DIRECT, WINOGRAD2])
     assert all(seconds > 0 for seconds in found.values()) and torch.equal(torch.rand(1), want)
+
+
+def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
+    doubled = dataclasses.replace(SHAPE, doubled=True)
+    allowed = [a for a in _algorithms.ALLOWED["bf16"] if fits(a, doubled)]
+    assert {*MERGED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
+    assert not any(fits(a, dataclasses.replace(doubled, padding=0)) for a in MERGED)
+    assert doubled.output() == (SHAPE.n, SHAPE.outputs, 2 * SHAPE.h, 2 * SHAPE.w)
+    found = _algorithms.measure(doubled, allowed)
+    assert found.keys() == {*allowed} and all(seconds > 0 for seconds in found.values())
+    assert Measured("exact", tmp_path)(doubled) in _algorithms.ALLOWED["exact"]
