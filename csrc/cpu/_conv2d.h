@@ -7,6 +7,8 @@
 namespace edm {
 namespace {
 
+constexpr int64_t kMostTiles = 24, kMostPixels = 48;  // of a block: two or four rounds of the registers
+
 struct Place {
     int64_t n, y, x;  // first output of a tile
 };

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <vector>
 
 namespace edm {
 
@@ -26,6 +27,13 @@ inline float* scratch_of(int64_t floats) {
         size = floats;
     }
     return kept.get();
+}
+
+// what is read where an image has no pixels
+inline const float* zeros_of(int64_t floats) {
+    static thread_local std::vector<float> kept;
+    if (int64_t(kept.size()) < floats) kept.assign(size_t(floats), 0.0f);
+    return kept.data();
 }
 
 }  // namespace edm

@@ -11,7 +11,6 @@ namespace edm {
 namespace {
 
 constexpr int64_t kPanel = 32;
-constexpr int64_t kScratch = 224 * 1024;  // floats of transformed input that a block aims at: they should stay in L2
 
 constexpr int64_t kMostInt16 = 4096;      // channels, see _int16.inc
 
@@ -38,15 +37,10 @@ int64_t plane_floats(int algorithm, int64_t in) {
     return int16_products(algorithm) ? portable::int16_panel(in) : in * kPanel;
 }
 
-// floats of one row of a transformed tile or of a pixel, as the products read it
-int64_t row_floats(const Conv2d& s) {
-    return int16_products(s.algorithm) ? portable::int16_pitch(s.in) / 2 : row_pitch(s.in);
-}
-
 // floats of scratch for `block` tiles or pixels
 int64_t scratch_floats(const Conv2d& s, int64_t block) {
     const int64_t pitch = row_pitch(s.in), q = portable::int16_pitch(s.in) / 2;
-    if (s.algorithm == kDirect) return s.in + 16 * kPanel;
+    if (s.algorithm == kDirect) return 16 * kPanel;
     if (s.algorithm == kInt16) return block * (kPanel + 1 + q);
     const int64_t count = planes(s.algorithm, s.kernel);
     if (int16_products(s.algorithm)) return count * (block * (kPanel + 1 + q) + pitch);
@@ -57,8 +51,8 @@ bool fits(const Conv2d& s, int isa) {
     return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
            planes(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
-           (s.algorithm != kInt16 || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) && (!int16_products(s.algorithm) || s.in <= kMostInt16) &&
-           s.x_pitch >= s.in && s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
+           (s.algorithm != kInt16 || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) &&
+           (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
            isa <= best_isa();
 }
 
@@ -89,11 +83,8 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     if (!fits(s, isa)) return kBadArgument;
     if (s.n == 0) return kOk;
     const Cut cut(s);
-    const int64_t count = planes(s.algorithm, s.kernel);
     const bool tiled = tile_of(s.algorithm) > 1;
-    // as many tiles as keep the second-level cache, in multiples of the rows that the registers hold
-    const int64_t fitting = kScratch / (count * row_floats(s)) / 12 * 12;
-    const int64_t most = tiled ? std::min<int64_t>(std::max<int64_t>(fitting, 12), 24) : 48;
+    const int64_t most = tiled ? kMostTiles : kMostPixels;
     int64_t blocks = (cut.total + most - 1) / most, parts = 1;
     // few pixels: every thread takes some of the output channels, and so reads the weights once between them
     if (blocks <= 2 * threads) parts = std::min<int64_t>(threads, panels(s.out));
