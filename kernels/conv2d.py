@@ -133,14 +133,14 @@ def _launch(
     prologue: Prologue | None,
     statistics: Statistics | None,
     plan: Blocks | None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     phases, outputs, k, _, c = packed.shape
     n, _, h, w = x.shape
     high, wide, side = (h, w, 2) if phases == 4 else (h + 2 * padding - k + 1, w + 2 * padding - k + 1, 1)
     shape = (n, outputs, side * high, side * wide)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
-        return y if statistics is None else (y, *_moments(y, statistics))
+        return y if statistics is None else (y, _moments(y, statistics))
     rows, residual, scale = tail
     rows = None if rows is None else rows.contiguous()
     x, residual = _last(x), None if residual is None else _last(residual)
@@ -170,20 +170,20 @@ def _launch(
                 y, partial, rows, residual, sums, scale, b.splits, pixels, area, wide, outputs, **finish
             )
         # fmt: on
-        return y if statistics is None or sums is None else (y, *_moments(y, statistics, sums, part))
+        return y if statistics is None or sums is None else (y, _moments(y, statistics, sums, part))
 
 
-def _moments(
-    y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and rstd (N, groups) of y from the sums of its parts."""
-    mean, rstd = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device).unbind(0)
+def _moments(y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0) -> torch.Tensor:
+    """Mean and rstd (2, N, groups) of y from the sums of its parts."""
+    stats = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device)
     if sums is not None:
         group = y.shape[1] // statistics.groups
         sizes = (sums.shape[1], part, y.shape[1], group)
         block = triton.next_power_of_2(group)
-        _conv2d_tail._conv2d_statistics[mean.shape](mean, rstd, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block)
-    return mean, rstd
+        _conv2d_tail._conv2d_statistics[stats.shape[1:]](
+            *stats, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block
+        )
+    return stats
 
 
 def forward(
@@ -197,8 +197,8 @@ def forward(
     prologue: Prologue | None = None,
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (N, groups) of y."""
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (2, N, groups) of y."""
     return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan)
 
 
@@ -212,7 +212,7 @@ def upsample(
     prologue: Prologue | None = None,
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The 3x3 convolution, padded by 1, of x (N, C, H, W) with each pixel repeated 2x2: y (N, O, 2 H, 2 W).
 
     packed: (4, O, 2, 2, C) of `pack_phases`. A prologue comes before the repetition, with which it commutes.
