@@ -76,7 +76,7 @@ def reference(net, *args):
 
 
 class Checked:
-    """A clock by which each call's last way is the fastest, and that compares its ways with the first one in float64."""
+    """A clock by which each call's last way is the fastest; it compares the ways with the first one in float64."""
 
     keys = set()  # of all networks: the interpreter takes its time
 
@@ -95,7 +95,7 @@ class Checked:
                 assert relative_error([y.cpu()], [want.cpu()]) < 1e-5, f"{name} {key}"
                 for found in stats:
                     expected = _gpu._statistics(y, found.shape[2], self.eps)
-                    assert relative_error([found.cpu()], [expected.cpu()]) < 1e-5, f"{name} {key}"
+                    assert relative_error([found.cpu()], [expected.cpu()]) < 2e-6, f"{name} {key}"
         return last(key, ways)
 
 
@@ -112,6 +112,18 @@ def test_every_way_of_every_call(name):
     assert {"attention", "group_norm_silu", "conv2d", "pair"} <= {s.node.kind for s in steps if len(s.seconds) > 1}
     assert {"given", "given+merged+statistics", "fused+statistics", "triton"} <= {step.name for step in steps}
     assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
+
+
+def test_statistics_of_rounded_images():
+    """In half precision a convolution leaves those of its image as it was rounded: what the norm would have read."""
+    net = network("ddpmpp", img_resolution=4, attn_resolutions=[2], model_channels=16)
+    x, sigma, labels = inputs(net, 1, 0.7)
+    want = Exact(net)(x, sigma, labels)
+    with torch.no_grad():
+        fast = planned(net, "fp16", last)
+        found = fast(*moved(x, sigma, labels))
+    assert "given+merged+statistics" in {step.name for step in steps_of(fast)}
+    assert relative_error([found.cpu()], [want]) <= LIMITS["fp16"]
 
 
 def test_values_are_dropped_after_their_last_use():
