@@ -328,7 +328,11 @@ def tiles(b, pixels, outputs):
 def test_blocks(channels):
     """Sums are cut for few pixels alone, steps are whole, and stages fit the 163 KB of an A100."""
     for pixels in (64, 256, 4096, 65536):
-        for dtype, plain in ((torch.float16, False), (torch.float32, False), (torch.float32, True)):
+        for dtype, plain in (
+            (torch.float8_e4m3fn, False),
+            *((dtype, False) for dtype in DTYPES),
+            (torch.float32, True),
+        ):
             for area in (0, 63, 64, 1024):
                 b = _conv2d_blocks.blocks(pixels, 256, channels, 9, dtype, plain, 1, area)
                 factors = 0 if not area else 8 * b.k if area % b.m == 0 else 8 * b.m * b.k
