@@ -47,7 +47,8 @@ def test_forward(name, dtype):
     exact = conv2d.reference(x.double(), weight.double(), bias.double(), **tail)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     scale = want.abs().amax((0, 2, 3), keepdim=True)
-    assert ((y - want) / scale).abs().max() < (1e-5 if dtype == torch.float32 else 1e-3)
+    single = dtype == torch.float32 and DEVICE == "cpu"  # matrix units keep 14 bits of their own sums
+    assert ((y - want) / scale).abs().max() < (1e-5 if single else 1e-3)
     assert 0.01 < relative_error([y.cpu()], [exact.cpu()]) < 0.06
 
 
