@@ -24,6 +24,7 @@ from edm_fast.plan._trace import Node, Value
 from edm_fast.plan._ways import Way
 
 ROUNDS = 9
+HOPELESS = 1.5  # times the fastest: a way so slow is not compiled and timed with statistics, which save less than that
 VERSION = 1  # of the kernels: another one makes old measurements void
 
 Measure = Callable[[str, Mapping[str, Callable[[], Any]]], Mapping[str, float]]  # seconds of the ways of a call
@@ -49,6 +50,17 @@ class Step:
     @property
     def output(self) -> Value:
         return self.node.outputs[0]
+
+
+def time_ways(step: Step, calls: Mapping[str, Callable[[], Any]], measure: Measure) -> None:
+    """The step's seconds, its fastest way for the time being, and no ways but those timed."""
+    plain = {name: call for name, call in calls.items() if not step.ways[name].plain}
+    seconds = dict(measure(step.key, plain) if len(calls) > 1 else dict.fromkeys(plain, 0.0))
+    limit = HOPELESS * min(seconds.values())
+    more = {name: call for name, call in calls.items() if name not in plain and seconds[step.ways[name].plain] <= limit}
+    step.seconds = {**seconds, **(measure(step.key, more) if more else {})}
+    step.ways = {name: step.ways[name] for name in step.seconds}
+    step.name = min(step.seconds, key=lambda name: step.seconds[name])
 
 
 def cheapest(steps: Sequence[Step]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from edm_fast.plan import _fused, _ways
-from edm_fast.plan._choice import Measure, Measured, Step, cheapest
+from edm_fast.plan._choice import Measure, Measured, Step, cheapest, time_ways
 from edm_fast.plan._graph import Captured
 from edm_fast.plan._rewrite import ask_statistics, join_embeddings, join_pairs, norm_of, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
@@ -192,8 +192,7 @@ class Program:
             name: functools.partial(way.run, *args, **kwargs, **(given if way.takes else {}))
             for name, way in step.ways.items()
         }
-        step.seconds = measure(step.key, calls) if len(calls) > 1 else dict.fromkeys(calls, 0.0)
-        step.name = min(calls, key=lambda name: step.seconds[name])
+        time_ways(step, calls, measure)
 
 
 def _tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:

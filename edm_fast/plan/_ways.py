@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ class Way:
     run: Callable[..., Any]
     takes: bool = False  # `stats` too: mean and rstd (2, N, groups) of the image that its norm reads
     makes: bool = False  # gives the statistics of its image, after it
+    plain: str = ""  # the way that is the same but for statistics
 
 
 def is_op(node: Node) -> bool:
@@ -52,17 +54,17 @@ def ways(
     before = _of_op(first, kwargs["first"], packed, None, given)
     # reasons ask for device and dtype of x
     after = _of_op(second, {**kwargs["second"], "x": kwargs["first"]["x"]}, packed, asked, False)
-    found = {
-        f"{a}+{b}": Way(functools.partial(_in_turn, before[a].run, after[b].run), before[a].takes, after[b].makes)
-        for a in before
-        for b in after
-    }
+    found = {}
+    for a, b in itertools.product(before, after):
+        takes, makes = before[a].takes, after[b].makes
+        plain = f"{before[a].plain or a}+{after[b].plain or b}" if takes or makes else ""
+        found[f"{a}+{b}"] = Way(functools.partial(_in_turn, before[a].run, after[b].run), takes, makes, plain)
     merged = _fused.upsampled if first.name == "upfirdn" else _fused.normalised
     if "fused" in after and (first.name != "upfirdn" or kwargs["second"]["weight"].shape[-1] == 3):
         for takes in (False, True) if "given" in before else (False,):
             for left in (None, asked) if asked is not None else (None,):
                 name = f"{'given+' if takes else ''}merged{'' if left is None else '+statistics'}"
-                found[name] = Way(merged(packed, left), takes, left is not None)
+                found[name] = Way(merged(packed, left), takes, left is not None, "" if name == "merged" else "merged")
     return found
 
 
@@ -79,9 +81,9 @@ def _of_op(
         del able["triton"]  # the same kernel, whose weights are packed beforehand
         able["fused"] = Way(_fused.convolution(packed))
         if asked is not None:
-            able["fused+statistics"] = Way(_fused.convolution(packed, asked), makes=True)
+            able["fused+statistics"] = Way(_fused.convolution(packed, asked), makes=True, plain="fused")
     if op.name == "group_norm_silu" and "triton" in able and given:
-        able["given"] = Way(_fused.normalise, takes=True)
+        able["given"] = Way(_fused.normalise, takes=True, plain="triton")
     return {**first, **able}
 
 

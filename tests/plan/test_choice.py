@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from edm_fast.plan._choice import Step, cheapest
+from edm_fast.plan._choice import Step, cheapest, time_ways
 from edm_fast.plan._trace import Node, Value
 from edm_fast.plan._ways import Way
 
@@ -64,3 +64,21 @@ def test_no_other_choice_is_faster(seed):
     costs = [cost(steps, names) for names in itertools.product(*(s.ways for s in steps))]
     cheapest(steps)
     assert cost(steps, [s.name for s in steps]) == min(c for c in costs if c is not None)
+
+
+@pytest.mark.parametrize("merged, timed", [(1.4, True), (1.6, False)])
+def test_statistics_of_a_hopeless_way_are_not_timed(merged, timed):
+    seconds = {"fast": 1.0, "merged": merged, "merged+statistics": 0.5}
+    ways = {name: Way(None) for name in ("fast", "merged")}
+    ways["merged+statistics"] = Way(None, makes=True, plain="merged")
+    conv, asked = step(None, ways), []
+
+    def measure(key, calls):
+        asked.append([*calls])
+        return {name: seconds[name] for name in calls}
+
+    time_ways(conv, dict.fromkeys(ways), measure)
+    assert asked == [["fast", "merged"], ["merged+statistics"]][: 1 + timed]
+    assert conv.name == ("merged+statistics" if timed else "fast") and [*conv.ways] == [*conv.seconds]
+    cheapest([conv])
+    assert conv.name == ("merged+statistics" if timed else "fast")

@@ -22,11 +22,16 @@ LIMITS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 
 def first(key, ways):
     """Seconds that make each call's first way the fastest."""
-    return {name: i for i, name in enumerate(ways)}
+    return {name: 1 + place for name, place in places(ways).items()}
 
 
 def last(key, ways):
-    return {name: -i for i, name in enumerate(ways)}
+    return {name: 2 - place for name, place in places(ways).items()}
+
+
+def places(ways):
+    """Places in the order of all ways of a call, those with statistics last, as a small part of a second."""
+    return {name: 0.001 * i + 0.1 * (("given" in name) + ("statistics" in name)) for i, name in enumerate(ways)}
 
 
 def planned(net, precision, measure=first, cuda_graph=True):
@@ -78,16 +83,17 @@ def reference(net, *args):
 class Checked:
     """A clock by which each call's last way is the fastest; it compares the ways with the first one in float64."""
 
-    keys = set()  # of all networks: the interpreter takes its time
-
     def __init__(self, eps):
         self.eps = eps
+        self.keys = set()
+        self.first = None
 
     def __call__(self, key, ways):
-        if key not in self.keys:
-            self.keys.add(key)
-            exact = next(iter(ways.values()))
-            want = exact.func(*exact.args, **_gpu._tensors(torch.Tensor.double, exact.keywords))
+        more = any("given" in name or "statistics" in name for name in ways)  # of the call before
+        self.first = self.first if more else next(iter(ways.values()))
+        if (key, more) not in self.keys:
+            self.keys.add((key, more))
+            want = self.first.func(*self.first.args, **_gpu._tensors(torch.Tensor.double, self.first.keywords))
             for name in ways:
                 if "reference+" in name or "+reference" in name or f"{name}+statistics" in ways:
                     continue  # half of it is a way of another call, or all of it is in another way
@@ -106,7 +112,7 @@ def test_every_way_of_every_call(name):
     net = network(name, **small, **({} if name == "adm" else {"model_channels": 16}))  # of 16, ADM would have no head
     x, sigma, labels = moved(*inputs(net, 1, 0.7))
     with torch.no_grad():
-        fast, other = planned(net, "fp32"), planned(net, "fp32", Checked(1e-5 if name == "adm" else 1e-6))
+        fast, other = planned(net, "fp32"), planned(net, "fp32", Checked(1e-6) if name == "ddpmpp" else last)
         a, b = fast(x, sigma, labels), other(x, sigma, labels)
     steps = steps_of(other)
     assert {"attention", "group_norm_silu", "conv2d", "pair"} <= {s.node.kind for s in steps if len(s.seconds) > 1}
