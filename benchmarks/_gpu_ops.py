@@ -107,13 +107,29 @@ def _bytes(call: cases.Call, results: list[torch.Tensor]) -> int:
 
 
 def _peer(layer: Layer, call: cases.Call) -> dict[str, Callable[[], Any]]:
-    """What torch has for the whole op, where it is not what the reference calls."""
+    """What torch has for the whole op, where it is not what the reference calls; and what is an experiment."""
+    if layer.op == "conv2d":
+        return {"triton, float8 products": _float8(*call[0], **call[1])}
     if layer.op != "attention":
         return {}
     qkv, heads = call[0]
     n, c, h, w = qkv.shape
     q, k, v = qkv.reshape(n, heads, c // heads // 3, 3, h * w).permute(3, 0, 1, 4, 2).contiguous().unbind(0)
     return {"scaled_dot_product_attention": lambda: F.scaled_dot_product_attention(q, k, v)}
+
+
+def _float8(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """With the weight packed once, and x scaled and cast at each call."""
+    packed: list[Any] = []
+
+    def run() -> torch.Tensor:
+        from edm_fast.kernels import _conv2d_float8 as float8
+
+        if not packed:
+            packed.append(float8.pack(weight))
+        return float8.forward(x, packed[0], bias[None], padding=weight.shape[-1] // 2)
+
+    return run
 
 
 def _stable(function: Callable[[], Any], repeats: int) -> bool:
@@ -160,8 +176,14 @@ def measure(layer: Layer, device: str, quick: bool, limits: dict[str, float]) ->
             rows.append(row)
         if kind == "forward":
             for name, function in _peer(layer, call).items():
-                ready[name] = function
-                rows.append({**rows[-1], "backend": name, "bit_stable": None, "reason": None, "floor_s": None})
+                row = {**rows[-1], "backend": name, "bit_stable": None, "reason": None, "floor_s": None}
+                try:
+                    function()
+                    wait(device)
+                    ready[name] = function
+                except Exception as error:
+                    row["reason"] = bench.failure(error)
+                rows.append(row)
         times = bench.by_turns(ready, rounds, TURN, bench.clock(device))
         for row in rows:
             if row["kind"] == kind and row["backend"] in times:

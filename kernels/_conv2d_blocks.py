@@ -13,7 +13,7 @@ import torch
 import triton
 
 PROCESSORS = 128
-RATE = {2: 2048, 4: 1024}  # multiply-adds per clock of a multiprocessor's matrix units, by bytes per element
+RATE = {1: 4096, 2: 2048, 4: 1024}  # multiply-adds per clock of a multiprocessor's matrix units, by bytes per element
 PLAIN_RATE = 128  # float32 without matrix units
 # (m, n, warps, efficiency): larger tiles read less per product
 TILES = ((128, 256, 8, 1.0), (128, 128, 8, 0.9), (128, 64, 4, 0.75), (64, 64, 4, 0.6))
@@ -40,7 +40,7 @@ def depth(inputs: int, taps: int, itemsize: int, plain: bool) -> int:
     """Products per step: 128 bytes of channels where that divides them (16 channels on plain units), fewer otherwise;
     of a number of channels that no block divides, as many as there are products, up to that."""
     full = 16 if plain else 128 // itemsize
-    sizes = [size for size in (64, 32, 16) if size <= full]
+    sizes = [size for size in (128, 64, 32, 16) if size <= full]
     whole = [size for size in sizes if inputs % size == 0]
     return whole[0] if whole else min(full, max(16, triton.next_power_of_2(taps * inputs)))
 
@@ -69,6 +69,8 @@ def blocks(
     tried: tuple[tuple[int, int, int, float], ...] = PLAIN_TILES if plain else TILES
     if area:
         tried = tuple(tile for tile in tried if tile[1] <= 128 and area % tile[0] == 0) or tried[-1:]
+    if dtype.itemsize == 1:  # has two sums, see _product
+        tried = tuple(tile for tile in tried if tile[1] <= 128)
     for m, n, warps, efficiency in tried:
         n = min(n, max(16, triton.next_power_of_2(outputs)))
         tiles = triton.cdiv(pixels, m) * triton.cdiv(outputs, n) * phases

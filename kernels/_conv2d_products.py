@@ -21,6 +21,8 @@ WIDEN = tl.constexpr(INTERPRETED)  # the interpreter takes bfloat16 for integers
 def _product(a, b, total, PRECISION: tl.constexpr):
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
+    if a.dtype.is_fp8():  # sums inside of the matrix units have 14 bits: out of them after each block
+        return tl.dot(a, b, total, max_num_imprecise_acc=a.shape[1])
     return tl.dot(a, b, total, input_precision=PRECISION)
 
 
@@ -117,6 +119,7 @@ def _conv2d_fwd(
     weight_ptr,  # (PHASES, outputs, KERNEL KERNEL, channels)
     rows_ptr, residual_ptr,
     affine_ptr,  # (2, N, channels) float32
+    factors_ptr,  # (outputs,) float32, of float8; or None
     partial_ptr, sums_ptr, scale, images, height, width,
     grid_height, grid_width,  # of the pixels summed for, in one phase
     channels, outputs, padding,
@@ -160,6 +163,8 @@ def _conv2d_fwd(
         if AFFINE:
             x = _normalised(x, affine_ptr, image, c, channels, images, inside, ONE_IMAGE, SILU)
         total = _product(x, weight, total, PRECISION)
+    if factors_ptr is not None:
+        total *= tl.load(factors_ptr + o)[None, :]
     if SPLIT:
         to = partial_ptr + (split * PHASES + phase) * tl.cast(pixels, tl.int64) * outputs
         _store_part(total, to, pixels, outputs, tile_m, tile_n, BLOCK_M, BLOCK_N)

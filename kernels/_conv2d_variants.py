@@ -10,7 +10,8 @@ from edm_fast.kernels import _conv2d_products, _conv2d_tail
 from edm_fast.kernels._conv2d_blocks import blocks, weight_blocks
 from edm_fast.kernels._launch import Variant
 
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+FLOAT8 = torch.float8_e4m3fn
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", FLOAT8: "fp8e4nv"}
 
 
 def _fwd(
@@ -29,14 +30,16 @@ def _fwd(
 ) -> Variant:
     plain = dtype == torch.float32 and precision == "ieee"
     b = blocks(pixels, outputs, inputs, kernel**2, dtype, plain, phases, area if affine else 0)
-    t, split = f"*{TYPES[dtype]}", b.splits > 1
-    pointers = {"y_ptr": t, "x_ptr": t, "weight_ptr": t, "rows_ptr": t, "residual_ptr": t}
-    pointers |= {name: "*fp32" for name in ("affine_ptr", "partial_ptr", "sums_ptr")}
+    t, split, float8 = f"*{TYPES[dtype]}", b.splits > 1, dtype == FLOAT8
+    tail = "*fp16" if float8 else t
+    pointers = {"y_ptr": tail, "x_ptr": t, "weight_ptr": t, "rows_ptr": tail, "residual_ptr": tail}
+    pointers |= {name: "*fp32" for name in ("affine_ptr", "factors_ptr", "partial_ptr", "sums_ptr")}
     ints = ("images", "height", "width", "grid_height", "grid_width", "channels", "outputs", "padding", "steps")
     constants: dict[str, Any] = {"KERNEL": kernel, "PHASES": phases, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k}
     constants |= {"SPLIT": split, "EVEN": inputs % b.k == 0, "ROWS": rows, "RESIDUAL": True, "AFFINE": affine}
     constants |= {"PART": b.m if part else 0, "SILU": affine, "ONE_IMAGE": area % b.m == 0, "PADDED": kernel > 1}
     constants |= {"PRECISION": precision}
+    constants |= {} if float8 else {"factors_ptr": None}
     constants |= {} if affine else {"affine_ptr": None}
     constants |= {} if split else {"partial_ptr": None}
     constants |= {} if part else {"sums_ptr": None}
@@ -53,6 +56,7 @@ def _fwd(
         b.stages,
         matrix_products=not plain,
         wide_loads=inputs % 16 == 0,
+        float8=float8,
     )
 
 
@@ -125,6 +129,8 @@ def variants() -> dict[str, Variant]:
         "fwd_bf16_c256_b64_8_prologue": _fwd(64 * 64, 256, 256, dtype=bf16, part=True, affine=True, rows=2, area=64),
         "fwd_fp16_c64_odd_prologue": _fwd(8 * 63, 64, 64, affine=True, area=63),
         "fwd_tf32_c256_b64_32_prologue": _fwd(b64, 256, 256, dtype=single, precision="tf32", affine=True),
+        "fwd_fp8_c256_b64_32": _fwd(b64, 256, 256, dtype=FLOAT8),
+        "fwd_fp8_c192_b64_64": _fwd(4 * b64, 192, 192, dtype=FLOAT8, area=4096),
         "fwd_fp16_c256_768_1x1": _fwd(64 * 256, 768, 256, kernel=1),
         "fwd_fp16_c3_128": _fwd(b64, 128, 3),
         "fwd_fp16_c256_3": _fwd(b64, 3, 256),

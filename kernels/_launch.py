@@ -34,6 +34,7 @@ class Variant:
     num_stages: int = 3
     matrix_products: bool = False  # HMMA or HGMMA instructions must be there
     wide_loads: bool = True  # 16-byte loads (LDG.128, LDGSTS.128 or TMA) must be there
+    float8: bool = False  # all matrix instructions must be QGMMA; chips before sm_89 have none
     fused_multiply_add: bool = (
         True  # False: products and sums round on their own (launched with enable_fp_fusion=False)
     )

@@ -11,6 +11,8 @@ output's pixels (`pack_phases`, `upsample`): where taps read the same pixel thei
 16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain:
 each phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
 
+`Float8` is for an experiment, `_conv2d_float8`.
+
 An image's result does not depend on its batch while the blocks are the same (`_conv2d_blocks`: they follow the number
 of pixels); give `plan` to keep them.
 """
@@ -31,6 +33,7 @@ from edm_fast.kernels._launch import on_device
 
 __all__ = [
     "Blocks",
+    "Float8",
     "Prologue",
     "Statistics",
     "forward",
@@ -64,6 +67,14 @@ class Statistics:
 
     groups: int
     eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Float8:
+    """Of x and a weight in float8: what their sums are multiplied with (O,) float32, and the dtype of y."""
+
+    factors: torch.Tensor
+    dtype: torch.dtype
 
 
 def pack(weight: torch.Tensor, dtype: torch.dtype | None = None, transposed: bool = False) -> torch.Tensor:
@@ -133,16 +144,18 @@ def _launch(
     prologue: Prologue | None,
     statistics: Statistics | None,
     plan: Blocks | None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    float8: Float8 | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     phases, outputs, k, _, c = packed.shape
     n, _, h, w = x.shape
     high, wide, side = (h, w, 2) if phases == 4 else (h + 2 * padding - k + 1, w + 2 * padding - k + 1, 1)
     shape = (n, outputs, side * high, side * wide)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    dtype = x.dtype if float8 is None else float8.dtype
+    y = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
-        return y if statistics is None else (y, *_moments(y, statistics))
+        return y if statistics is None else (y, _moments(y, statistics))
     rows, residual, scale = tail
-    rows = None if rows is None else rows.contiguous()
+    rows, factors = (None if t is None else t.contiguous() for t in (rows, None if float8 is None else float8.factors))
     x, residual = _last(x), None if residual is None else _last(residual)
     area = high * wide
     pixels = n * area
@@ -160,7 +173,8 @@ def _launch(
         tiles_m, tiles_n = triton.cdiv(pixels, b.m), triton.cdiv(outputs, b.n)
         # fmt: off
         _conv2d_products._conv2d_fwd[tiles_m * tiles_n, phases, b.splits](
-            y, x, packed, rows, residual, affine, partial, sums, scale, n, h, w, high, wide, c, outputs, padding, steps,
+            y, x, packed, rows, residual, affine, factors, partial, sums, scale,
+            n, h, w, high, wide, c, outputs, padding, steps,
             KERNEL=k, BLOCK_K=b.k, SPLIT=b.splits > 1, EVEN=c % b.k == 0, AFFINE=affine is not None,
             SILU=prologue is not None and prologue.silu, ONE_IMAGE=area % b.m == 0, PADDED=k > 1 or padding > 0,
             PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **finish,
@@ -170,20 +184,20 @@ def _launch(
                 y, partial, rows, residual, sums, scale, b.splits, pixels, area, wide, outputs, **finish
             )
         # fmt: on
-        return y if statistics is None or sums is None else (y, *_moments(y, statistics, sums, part))
+        return y if statistics is None or sums is None else (y, _moments(y, statistics, sums, part))
 
 
-def _moments(
-    y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and rstd (N, groups) of y from the sums of its parts."""
-    mean, rstd = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device).unbind(0)
+def _moments(y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0) -> torch.Tensor:
+    """Mean and rstd (2, N, groups) of y from the sums of its parts."""
+    stats = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device)
     if sums is not None:
         group = y.shape[1] // statistics.groups
         sizes = (sums.shape[1], part, y.shape[1], group)
         block = triton.next_power_of_2(group)
-        _conv2d_tail._conv2d_statistics[mean.shape](mean, rstd, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block)
-    return mean, rstd
+        _conv2d_tail._conv2d_statistics[stats.shape[1:]](
+            *stats, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block
+        )
+    return stats
 
 
 def forward(
@@ -197,9 +211,10 @@ def forward(
     prologue: Prologue | None = None,
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (N, groups) of y."""
-    return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan)
+    float8: Float8 | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (2, N, groups) of y."""
+    return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan, float8)
 
 
 def upsample(
@@ -212,7 +227,7 @@ def upsample(
     prologue: Prologue | None = None,
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The 3x3 convolution, padded by 1, of x (N, C, H, W) with each pixel repeated 2x2: y (N, O, 2 H, 2 W).
 
     packed: (4, O, 2, 2, C) of `pack_phases`. A prologue comes before the repetition, with which it commutes.

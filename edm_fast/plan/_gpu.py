@@ -1,7 +1,7 @@
 """Inference plans on the GPU: the calls of a traced network one after the other, replayed as a CUDA graph.
 
 Images lie channels last in the dtype of the precision, vectors stay in float32. Weights are cast and laid out once.
-Each call has one or more ways to run, such as cuDNN and the fused kernels, and takes the fastest by measurement.
+Each call has one or more ways to run, such as cuDNN and the fused kernels (`_ways`); measurement chooses (`_choice`).
 "precision exact" keeps to the operations, order and layout of the reference.
 """
 
@@ -10,26 +10,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import statistics
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from edm_fast import backend
-from edm_fast.plan import _fused, _table
-from edm_fast.plan._graph import WARMUPS, Captured
-from edm_fast.plan._rewrite import join_embeddings, join_pairs, rewritten
+from edm_fast.plan import _fused, _ways
+from edm_fast.plan._choice import Measure, Measured, Step, cheapest, time_ways
+from edm_fast.plan._graph import Captured
+from edm_fast.plan._rewrite import ask_statistics, join_embeddings, join_pairs, norm_of, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
-
-ROUNDS = 9
-VERSION = 1  # of the kernels: another one makes old measurements void
-
-Way = Callable[..., Any]  # takes the node's arguments with tensors in place of values
-Choose = Callable[[str, Mapping[str, Callable[[], Any]]], str]
+from edm_fast.plan._ways import is_op
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,25 +80,16 @@ class Weights:
         return self.made[key][0]
 
 
-@dataclasses.dataclass
-class Step:
-    """A node with the way it runs, and the values nobody reads after it."""
-
-    node: Node
-    way: Way | None = None
-    dead: list[Value] = dataclasses.field(default_factory=list)
-
-
 class Planner:
     """Makes the programs of one network on one device, which share their weights."""
 
-    def __init__(self, precision: str, device: torch.device, cuda_graph: bool, choose: Choose | None = None) -> None:
+    def __init__(self, precision: str, device: torch.device, cuda_graph: bool, measure: Measure | None = None) -> None:
         self.numerics, self.device, self.cuda_graph = PRECISIONS[precision], device, cuda_graph
-        self.choose = choose or Measured(device)
+        self.measure = measure or Measured(device)
         self.weights = Weights(self.numerics)
 
     def __call__(self, graph: Graph) -> Program:
-        return Program(graph, self.choose, self.weights, self.numerics, self.device, self.cuda_graph)
+        return Program(graph, self.measure, self.weights, self.numerics, self.device, self.cuda_graph)
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """All of them: a GPU is not full with a few."""
@@ -118,23 +100,24 @@ class Program:
     """A network at one set of input shapes. Not for two threads at once: its buffers are its own."""
 
     def __init__(
-        self, graph: Graph, choose: Choose, weights: Weights, numerics: Numerics, device: torch.device, captured: bool
+        self, graph: Graph, measure: Measure, weights: Weights, numerics: Numerics, device: torch.device, captured: bool
     ) -> None:
         self.graph, self.numerics, self.device, self.weights = graph, numerics, device, weights
         nodes = graph.nodes
         if not numerics.exact:
             nodes = join_pairs(join_embeddings(rewritten(graph)), graph.output)
             nodes = [self._prepared(node) for node in nodes]
-        self.steps = [Step(node) for node in nodes]
+        asked = {} if numerics.exact else ask_statistics(nodes)
+        self.steps = [Step(node, norm_of(node, asked), asked.get(node.outputs[0])) for node in nodes]
         self._bury()
-        self.chosen: dict[str, str] = {}
         self.inputs: dict[str, torch.Tensor] = {}
         generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay what they would have been
         for name, value in graph.inputs.items():
             noise = torch.randn(value.shape, generator=generator, device=device)
             self.inputs[name] = self._laid_out(noise.to(self._dtype(value)))
         with tensor_float(numerics.tf32):
-            self._evaluate(choose)
+            self._evaluate(measure)
+            cheapest(self.steps)
             self.replay = Captured(self._evaluate, device) if captured and captures(device) else None
         self.done: torch.cuda.Event | None = None
 
@@ -166,7 +149,7 @@ class Program:
 
     def _prepared(self, node: Node) -> Node:
         """The node with the network's own tensors as its kernels read them."""
-        return dataclasses.replace(node, kwargs=_tensors(self.weights, node.kwargs)) if _is_op(node) else node
+        return dataclasses.replace(node, kwargs=_tensors(self.weights, node.kwargs)) if is_op(node) else node
 
     def _bury(self) -> None:
         """Find out after which step each value is dead, so that its memory serves again."""
@@ -176,70 +159,40 @@ class Program:
             step.dead = [value for value in values if value not in seen]
             seen.update(values)
 
-    def _evaluate(self, choose: Choose | None = None) -> torch.Tensor:
-        """The output for what lies in the input buffers; with `choose`, each step's way is chosen as it is reached."""
+    def _evaluate(self, measure: Measure | None = None) -> torch.Tensor:
+        """The output for what lies in the input buffers; with `measure`, ways are found and timed as steps are met."""
         held = {value: self.inputs[name] for name, value in self.graph.inputs.items()}
+        stats: dict[Value | None, torch.Tensor] = {}  # of images, where the step that made them left any
         for step in self.steps:
             args, kwargs = map_values(held.__getitem__, (step.node.args, step.node.kwargs))
-            if _is_op(step.node) and not self.numerics.exact:  # an op takes its vectors as its images
+            if is_op(step.node) and not self.numerics.exact:  # an op takes its vectors as its images
                 kwargs = _tensors(lambda t: t.to(self.numerics.dtype), kwargs)
-            if choose is not None:
-                step.way = self._choose(step.node, args, kwargs, choose)
-            assert step.way is not None
-            result = step.way(*args, **kwargs)
+            given = {"stats": stats[step.image]} if step.image in stats else {}
+            if measure is not None:
+                self._measure(step, args, kwargs, given, measure)
+            result = step.way.run(*args, **kwargs, **(given if step.way.takes else {}))
+            if step.way.makes:
+                result, stats[step.output] = result
+            elif measure is not None and step.asked and any(way.makes for way in step.ways.values()):
+                stats[step.output] = _statistics(result, *step.asked)  # for the readers' ways that take them
             for value, found in zip(step.node.outputs, [result] if isinstance(result, torch.Tensor) else result):
                 held[value] = self._laid_out(found.to(self._dtype(value)))
             for value in step.dead:
                 del held[value]
         return held[self.graph.output]
 
-    def _choose(self, node: Node, args: Any, kwargs: Any, choose: Choose) -> Way:
-        ways = self._ways(node, kwargs)
-        if len(ways) == 1:
-            return next(iter(ways.values()))
-        key = f"{self.numerics.dtype} {self.numerics.tf32} {_described(node.kind, kwargs)}"
-        name = choose(key, {name: functools.partial(way, *args, **kwargs) for name, way in ways.items()})
-        self.chosen[key] = name
-        return ways[name]
-
-    def _ways(self, node: Node, kwargs: dict[str, Any]) -> dict[str, Way]:
-        """How a node can run, by name."""
-        if node.kind == "linear":
-            return {"torch": _linear}
-        if not _is_op(node):
-            return {"torch": node.function}
-        if node.kind != "pair":
-            return self._ways_of_op(backend.ops()[node.kind], kwargs)
-        first, second = (backend.ops()[op.name] for op in node.function)  # type: ignore[attr-defined]
-        x = kwargs["first"]["x"]
-        before = self._ways_of_op(first, kwargs["first"])
-        after = self._ways_of_op(second, {**kwargs["second"], "x": x})  # reasons ask for device and dtype
-        ways: dict[str, Way] = {
-            f"{a}+{b}": functools.partial(_in_turn, before[a], after[b]) for a in before for b in after
-        }
-        if "fused" in after:
-            merged = _fused.upsampled if first.name == "upfirdn" else _fused.normalised
-            if first.name != "upfirdn" or kwargs["second"]["weight"].shape[-1] == 3:
-                ways["merged"] = merged(self.weights)
-        return ways
-
-    def _ways_of_op(self, op: backend.Op, kwargs: dict[str, Any]) -> dict[str, Way]:
+    def _measure(self, step: Step, args: Any, kwargs: Any, given: dict[str, torch.Tensor], measure: Measure) -> None:
+        """Find the step's ways and their seconds; it runs the fastest until all steps have theirs."""
         if self.numerics.exact:
-            return {"reference": op.reference}
-        first: dict[str, Way] = {"sdpa": _sdpa} if op.name == "attention" else {"reference": op.reference}
-        if "apart" in kwargs:
-            given = {name: value for name, value in kwargs.items() if name != "apart"}
-            fits = "triton" in op.candidates and op.candidates["triton"].reason(**given) is None
-            return {**first, "triton": _fused.attention} if fits else first
-        able = {name: c.forward for name, c in op.candidates.items() if c.reason(**kwargs) is None}
-        if op.name == "conv2d" and "triton" in able:
-            del able["triton"]  # the same kernel, whose weights are packed beforehand
-            able["fused"] = _fused.convolution(self.weights)
-        return {**first, **able}
-
-
-def _is_op(node: Node) -> bool:
-    return node.kind == "pair" or node.kind in backend.ops()
+            step.ways = _ways.as_written(step.node)
+        else:
+            step.ways = _ways.ways(step.node, kwargs, self.weights, step.asked, bool(given))
+        step.key = f"{self.numerics.dtype} {self.numerics.tf32} {_described(step.node.kind, kwargs)}"
+        calls = {
+            name: functools.partial(way.run, *args, **kwargs, **(given if way.takes else {}))
+            for name, way in step.ways.items()
+        }
+        time_ways(step, calls, measure)
 
 
 def _tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
@@ -249,8 +202,10 @@ def _tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any
     return function(tree) if isinstance(tree, torch.Tensor) else tree
 
 
-def _in_turn(a: Way, b: Way, first: dict[str, Any], second: dict[str, Any]) -> torch.Tensor:
-    return b(x=a(**first), **second)
+def _statistics(image: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
+    """(2, N, groups) float32: mean and 1 / sqrt(var + eps)."""
+    var, mean = torch.var_mean(image.float().unflatten(1, (groups, -1)), (2, 3, 4), correction=0)
+    return torch.stack((mean, (var + eps).rsqrt()))
 
 
 def _described(kind: str, kwargs: Mapping[str, Any]) -> str:
@@ -263,63 +218,3 @@ def _described(kind: str, kwargs: Mapping[str, Any]) -> str:
             shape = "x".join(map(str, value.shape)) if isinstance(value, torch.Tensor) else value
             parts.append(f"{name}={shape}")
     return " ".join([kind, *parts])
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return F.linear(x, weight, bias)
-
-
-def _sdpa(qkv: torch.Tensor, num_heads: int, apart: bool = False) -> torch.Tensor:
-    """Attention by torch's fused kernels; `apart`: channels in the order which, head, channel (see `separate_qkv`)."""
-    n, channels, h, w = qkv.shape
-    head = channels // (3 * num_heads)
-    pixels = qkv.permute(0, 2, 3, 1).reshape(n, h * w, channels)
-    if apart:
-        q, k, v = pixels.reshape(n, h * w, 3, num_heads, head).permute(2, 0, 3, 1, 4)  # each (N, heads, HW, head)
-    else:
-        q, k, v = pixels.reshape(n, h * w, num_heads, head, 3).permute(4, 0, 2, 1, 3).contiguous()
-    a = F.scaled_dot_product_attention(q, k, v)
-    return a.transpose(1, 2).reshape(n, h, w, num_heads * head).permute(0, 3, 1, 2)
-
-
-class Measured:
-    """The fastest way by the GPU's clock, kept in a file per GPU and versions: a plan is the same in every run."""
-
-    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
-        self.device, self.folder = device, folder
-
-    def __call__(self, key: str, ways: Mapping[str, Callable[[], Any]]) -> str:
-        keys = {f"{name} {key}": name for name in ways}
-
-        def measured(missing: list[str]) -> dict[str, float]:
-            return {key: _seconds(ways[keys[key]], self.device) for key in missing}
-
-        seconds = _table.table(self.folder, self._name()).costs([*keys], measured)
-        return keys[min(keys, key=lambda key: seconds[key])]
-
-    def _name(self) -> str:
-        chip = torch.cuda.get_device_name(self.device)
-        return _table.file_name(f"gpu-{VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}")
-
-
-@functools.cache
-def _triton_version() -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("triton")
-    return "none"
-
-
-def _seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Median seconds of a call on the GPU, its launch hidden behind the calls before it."""
-    with torch.cuda.device(device):
-        for _ in range(WARMUPS):
-            function()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
-        torch.cuda.synchronize(device)
-        for mark in marks[:-1]:
-            mark.record()
-            function()
-        marks[-1].record()
-        torch.cuda.synchronize(device)
-        times = [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:])]
-    return statistics.median(times)

@@ -168,3 +168,27 @@ def join_pairs(nodes: list[Node], output: Value, kinds: tuple[str, ...] = ("grou
         kwargs = {"first": first.kwargs, "second": second}
         result.append(Node("pair", (first.function, node.function), (), kwargs, node.outputs))  # type: ignore[arg-type]
     return result
+
+
+def ask_statistics(nodes: list[Node]) -> dict[Value, tuple[int, float]]:
+    """The images that a convolution makes and a norm reads, with groups and eps of the first such norm."""
+    made = {node.outputs[0] for node in nodes if node.kind in ("conv2d", "pair")}
+    asked: dict[Value, tuple[int, float]] = {}
+    for node in nodes:
+        if (norm := _norm(node)) is not None and norm["x"] in made:
+            asked.setdefault(norm["x"], (norm["groups"], norm["eps"]))
+    return asked
+
+
+def norm_of(node: Node, asked: dict[Value, tuple[int, float]]) -> Value | None:
+    """The image of a node's norm, if it could take the statistics asked for that image."""
+    norm = _norm(node)
+    fits = norm is not None and asked.get(norm["x"]) == (norm["groups"], norm["eps"])
+    return norm["x"] if norm is not None and fits else None
+
+
+def _norm(node: Node) -> dict[str, Any] | None:
+    """The arguments of the norm that a node begins with."""
+    if node.kind == "pair" and "groups" in node.kwargs["first"]:
+        return node.kwargs["first"]
+    return node.kwargs if node.kind == "group_norm_silu" else None

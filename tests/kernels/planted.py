@@ -21,10 +21,12 @@ def _centred(y_ptr, x_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _product(y_ptr, x_ptr, SIZE: tl.constexpr):
+def _product(y_ptr, x_ptr, SIZE: tl.constexpr, WIDEN: tl.constexpr = False):
     i = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     x = tl.load(x_ptr + i)
-    tl.store(y_ptr + i, tl.dot(x, x))
+    if WIDEN:
+        x = x.to(tl.float16)
+    tl.store(y_ptr + i, tl.dot(x, tl.trans(x)))
 
 
 @triton.jit
@@ -35,12 +37,15 @@ def _misspelt(y_ptr, x_ptr, BLOCK: tl.constexpr):
 def variants():
     pointers = {"y_ptr": "*fp32", "x_ptr": "*fp32"}
     scaled, aligned = {**pointers, "factor": "fp32"}, ("y_ptr", "x_ptr")
-    small, half = {"BLOCK": 512}, {"y_ptr": "*fp32", "x_ptr": "*fp16"}
+    small, half, eighth = {"BLOCK": 512}, {**pointers, "x_ptr": "*fp16"}, {**pointers, "x_ptr": "*fp8e4nv"}
+    size, wide = {"SIZE": 64, "WIDEN": False}, {"SIZE": 64, "WIDEN": True}
     return {
         "fine": Variant(_scaled, scaled, small, aligned),
         "spills": Variant(_centred, pointers, {"BLOCK": 16384}, aligned, num_warps=1),
         "no_products": Variant(_scaled, scaled, small, aligned, matrix_products=True),
-        "products": Variant(_product, half, {"SIZE": 64}, aligned, matrix_products=True),
+        "products": Variant(_product, half, size, aligned, matrix_products=True),
+        "float8": Variant(_product, eighth, size, aligned, matrix_products=True, float8=True),
+        "widened": Variant(_product, eighth, wide, aligned, matrix_products=True, float8=True),
         "narrow": Variant(_scaled, scaled, small),
         "fused": Variant(_scaled, scaled, small, aligned),
         "misspelt": Variant(_misspelt, pointers, small, aligned),

@@ -25,12 +25,14 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("resources.json")
 CHIPS = {"sm_80": 80, "sm_90a": 90}
+FLOAT8_CHIP = 89  # the first with float8 products
 NUMBERS = ("registers", "shared", "wide_loads", "matrix_products")
 SLACK = 1.25  # of registers and shared memory, for Triton versions that the table does not list
 
 # LDG.E.128 and the asynchronous copies LDGSTS.E.BYPASS.128 and UTMALDG (TMA); HMMA, and HGMMA of whole warp groups
 WIDE_LOADS = re.compile(r"\b(?:LDG|LDGSTS)\.[A-Z0-9.]*128\b|\bUTMALDG\b|\bUBLKCP\b")
 MATRIX_PRODUCTS = re.compile(r"\b(?:HMMA|HGMMA|QGMMA|IMMA|IGMMA)\.")
+FLOAT8_PRODUCTS = re.compile(r"\bQGMMA\.")
 FUSED = re.compile(r"\bfma\.rn(?:\.ftz)?\.f(?:32|64)\b")  # sums of bfloat16 on sm_80 are fma.rn.bf16 by one
 SPILLS = re.compile(r"\b(?:LDL|STL)\b")  # loads and stores of local memory
 
@@ -94,6 +96,7 @@ def read(kernel: Any) -> dict[str, int]:
         "shared": max(kernel.metadata.shared, static),  # a launch asks for the former
         "wide_loads": len(WIDE_LOADS.findall(code)),
         "matrix_products": len(MATRIX_PRODUCTS.findall(code)),
+        "float8_products": len(FLOAT8_PRODUCTS.findall(code)),
         "stack": stack,
         "spills": len(SPILLS.findall(code)),
         "fused_in_ptx": len(FUSED.findall(kernel.asm["ptx"])),
@@ -108,7 +111,7 @@ def measure(job: tuple[str, str, str]) -> dict[str, Any]:
         found: dict[str, Any] = read(compiled(variant, CHIPS[chip]))
     except Exception as error:  # one broken kernel must not hide the others
         found = {"error": f"{type(error).__name__}: {error}"[:2000]}
-    rules = {key: getattr(variant, key) for key in ("matrix_products", "wide_loads", "fused_multiply_add")}
+    rules = {key: getattr(variant, key) for key in ("matrix_products", "wide_loads", "float8", "fused_multiply_add")}
     return {"variant": name, "chip": chip, "rules": rules, **found}
 
 
@@ -121,6 +124,8 @@ def faults(found: dict[str, Any], expected: dict[str, int] | None, exact: bool) 
         wrong.append(f"{found['spills']} accesses to spilled registers, {found['stack']} bytes of stack")
     if rules["matrix_products"] and not found["matrix_products"]:
         wrong.append("no matrix instructions")
+    if rules["float8"] and found["float8_products"] < found["matrix_products"]:
+        wrong.append("matrix instructions of wider types")
     if rules["wide_loads"] and not found["wide_loads"]:
         wrong.append("no 16-byte loads")
     if not rules["fused_multiply_add"] and found["fused_in_ptx"]:
@@ -176,7 +181,13 @@ def main() -> None:
     import triton
 
     sources = args.ops or operations()
-    jobs = [(source, name, chip) for source in sources for name in variants(source) for chip in CHIPS]
+    jobs = [
+        (source, name, chip)
+        for source in sources
+        for name, variant in variants(source).items()
+        for chip in CHIPS
+        if CHIPS[chip] >= FLOAT8_CHIP or not variant.float8
+    ]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
         rows = list(pool.map(measure, jobs))
     ops: dict[str, list[Any]] = {source: [] for source in sources}

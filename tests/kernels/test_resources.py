@@ -19,9 +19,9 @@ spec = importlib.util.spec_from_file_location("kernel_resources", SCRIPT)
 resources = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(resources)
 
-RULES = {"matrix_products": True, "wide_loads": True, "fused_multiply_add": False}
+RULES = {"matrix_products": True, "wide_loads": True, "float8": False, "fused_multiply_add": False}
 FINE = {"registers": 40, "shared": 1000, "wide_loads": 2, "matrix_products": 8, "stack": 0, "spills": 0}
-FINE |= {"fused_in_ptx": 0, "rules": RULES}
+FINE |= {"fused_in_ptx": 0, "float8_products": 0, "rules": RULES}
 
 
 def measured(source):
@@ -62,11 +62,12 @@ def test_planted_faults_are_found():
     for row in rows:
         row["rules"]["fused_multiply_add"] = row["variant"] != "fused"
         found.setdefault(row["variant"], []).append(resources.faults(row, row, True))
-    assert found["fine"] == found["products"] == [[], []]
+    assert found["fine"] == found["products"] == [[], []] and found["float8"] == [[]]
     for name, text in {
         "spills": "accesses to spilled registers",
         "no_products": "no matrix instructions",
         "narrow": "no 16-byte loads",
+        "widened": "matrix instructions of wider types",
         "fused": "products and sums were fused",
         "misspelt": "no_such_name",
     }.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edm_fast import ops
-from edm_fast.plan._rewrite import apart, rewritten
+from edm_fast.plan._rewrite import apart, ask_statistics, norm_of, rewritten
 from edm_fast.plan._trace import trace
 
 
@@ -16,6 +16,7 @@ class Module(torch.nn.Module):
         self.function = function
         self.w = torch.nn.Parameter(torch.randn(12, 4, 1, 1))
         self.three = torch.nn.Parameter(torch.randn(12, 4, 3, 3))
+        self.row = torch.nn.Parameter(torch.randn(12))
         self.matrix = torch.nn.Parameter(torch.randn(5, 4))
         self.bias = torch.nn.Parameter(torch.randn(5))
         self.register_buffer("box", torch.ones(2, 2) / 4)
@@ -90,3 +91,24 @@ def test_channels_are_mixed_before_a_box_upsampling():
 )
 def test_channels_are_mixed_after_upsampling(function):
     assert kinds(function)[:2] == ["upfirdn", "conv2d"]
+
+
+def test_statistics_are_asked_where_a_norm_reads_a_convolution():
+    def norm(m, y, groups=2, eps=1e-5):
+        return ops.group_norm_silu(y, m.row, m.row, groups, eps)
+
+    def found(function):
+        every = nodes(function)
+        asked = ask_statistics(every)
+        taking = [norm_of(node, asked) is not None for node in every if node.kind == "group_norm_silu"]
+        return [*asked.values()], taking
+
+    assert found(lambda m, x: norm(m, ops.conv2d(x, m.three), 3, 1e-6)) == ([(3, 1e-6)], [True])
+    assert found(lambda m, x: norm(m, torch.cat([x] * 3, 1))) == ([], [False])
+    assert found(lambda m, x: ops.conv2d(x, m.three)) == ([], [])
+
+    def several(m, x):
+        y = ops.conv2d(x, m.three)
+        return norm(m, y) + norm(m, y, 4) + norm(m, y, 2, 1e-6) + norm(m, y)
+
+    assert found(several) == ([(2, 1e-5)], [True, False, False, True])  # the first norm's

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tiny_training as tiny
 import torch
+from devices import DEVICES
 
 import edm_fast
-from edm_fast import training
+from edm_fast import training, use_backend
 from edm_fast.cli._errors import error_line
 from edm_fast.errors import UserError
 from edm_fast.training import _stats, _step, _tick
@@ -22,7 +23,7 @@ from edm_fast.training import _stats, _step, _tick
 
 def plain_loss(self, net, images, labels, augment_pipe=None):
     """No random numbers: with plain gradient descent, batches dealt in other ways must give equal steps."""
-    sigma = torch.ones([images.shape[0], 1, 1, 1])
+    sigma = torch.ones([images.shape[0], 1, 1, 1], device=images.device)
     return (net(images + 0.1 * images.roll(1, 3), sigma, labels) - images) ** 2
 
 
@@ -34,10 +35,12 @@ from edm_fast import distributed, training
 {inspect.getsource(plain_loss)}
 
 real_loss = training.EDMLoss.__call__
-distributed.init("cpu")
-for name, settings, plain in json.loads(sys.argv[1]):
+device = sys.argv[1]
+torch.backends.cudnn.deterministic = True
+distributed.init(device)
+for name, settings, plain in json.loads(sys.argv[2]):
     training.EDMLoss.__call__ = plain_loss if plain else real_loss
-    run = training.training_loop(device="cpu", progress=False, **settings)
+    run = training.training_loop(device=device, progress=False, **settings)
     if distributed.rank() == 0:
         torch.save({{"net": run.net.state_dict(), "ema": run.ema.state_dict()}}, name)
 distributed.shutdown()
@@ -72,28 +75,37 @@ def distance(a, b):
     return max((a[key] - b[key]).abs().max().item() for key in a)
 
 
-def run_plain(data, run_dir, **changes):
-    run = training.training_loop(**settings(data, run_dir, seed=0, **changes), device="cpu", progress=False)
-    return {"net": run.net.state_dict(), "ema": run.ema.state_dict()}
+def run_plain(data, run_dir, device="cpu", **changes):
+    run = training.training_loop(**settings(data, run_dir, seed=0, **changes), device=device, progress=False)
+    return {part: {k: v.cpu() for k, v in getattr(run, part).state_dict().items()} for part in ("net", "ema")}
 
 
-def test_rounds_give_the_same_steps(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+def test_rounds_give_the_same_steps(data, tmp_path, monkeypatch, device):
+    """And those of the reference on the CPU."""
     monkeypatch.setattr(training.EDMLoss, "__call__", plain_loss)
-    fresh = run_plain(data, tmp_path / "fresh", total_kimg=0.001)
-    one = run_plain(data, tmp_path / "one")
-    rounds = run_plain(data, tmp_path / "rounds", batch_gpu=2)
+    with use_backend("reference"):
+        fresh = run_plain(data, tmp_path / "fresh", total_kimg=0.001)
+        one = run_plain(data, tmp_path / "one")
+    whole = run_plain(data, tmp_path / "whole", device)
+    rounds = run_plain(data, tmp_path / "rounds", device, batch_gpu=2)
     for part in ("net", "ema"):
         assert distance(one[part], fresh[part]) > 1e-3  # it did move
+        assert distance(one[part], whole[part]) < 1e-5
         assert distance(one[part], rounds[part]) < 1e-5
 
 
-def test_two_processes(data, tmp_path, monkeypatch):
-    """Two gloo processes take the steps of one; and with random numbers they resume bit-identically."""
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_processes(data, tmp_path, monkeypatch, device):
+    """Two processes (of gloo, or nccl) take the steps of one; and with random numbers they resume bit-identically."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU, and nccl wants one for each process")
     monkeypatch.setattr(training.EDMLoss, "__call__", plain_loss)
-    one = run_plain(data, tmp_path / "one")
+    one = run_plain(data, tmp_path / "one", device)
     # seed 0 starts rank 0 of any number of processes alike; dropout and the real loss use each rank's own numbers
     optimizer = {"class_name": "torch.optim.Adam", "lr": 1e-3}
     real = {"network_kwargs": tiny.NETWORK, "batch_size": 4, "optimizer_kwargs": optimizer}
+    real["cudnn_benchmark"] = False  # a clock would choose another algorithm now and then
     state = str(tmp_path / "parts" / "training-state-000000.pt")
     jobs = [
         ("two", settings(data, tmp_path / "two", seed=0, batch_gpu=2), True),
@@ -104,10 +116,10 @@ def test_two_processes(data, tmp_path, monkeypatch):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    command.append(json.dumps([(str(tmp_path / f"{name}.pt"), *rest) for name, *rest in jobs]))
+    command += [device, json.dumps([(str(tmp_path / f"{name}.pt"), *rest) for name, *rest in jobs])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    got = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True) for name, *_ in jobs}
+    got = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True, map_location="cpu") for name, *_ in jobs}
     for part in ("net", "ema"):
         assert distance(one[part], got["two"][part]) < 1e-5
         assert distance(got["whole"][part], got["half"][part]) > 0
