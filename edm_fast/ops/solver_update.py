@@ -56,7 +56,10 @@ def reference(
     if x is not None and D is not None:
         d = _times(p, x) - _times(q, D)
         # by a tensor: CUDA would turn division by a number into multiplication with its rounded inverse
-        d = d if t == 1 else d / torch.full((), t, dtype=d.dtype, device=d.device)
+        if isinstance(t, torch.Tensor):
+            d = d / t
+        elif t != 1:
+            d = d / torch.full((), t, dtype=d.dtype, device=d.device)
     total = None
     pairs = [*zip(weights, terms, strict=True)] + ([(w, d)] if d is not None else [])
     for weight, term in pairs:

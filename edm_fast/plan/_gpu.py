@@ -12,7 +12,8 @@ import dataclasses
 import functools
 import importlib.metadata
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import torch.nn.functional as F
 
 from edm_fast import backend
 from edm_fast.plan import _fused, _table
-from edm_fast.plan._graph import WARMUPS, Captured
+from edm_fast.plan._graph import WARMUPS, Captured, Replay
 from edm_fast.plan._rewrite import join_embeddings, join_pairs, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
 
 ROUNDS = 9
+MAX_REPLAYS = 16  # kept by one program: a sampler needs two to four, however many its steps are
 VERSION = 1  # of the kernels: another one makes old measurements void
 
 Way = Callable[..., Any]  # takes the node's arguments with tensors in place of values
@@ -102,12 +104,13 @@ class Planner:
     """Makes the programs of one network on one device, which share their weights."""
 
     def __init__(self, precision: str, device: torch.device, cuda_graph: bool, choose: Choose | None = None) -> None:
-        self.numerics, self.device, self.cuda_graph = PRECISIONS[precision], device, cuda_graph
+        self.numerics, self.device = PRECISIONS[precision], device
+        self.captured = cuda_graph and captures(device)
         self.choose = choose or Measured(device)
         self.weights = Weights(self.numerics)
 
     def __call__(self, graph: Graph) -> Program:
-        return Program(graph, self.choose, self.weights, self.numerics, self.device, self.cuda_graph)
+        return Program(graph, self.choose, self.weights, self.numerics, self.device, self.captured)
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """All of them: a GPU is not full with a few."""
@@ -133,28 +136,61 @@ class Program:
         for name, value in graph.inputs.items():
             noise = torch.randn(value.shape, generator=generator, device=device)
             self.inputs[name] = self._laid_out(noise.to(self._dtype(value)))
-        with tensor_float(numerics.tf32):
-            self._evaluate(choose)
-            self.replay = Captured(self._evaluate, device) if captured and captures(device) else None
+        self._evaluate(choose)
+        self.replay = Captured(self._evaluate, device) if captured else None
+        self.replays: OrderedDict[Any, Replay] = OrderedDict()
         self.done: torch.cuda.Event | None = None
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, a fresh contiguous float32 tensor, on the current stream."""
-        on_gpu = self.device.type == "cuda"
-        if on_gpu and self.done is not None:
-            self.done.wait(torch.cuda.current_stream(self.device))  # the last call may have been on another stream
+        with self._in_order():
+            return self._computed(inputs, self.replay or self._evaluate)
+
+    def inline(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What `run` gives, call by call: inside of a graph that this program is recording."""
+        return self._computed(inputs, self._evaluate)
+
+    def replayed(
+        self,
+        key: Any,
+        function: Callable[..., Sequence[torch.Tensor]],
+        numbers: Sequence[float],
+        tensors: Sequence[torch.Tensor | None],
+    ) -> tuple[torch.Tensor, ...]:
+        """function(numbers, *tensors), fresh tensors, by the graph of this key, recorded if there is none.
+
+        The graphs of a program take turns, so they share the memory of one. Inside, the function's evaluations of the
+        network must come to `inline`.
+        """
+        with self._in_order():
+            if key not in self.replays:
+                capture = functools.partial(Captured, device=self.device, beside=self.replay)
+                self.replays[key] = Replay(function, numbers, tensors, self.device, capture)
+            self.replays.move_to_end(key)
+            if len(self.replays) > MAX_REPLAYS:
+                self.replays.popitem(last=False)
+            return self.replays[key](numbers, tensors)
+
+    @contextlib.contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """On the current stream, after the last call, which may have been on another one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self.done is not None:
+            self.done.wait(stream)
+        yield
+        self.done = torch.cuda.Event()
+        self.done.record(stream)
+        for buffer in self.inputs.values():
+            buffer.record_stream(stream)  # not given away before, should the program be dropped meanwhile
+
+    def _computed(self, inputs: Mapping[str, torch.Tensor], evaluate: Callable[[], torch.Tensor]) -> torch.Tensor:
         for name, buffer in self.inputs.items():
             buffer.copy_(inputs[name])
-        if self.replay is not None:
-            result = self.replay()
-        else:
-            with tensor_float(self.numerics.tf32):
-                result = self._evaluate()
-        result = torch.empty(result.shape, dtype=torch.float32, device=self.device).copy_(result)
-        if on_gpu:
-            self.done = torch.cuda.Event()
-            self.done.record(torch.cuda.current_stream(self.device))
-        return result
+        result = evaluate()
+        return torch.empty(result.shape, dtype=torch.float32, device=self.device).copy_(result)
 
     def _dtype(self, value: Value) -> torch.dtype:
         return self.numerics.dtype if len(value.shape) == 4 else torch.float32
@@ -179,18 +215,19 @@ class Program:
     def _evaluate(self, choose: Choose | None = None) -> torch.Tensor:
         """The output for what lies in the input buffers; with `choose`, each step's way is chosen as it is reached."""
         held = {value: self.inputs[name] for name, value in self.graph.inputs.items()}
-        for step in self.steps:
-            args, kwargs = map_values(held.__getitem__, (step.node.args, step.node.kwargs))
-            if _is_op(step.node) and not self.numerics.exact:  # an op takes its vectors as its images
-                kwargs = _tensors(lambda t: t.to(self.numerics.dtype), kwargs)
-            if choose is not None:
-                step.way = self._choose(step.node, args, kwargs, choose)
-            assert step.way is not None
-            result = step.way(*args, **kwargs)
-            for value, found in zip(step.node.outputs, [result] if isinstance(result, torch.Tensor) else result):
-                held[value] = self._laid_out(found.to(self._dtype(value)))
-            for value in step.dead:
-                del held[value]
+        with tensor_float(self.numerics.tf32):
+            for step in self.steps:
+                args, kwargs = map_values(held.__getitem__, (step.node.args, step.node.kwargs))
+                if _is_op(step.node) and not self.numerics.exact:  # an op takes its vectors as its images
+                    kwargs = _tensors(lambda t: t.to(self.numerics.dtype), kwargs)
+                if choose is not None:
+                    step.way = self._choose(step.node, args, kwargs, choose)
+                assert step.way is not None
+                result = step.way(*args, **kwargs)
+                for value, found in zip(step.node.outputs, [result] if isinstance(result, torch.Tensor) else result):
+                    held[value] = self._laid_out(found.to(self._dtype(value)))
+                for value in step.dead:
+                    del held[value]
         return held[self.graph.output]
 
     def _choose(self, node: Node, args: Any, kwargs: Any, choose: Choose) -> Way:
