@@ -1,10 +1,14 @@
-"""Small networks of every kind that plans are made for, with random weights everywhere."""
+"""Small networks of every kind that plans are made for, with random weights everywhere; plans for a GPU anywhere."""
+
+import copy
 
 import torch
 
 from edm_fast.evaluation._networks import randomise
 from edm_fast.networks import ARCHITECTURES, build
+from edm_fast.plan import PlannedUNet, _gpu
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = {"img_resolution": 8, "img_channels": 3, "model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1}
 SMALL |= {"attn_resolutions": [4]}
 NETWORKS = {
@@ -25,3 +29,21 @@ def network(name, **changes):
         net = build(class_name, {**kwargs, **SMALL, **changes}).eval().requires_grad_(False)
     randomise(net)
     return net
+
+
+def first(key, ways):
+    """The way that torch's own functions are, in place of the fastest."""
+    return next(iter(ways))
+
+
+def planned(net, precision, choose=first, cuda_graph=True):
+    """accelerate(net) with plans for a GPU, wherever the network is."""
+    net = copy.deepcopy(net).to(DEVICE)
+    fast = copy.copy(net)
+    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, "fp32", cuda_graph, choose=choose)}
+    fast.model.planner = _gpu.Planner(precision, DEVICE, cuda_graph, choose)
+    return fast
+
+
+def moved(*tensors):
+    return [None if t is None else t.to(DEVICE) for t in tensors]

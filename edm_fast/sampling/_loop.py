@@ -10,7 +10,7 @@ The history outlives the step, so one-step methods (Euler, Heun), multistep ones
 predictor-correctors (a second stage at the end point, the next step starting with a stage without sigma) are all lists
 of steps.
 
-A step is a function of tensors and of its coefficients. A network whose evaluations are CUDA graphs runs it as one graph:
+A step is a function of tensors and of its coefficients. A network whose evaluations are CUDA graphs runs it as one:
 `net.model.replayer(net)` gives replay(form, function, numbers, tensors), where `form` says all of the step but its
 numbers, so that the steps of a run share a graph or two. Noise is drawn outside. Other networks get plain calls.
 """

@@ -8,37 +8,20 @@ import copy
 import threading
 
 import pytest
+import taped_graph
 import torch
-from planned_networks import NETWORKS, network
+from planned_networks import DEVICE, NETWORKS, moved, network, planned
 
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import PlannedUNet, _gpu, _graph, _table
+from edm_fast.plan import _gpu, _table
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMITS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
-
-
-def first(key, ways):
-    return next(iter(ways))
 
 
 def last(key, ways):
     return list(ways)[-1]
-
-
-def planned(net, precision, choose=first, cuda_graph=True):
-    """accelerate(net) with plans for a GPU, wherever the network is."""
-    net = copy.deepcopy(net).to(DEVICE)
-    fast = copy.copy(net)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, "fp32", cuda_graph, choose=choose)}
-    fast.model.planner = _gpu.Planner(precision, DEVICE, cuda_graph, choose)
-    return fast
-
-
-def moved(*tensors):
-    return [None if t is None else t.to(DEVICE) for t in tensors]
 
 
 @pytest.mark.parametrize("precision", LIMITS)
@@ -132,34 +115,17 @@ def test_weights_are_cast_once_for_all_programs():
     assert len(fast.model.planner.weights.made) - made <= separated
 
 
-class Recorded:
-    """A stand-in for a graph: replay() runs the function again into the tensor it returned first."""
-
-    made = 0
-
-    def __init__(self, function, device):
-        for _ in range(_graph.WARMUPS):
-            function()
-        self.function, self.result = function, function()
-        Recorded.made += 1
-
-    def __call__(self):
-        self.result.copy_(self.function())
-        return self.result
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")
 def test_with_and_without_a_stand_in_for_the_graph(monkeypatch):
-    monkeypatch.setattr(_gpu, "Captured", Recorded)
-    monkeypatch.setattr(_gpu, "captures", lambda device: True)
+    taped_graph.put_in_place(monkeypatch)
     net = network("adm")
     x, sigma, labels = inputs(net, 2, 0.7)
-    made = Recorded.made
+    made = taped_graph.Captured.made
     with torch.no_grad():
         plain, graphed = planned(net, "bf16", cuda_graph=False), planned(net, "bf16")
         for scale in (1, 0.5, 2):
             assert torch.equal(plain(x * scale, sigma, labels), graphed(x * scale, sigma, labels))
-    assert Recorded.made == made + 1
+    assert taped_graph.Captured.made == made + 1
 
 
 @pytest.mark.gpu
