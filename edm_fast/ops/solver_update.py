@@ -8,8 +8,8 @@ stage is terms = [d_0], weights = [1/2], w = 1/2 (Alg. 1, line 8); noise injecti
 Eq. 4 of the general schedule sets p = sigma'/sigma + s'/s and q = sigma' s/sigma with t = 1; a multistep solver has
 terms = [D_k]; preconditioning (Eq. 7) is a = c_skip, terms = [F], weights = [c_out].
 
-All tensors have one shape and dtype. Coefficients are Python floats (host scalars: no device sync); a, and the weights,
-may also be tensors that broadcast. A factor of exactly 1 and an absent term cost nothing and round nothing.
+All tensors have one shape and dtype. Coefficients are Python floats (host scalars: no device sync) or tensors that
+broadcast, whose values nobody reads on the host. A factor of exactly 1 and an absent term cost nothing and round nothing.
 
 Backends: C++ for CPUs and CUDA C++ in float32 and float64, and Triton in these and half precision. Each gives the bits
 of the reference.
@@ -40,16 +40,16 @@ def reference(
     x: torch.Tensor | None = None,
     D: torch.Tensor | None = None,
     *,
-    p: float = 1.0,
-    q: float = 1.0,
-    t: float = 1.0,
+    p: Scalar = 1.0,
+    q: Scalar = 1.0,
+    t: Scalar = 1.0,
     a: Scalar = 1.0,
-    h: float = 1.0,
-    w: float = 1.0,
+    h: Scalar = 1.0,
+    w: Scalar = 1.0,
     terms: Sequence[torch.Tensor] = (),
     weights: Sequence[Scalar] = (),
     noise: torch.Tensor | None = None,
-    c: float = 0.0,
+    c: Scalar = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns (y, d); d is None when no D is given. The slope is taken at x, the step starts from base."""
     d = None

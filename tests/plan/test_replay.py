@@ -251,17 +251,17 @@ def test_what_the_formulas_depend_on_is_not_taken_from_an_old_graph():
 
 def test_refusals_stay_once_a_step_is_recorded():
     _, fast = pair()
-    draw(fast), draw(fast)
-    latents = torch.zeros(2, 3, 8, 8, device=DEVICE)
+    draw(fast, **CHURN), draw(fast, **CHURN)
+    latents, labels = torch.zeros(2, 3, 8, 8, device=DEVICE), torch.eye(4)[:2].to(DEVICE)
     with pytest.raises(UserError, match="no gradients"):
-        edm_sampler(fast, latents.requires_grad_(), torch.eye(4)[:2].to(DEVICE), num_steps=6)
-    with use_backend("triton"), pytest.raises(BackendError, match="triton"):
-        draw(fast)
-    with pytest.raises(UserError, match="expected"):
-        edm_sampler(fast, latents.detach(), randn_like=lambda x: x.float(), S_churn=1)
+        edm_sampler(fast, latents.clone().requires_grad_(), labels, num_steps=6, **CHURN)
+    with use_backend("cpu" if DEVICE.type == "cuda" else "cuda"), pytest.raises(BackendError, match="requested"):
+        draw(fast, **CHURN)
+    with pytest.raises(UserError, match="float32.*expected"):
+        edm_sampler(fast, latents, labels, lambda x: torch.zeros_like(x).float(), num_steps=6, **CHURN)
     fast.model.reference[0].train()
     with pytest.raises(UserError, match="training mode"):
-        draw(fast)
+        draw(fast, **CHURN)
 
 
 def test_inference_mode_and_out_of_it():
