@@ -6,6 +6,7 @@ Without a GPU a stand-in records the calls of a graph on CPU tensors (taped_grap
 import copy
 import pickle
 import threading
+import types
 
 import pytest
 import taped_graph
@@ -16,6 +17,7 @@ from planned_networks import DEVICE, moved, network, planned
 from edm_fast import StackedRandomGenerator, ablation_sampler, accelerate, edm_sampler, use_backend
 from edm_fast.backend import BackendError
 from edm_fast.errors import UserError
+from edm_fast.evaluation import _rows
 from edm_fast.plan import _gpu, _graph
 from edm_fast.sampling import _loop
 
@@ -299,6 +301,14 @@ def test_copies_make_graphs_of_their_own():
         again.__dict__["_modules"] = {**fast._modules, "model": copied}
         assert not again.model.programs and not again.model.seen
         assert torch.equal(draw(again), want) and torch.equal(draw(again), want) and replays(again)
+
+
+def test_the_row_of_the_benchmark_that_has_graphs_of_evaluations_alone(monkeypatch):
+    monkeypatch.setattr(_rows, "accelerated", planned)
+    fast = _rows.ROWS["accelerate-fp16-evaluations"].build(types.SimpleNamespace(net=network("ddpmpp")))
+    assert torch.equal(draw(fast), draw(fast)) and not replays(fast)
+    (program,) = next(iter(fast.model.programs.values()))
+    assert program.replay is not None
 
 
 def test_an_empty_batch():
