@@ -191,8 +191,9 @@ class PlannedUNet(torch.nn.Module):
         no noise. From the second time on it runs as one CUDA graph, to the same bits. None: there are no graphs here,
         or the network has hooks or a forward of its own, which a graph would pass by.
         """
-        hooks = [m._forward_hooks or m._forward_pre_hooks for m in (net, self) if isinstance(m, torch.nn.Module)]
-        if not self.planner.captured or type(net) not in PRECONDS.values() or any(hooks):
+        if not self.planner.captured or type(net) not in PRECONDS.values():
+            return None
+        if any(module._forward_hooks or module._forward_pre_hooks for module in (net, self)):
             return None
         plain = {name: value for name, value in vars(net).items() if isinstance(value, (bool, int, float, str))}
         return functools.partial(self.replayed, (type(net), *sorted(plain.items())))
@@ -221,8 +222,10 @@ class PlannedUNet(torch.nn.Module):
             self.give_back(key, program)
 
     def watched(self, kind: Any, function: Evaluate, numbers: Any, tensors: Any) -> Sequence[torch.Tensor]:
-        """function(numbers, *tensors) as it is, and which program it needs. A kind that comes again only after MAX_SEEN
-        others is never recorded: it would be dropped before it is used."""
+        """function(numbers, *tensors) as it is, and what it evaluates is remembered.
+
+        A kind that comes again only after MAX_REPLAYS others is never recorded: it would be dropped before it is used.
+        """
         ran: set[Any] = set()
         self.here.ran = ran
         try:
@@ -245,15 +248,18 @@ class PlannedUNet(torch.nn.Module):
             return self.planner(trace(self.reference[0], dict(key)))
 
     def give_back(self, key: Any, program: Program) -> None:
+        dropped = []
         with self.lock:
             self.programs.setdefault(key, []).append(program)
             self.programs.move_to_end(key)
             while sum(map(len, self.programs.values())) > MAX_PROGRAMS:
                 oldest = next(iter(self.programs))
                 if self.programs[oldest]:
-                    self.programs[oldest].pop()
+                    dropped.append(self.programs[oldest].pop())
                 if not self.programs[oldest]:
                     del self.programs[oldest]
+        for old in dropped:
+            old.finish()
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Module]]:
         """Those of the network, so that parameters() and buffers() find its tensors."""

@@ -99,6 +99,9 @@ class Program:
             step(threads)
         return self.output.clone(memory_format=torch.contiguous_format)
 
+    def finish(self) -> None:
+        """Wait for the last call: here it is over when it returns."""
+
 
 class _Builder:
     """Turns nodes into tasks, finds every tensor a place, and lays out the arena."""

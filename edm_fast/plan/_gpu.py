@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import statistics
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,24 +72,39 @@ def captures(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class Weights:
-    """The network's tensors in the dtype and layout kernels read, shared by the programs of one network."""
+@dataclasses.dataclass(eq=False)
+class Made:
+    """A tensor made of one of the network's, which is kept: another one must not be found at its address."""
 
-    def __init__(self, numerics: Numerics) -> None:
-        self.numerics = numerics
-        self.made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+    tensor: torch.Tensor
+    of: torch.Tensor
+
+
+class Weights:
+    """The network's tensors in the dtype and layout kernels read, for one program.
+
+    `made` is shared by the programs of a network; what it holds is gone with the last of those that use it.
+    """
+
+    def __init__(self, numerics: Numerics, made: weakref.WeakValueDictionary[Any, Made]) -> None:
+        self.numerics, self.made = numerics, made
+        self.held: dict[Any, Made] = {}
 
     def __call__(self, tensor: torch.Tensor, layout: str = "") -> torch.Tensor:
         """layout: "" for that of torch's functions; others are those of `_fused.pack`."""
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), layout)
-        if key not in self.made:
-            made = (
-                _fused.pack(tensor, layout, self.numerics.dtype) if layout else tensor.detach().to(self.numerics.dtype)
-            )
-            if made.ndim == 4 and not layout:
-                made = made.contiguous(memory_format=torch.channels_last)
-            self.made[key] = made, tensor  # the tensor too: another one must not be found at its address
-        return self.made[key][0]
+        if key not in self.held:
+            found = self.made.get(key)
+            if found is None:
+                found = self.made[key] = Made(self._make(tensor, layout), tensor)
+            self.held[key] = found
+        return self.held[key].tensor
+
+    def _make(self, tensor: torch.Tensor, layout: str) -> torch.Tensor:
+        if layout:
+            return _fused.pack(tensor, layout, self.numerics.dtype)
+        made = tensor.detach().to(self.numerics.dtype)
+        return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
 
 
 @dataclasses.dataclass
@@ -107,10 +123,11 @@ class Planner:
         self.numerics, self.device = PRECISIONS[precision], device
         self.captured = cuda_graph and captures(device)
         self.choose = choose or Measured(device)
-        self.weights = Weights(self.numerics)
+        self.made: weakref.WeakValueDictionary[Any, Made] = weakref.WeakValueDictionary()
 
     def __call__(self, graph: Graph) -> Program:
-        return Program(graph, self.choose, self.weights, self.numerics, self.device, self.captured)
+        weights = Weights(self.numerics, self.made)
+        return Program(graph, self.choose, weights, self.numerics, self.device, self.captured)
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """All of them: a GPU is not full with a few."""
@@ -168,6 +185,7 @@ class Program:
                 self.replays[key] = Replay(function, numbers, tensors, self.device, capture)
             self.replays.move_to_end(key)
             if len(self.replays) > MAX_REPLAYS:
+                self.finish()
                 self.replays.popitem(last=False)
             return self.replays[key](numbers, tensors)
 
@@ -183,8 +201,11 @@ class Program:
         yield
         self.done = torch.cuda.Event()
         self.done.record(stream)
-        for buffer in self.inputs.values():
-            buffer.record_stream(stream)  # not given away before, should the program be dropped meanwhile
+
+    def finish(self) -> None:
+        """Wait for the last call, before memory of this program is given away: other streams would not wait for it."""
+        if self.done is not None:
+            self.done.synchronize()
 
     def _computed(self, inputs: Mapping[str, torch.Tensor], evaluate: Callable[[], torch.Tensor]) -> torch.Tensor:
         for name, buffer in self.inputs.items():

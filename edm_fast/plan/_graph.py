@@ -67,13 +67,9 @@ class Replay:
         return tuple(result.clone() for result in self.graph())
 
     def _load(self, numbers: Sequence[float], tensors: Sequence[torch.Tensor | None]) -> None:
-        on_gpu = self.numbers.is_cuda
         # pinned: the copy waits for nothing, and torch keeps the memory until it is made
-        self.numbers.copy_(torch.tensor(numbers, dtype=torch.float64, pin_memory=on_gpu), non_blocking=True)
+        host = torch.tensor(numbers, dtype=torch.float64, device="cpu", pin_memory=self.numbers.is_cuda)
+        self.numbers.copy_(host, non_blocking=True)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             if buffer is not None and tensor is not None:
                 buffer.copy_(tensor)
-        for buffer in (self.numbers, *self.tensors):
-            if on_gpu and buffer is not None:
-                # not given away before this stream is done with it, should the graph be dropped meanwhile
-                buffer.record_stream(torch.cuda.current_stream(buffer.device))

@@ -109,10 +109,24 @@ def test_weights_are_cast_once_for_all_programs():
     fast = planned(net, "fp16")
     with torch.no_grad():
         fast(*moved(*inputs(net, 1, 0.7)))
-        made = len(fast.model.planner.weights.made)
+        made = len(fast.model.planner.made)
         fast(*moved(*inputs(net, 2, 0.7)))
     separated = sum(1 for m in net.model.modules() if hasattr(m, "qkv") and m.num_heads) * 2  # made by `rewritten`
-    assert len(fast.model.planner.weights.made) - made <= separated
+    assert len(fast.model.planner.made) - made <= separated
+
+
+def test_what_a_program_made_goes_with_it(monkeypatch):
+    finished = []
+    monkeypatch.setattr(_gpu.Program, "finish", lambda program: finished.append(program.inputs["x"].shape[0]))
+    net = network("ddpmpp")
+    fast = planned(net, "fp16")
+    for n in (2, 1, 3, 2, 4, 5, 6, 1):
+        x, sigma, labels = moved(*inputs(net, n, 0.7))
+        with torch.no_grad():
+            fast(x, sigma, labels)
+    held = {made for programs in fast.model.programs.values() for p in programs for made in p.weights.held.values()}
+    assert {*fast.model.planner.made.values()} == held
+    assert finished == [1, 3, 2]  # the last call of a program is over before its memory goes to others
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")

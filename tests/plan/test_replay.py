@@ -173,9 +173,11 @@ def test_kinds_beyond_the_bound_are_not_recorded(monkeypatch):
     for _ in range(3):  # two kinds of steps by turns
         assert torch.equal(draw(plain, sampler, num_steps=2), draw(fast, sampler, num_steps=2))
     assert len(made) == 2
-    draw(fast, **CHURN)
-    draw(fast, **CHURN)
-    assert len(replays(fast)) == 2  # the latest
+    finished = []
+    monkeypatch.setattr(_gpu.Program, "finish", lambda program: finished.append(1))
+    for sampler, kwargs in (METHODS["euler"], METHODS["euler"], METHODS["dpm"], METHODS["dpm"]):
+        assert torch.equal(draw(plain, sampler, **kwargs), draw(fast, sampler, **kwargs))
+    assert len(replays(fast)) == 2 and len(finished) == len(made) - 2 > 0  # the latest; over before they go
 
 
 def test_threads():
