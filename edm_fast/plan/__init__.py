@@ -46,7 +46,9 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     packed_limit, on the CPU: the most memory for packed weights, in that of the network's own; convolutions beyond it
     pack theirs at each call. None: no limit, which comes to at most 4 in fp32 and 2 in bf16.
 
-    Weights are read when a shape is first met; make another copy after changing them.
+    Weights are read when a shape is first met; make another copy after changing them. Threads may use the copy at the
+    same time, each on a stream of its own; while graphs are recorded, in the first two calls of a kind, none of them
+    may wait for the whole device (torch.cuda.synchronize).
     """
     net = own_network(net)
     model = net.model.reference[0] if isinstance(net.model, PlannedUNet) else net.model

@@ -12,11 +12,11 @@ import dataclasses
 import functools
 import importlib.metadata
 import statistics
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from edm_fast.plan import _fused, _table
 from edm_fast.plan._graph import WARMUPS, Captured, Replay
 from edm_fast.plan._rewrite import join_embeddings, join_pairs, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
+from edm_fast.plan._weights import Made, Weights
 
 ROUNDS = 9
 MAX_REPLAYS = 16  # kept by one program: a sampler needs two to four, however many its steps are
@@ -72,41 +73,6 @@ def captures(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-@dataclasses.dataclass(eq=False)
-class Made:
-    """A tensor made of one of the network's, which is kept: another one must not be found at its address."""
-
-    tensor: torch.Tensor
-    of: torch.Tensor
-
-
-class Weights:
-    """The network's tensors in the dtype and layout kernels read, for one program.
-
-    `made` is shared by the programs of a network; what it holds is gone with the last of those that use it.
-    """
-
-    def __init__(self, numerics: Numerics, made: weakref.WeakValueDictionary[Any, Made]) -> None:
-        self.numerics, self.made = numerics, made
-        self.held: dict[Any, Made] = {}
-
-    def __call__(self, tensor: torch.Tensor, layout: str = "") -> torch.Tensor:
-        """layout: "" for that of torch's functions; others are those of `_fused.pack`."""
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), layout)
-        if key not in self.held:
-            found = self.made.get(key)
-            if found is None:
-                found = self.made[key] = Made(self._make(tensor, layout), tensor)
-            self.held[key] = found
-        return self.held[key].tensor
-
-    def _make(self, tensor: torch.Tensor, layout: str) -> torch.Tensor:
-        if layout:
-            return _fused.pack(tensor, layout, self.numerics.dtype)
-        made = tensor.detach().to(self.numerics.dtype)
-        return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
-
-
 @dataclasses.dataclass
 class Step:
     """A node with the way it runs, and the values nobody reads after it."""
@@ -123,10 +89,10 @@ class Planner:
         self.numerics, self.device = PRECISIONS[precision], device
         self.captured = cuda_graph and captures(device)
         self.choose = choose or Measured(device)
-        self.made: weakref.WeakValueDictionary[Any, Made] = weakref.WeakValueDictionary()
+        self.made: WeakValueDictionary[Any, Made] = WeakValueDictionary()
 
     def __call__(self, graph: Graph) -> Program:
-        weights = Weights(self.numerics, self.made)
+        weights = Weights(self.numerics.dtype, self.made)
         return Program(graph, self.choose, weights, self.numerics, self.device, self.captured)
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
@@ -153,19 +119,20 @@ class Program:
         for name, value in graph.inputs.items():
             noise = torch.randn(value.shape, generator=generator, device=device)
             self.inputs[name] = self._laid_out(noise.to(self._dtype(value)))
-        self._evaluate(choose)
-        self.replay = Captured(self._evaluate, device) if captured else None
+        with tensor_float(numerics.tf32):
+            self._evaluate(choose)
+            self.replay = Captured(self._evaluate, device) if captured else None
         self.replays: OrderedDict[Any, Replay] = OrderedDict()
         self.done: torch.cuda.Event | None = None
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, a fresh contiguous float32 tensor, on the current stream."""
         with self._in_order():
-            return self._computed(inputs, self.replay or self._evaluate)
+            return self._computed(inputs, self.replay or self._called)
 
     def inline(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What `run` gives, call by call: inside of a graph that this program is recording."""
-        return self._computed(inputs, self._evaluate)
+        return self._computed(inputs, self._called)
 
     def replayed(
         self,
@@ -207,6 +174,10 @@ class Program:
         if self.done is not None:
             self.done.synchronize()
 
+    def _called(self) -> torch.Tensor:
+        with tensor_float(self.numerics.tf32):
+            return self._evaluate()
+
     def _computed(self, inputs: Mapping[str, torch.Tensor], evaluate: Callable[[], torch.Tensor]) -> torch.Tensor:
         for name, buffer in self.inputs.items():
             buffer.copy_(inputs[name])
@@ -236,19 +207,18 @@ class Program:
     def _evaluate(self, choose: Choose | None = None) -> torch.Tensor:
         """The output for what lies in the input buffers; with `choose`, each step's way is chosen as it is reached."""
         held = {value: self.inputs[name] for name, value in self.graph.inputs.items()}
-        with tensor_float(self.numerics.tf32):
-            for step in self.steps:
-                args, kwargs = map_values(held.__getitem__, (step.node.args, step.node.kwargs))
-                if _is_op(step.node) and not self.numerics.exact:  # an op takes its vectors as its images
-                    kwargs = _tensors(lambda t: t.to(self.numerics.dtype), kwargs)
-                if choose is not None:
-                    step.way = self._choose(step.node, args, kwargs, choose)
-                assert step.way is not None
-                result = step.way(*args, **kwargs)
-                for value, found in zip(step.node.outputs, [result] if isinstance(result, torch.Tensor) else result):
-                    held[value] = self._laid_out(found.to(self._dtype(value)))
-                for value in step.dead:
-                    del held[value]
+        for step in self.steps:
+            args, kwargs = map_values(held.__getitem__, (step.node.args, step.node.kwargs))
+            if _is_op(step.node) and not self.numerics.exact:  # an op takes its vectors as its images
+                kwargs = _tensors(lambda t: t.to(self.numerics.dtype), kwargs)
+            if choose is not None:
+                step.way = self._choose(step.node, args, kwargs, choose)
+            assert step.way is not None
+            result = step.way(*args, **kwargs)
+            for value, found in zip(step.node.outputs, [result] if isinstance(result, torch.Tensor) else result):
+                held[value] = self._laid_out(found.to(self._dtype(value)))
+            for value in step.dead:
+                del held[value]
         return held[self.graph.output]
 
     def _choose(self, node: Node, args: Any, kwargs: Any, choose: Choose) -> Way:
@@ -373,11 +343,12 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
         for _ in range(WARMUPS):
             function()
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
-        torch.cuda.synchronize(device)
+        # the stream, not the device: another thread may be capturing, which such a wait would break
+        torch.cuda.current_stream(device).synchronize()
         for mark in marks[:-1]:
             mark.record()
             function()
         marks[-1].record()
-        torch.cuda.synchronize(device)
+        marks[-1].synchronize()
         times = [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:])]
     return statistics.median(times)
