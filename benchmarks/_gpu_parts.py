@@ -33,7 +33,8 @@ FIRST = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64), (NCSNPP, 64))
 COMPILED, TUNED = ("compile-fp16",), ("compile-max-autotune-fp16",)
 TRAINED = ("reference", "reference-tf32", "autocast-bf16", "fused-autocast-bf16")
 TRAINED_LATER = ("fused", "autocast-fp16", "fused-autocast-fp16")
-SAMPLED, SAMPLED_LATER = ("reference", "reference-tf32", "torch-half-fp16", *OURS[:1]), OURS[1:]
+SAMPLED = ("reference", "reference-tf32", "torch-half-fp16", *OURS[:1])
+SAMPLED_LATER = ("accelerate-fp16-evaluations", *OURS[1:])
 ROUNDS = {"networks": 5, "training": 5, "sampling": 2}
 
 

@@ -17,15 +17,20 @@ import triton.language as tl
 
 from edm_fast.kernels._launch import Variant, on_device
 
+Scalar = float | torch.Tensor
 MAX_TERMS = 8
 BLOCK_BYTES = 4096  # of each tensor for a program of four warps: two accesses of 16 bytes for each thread
 COEFFICIENTS = ("p", "q", "t", "a", "h", "w", "c", *(f"weight{k}" for k in range(MAX_TERMS)))
 
 
 @triton.jit
-def _number(bits, ELEMENT: tl.constexpr):
-    """A coefficient from the bits of its float64, as kernel arguments have float32 at most, in the dtype of sums."""
-    value = bits.to(tl.int64).to(tl.float64, bitcast=True)
+def _number(given, ELEMENT: tl.constexpr):
+    """A coefficient in the dtype of sums: the number at an address, or that of these bits of a float64, as kernel
+    arguments have float32 at most."""
+    if given.dtype.is_ptr():
+        value = tl.load(given)
+    else:
+        value = given.to(tl.int64).to(tl.float64, bitcast=True)
     return value if ELEMENT == tl.float64 else value.to(tl.float32)
 
 
@@ -51,9 +56,8 @@ def _plus_term(total, pointer, bits, offsets, inside, ELEMENT: tl.constexpr):
 def _solver_update_fwd(
     y_ptr, d_ptr, base_ptr, x_ptr, D_ptr, noise_ptr,
     term0_ptr, term1_ptr, term2_ptr, term3_ptr, term4_ptr, term5_ptr, term6_ptr, term7_ptr,
-    p: tl.int64, q: tl.int64, t: tl.int64, a: tl.int64, h: tl.int64, w: tl.int64, c: tl.int64,
-    weight0: tl.int64, weight1: tl.int64, weight2: tl.int64, weight3: tl.int64,
-    weight4: tl.int64, weight5: tl.int64, weight6: tl.int64, weight7: tl.int64,
+    p, q, t, a, h, w, c,
+    weight0, weight1, weight2, weight3, weight4, weight5, weight6, weight7,
     size,
     DIVIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -97,6 +101,10 @@ def _solver_update_fwd(
     tl.store(y_ptr + offsets, y.to(ELEMENT), mask=inside)
 
 
+def _bits(number: float) -> int:
+    return struct.unpack("=q", struct.pack("=d", number))[0]
+
+
 def forward(
     y: torch.Tensor,
     d: torch.Tensor | None,
@@ -105,40 +113,59 @@ def forward(
     D: torch.Tensor | None,
     noise: torch.Tensor | None,
     terms: Sequence[torch.Tensor],
-    weights: Sequence[float],
-    numbers: Sequence[float],
+    weights: Sequence[Scalar],
+    numbers: Sequence[Scalar],
 ) -> None:
-    """Write y and d; all tensors lie alike in memory without gaps. numbers: p, q, t, a, h, w, c."""
+    """Write y and d; all tensors lie alike in memory without gaps. numbers: p, q, t, a, h, w, c. Coefficients that are
+    tensors have one element of the dtype of y."""
     if y.numel() == 0:
         return
     absent = MAX_TERMS - len(terms)
-    bits = struct.unpack("=15q", struct.pack("=15d", *numbers, *weights, *[0.0] * absent))
+    *others, t, a, h, w, c = numbers
+    divide = isinstance(t, torch.Tensor) or t != 1
+    # a small integer such as the bits of 0 would be another type: what is not read is 1
+    given = *others, t, a, h, w, 1.0 if noise is None else c, *weights, *[1.0] * absent
+    coefficients = [number if isinstance(number, torch.Tensor) else _bits(number) for number in given]
     block = BLOCK_BYTES // y.element_size()
     grid = (triton.cdiv(y.numel(), block),)
     tensors = y, d, base, x, D, noise, *terms, *[None] * absent
     with on_device(y):
         _solver_update_fwd[grid](
-            *tensors, *bits, y.numel(), DIVIDE=numbers[2] != 1, BLOCK=block, num_warps=4, enable_fp_fusion=False
+            *tensors, *coefficients, y.numel(), DIVIDE=divide, BLOCK=block, num_warps=4, enable_fp_fusion=False
         )
 
 
-def _variant(element: str, size: int, terms: int = 0, slope: bool = True, noise: bool = False, divide: bool = True):
+def _variant(
+    element: str,
+    size: int,
+    terms: int = 0,
+    slope: bool = True,
+    noise: bool = False,
+    divide: bool = True,
+    device: str = "",
+):
+    """device: the names of the coefficients that lie there."""
     there = {"y": True, "d": slope, "base": True, "x": slope, "D": slope, "noise": noise}
     there |= {f"term{k}": k < terms for k in range(MAX_TERMS)}
     signature = {f"{name}_ptr": f"*{element}" for name, is_there in there.items() if is_there}
     aligned = (*signature, "size")
     constants: dict[str, Any] = {f"{name}_ptr": None for name, is_there in there.items() if not is_there}
     constants |= {"DIVIDE": divide, "BLOCK": BLOCK_BYTES // size}
-    signature |= {**dict.fromkeys(COEFFICIENTS, "i64"), "size": "i32"}
+    signature |= {**dict.fromkeys(COEFFICIENTS, "i64"), **dict.fromkeys(device.split(), f"*{element}"), "size": "i32"}
     return Variant(_solver_update_fwd, signature, constants, aligned, fused_multiply_add=False)
 
 
 def variants() -> dict[str, Variant]:
-    """Euler, Heun and the noise of the samplers, which run in float64; a multistep solver; other dtypes."""
+    """Euler, Heun and the noise of the samplers, which run in float64, with their coefficients on the device in a CUDA
+    graph; preconditioning; a multistep solver; other dtypes."""
     return {
         "fwd_euler_fp64": _variant("fp64", 8),
         "fwd_heun_fp64": _variant("fp64", 8, terms=1),
         "fwd_churn_fp64": _variant("fp64", 8, slope=False, noise=True, divide=False),
+        "fwd_euler_device_fp64": _variant("fp64", 8, device="t h"),
+        "fwd_heun_device_fp64": _variant("fp64", 8, terms=1, device="t h w weight0"),
+        "fwd_churn_device_fp64": _variant("fp64", 8, slope=False, noise=True, divide=False, device="c"),
+        "fwd_precond_fp32": _variant("fp32", 4, terms=1, slope=False, divide=False, device="a weight0"),
         "fwd_multistep_fp64": _variant("fp64", 8, terms=8, slope=False, divide=False),
         "fwd_all_undivided_fp64": _variant("fp64", 8, terms=8, noise=True, divide=False),
         "fwd_heun_fp32": _variant("fp32", 4, terms=1),

@@ -49,6 +49,13 @@ def _ours(precision: str, memory_format: str = "own", limit: float | None = None
     )
 
 
+def _evaluations(subject: Subject) -> Any:
+    """accelerate-fp16 whose evaluations are CUDA graphs, but not the steps of a sampler around them."""
+    net = accelerated(subject.net, "fp16")
+    vars(net.model)["replayer"] = lambda net: None
+    return net
+
+
 def _half(name: str, dtype: torch.dtype, backend: str) -> Row:
     return Row(name, lambda s: half(s.net, dtype), backend, SHORT[dtype], "channels_last", device="cuda")
 
@@ -82,6 +89,7 @@ def _gpu_rows() -> Iterator[Row]:
         yield _autocast(f"autocast-{short}", dtype, "reference")
         yield _autocast(f"fused-autocast-{short}", dtype, "auto")
     yield _autocast("compile-autocast-bf16", torch.bfloat16, "reference", "default")
+    yield Row("accelerate-fp16-evaluations", _evaluations, "auto", "fp16", "own", device="cuda")
     yield _compiled("compile-fp16", "default", torch.float16)
     yield _compiled("compile-max-autotune-fp16", "max-autotune", torch.float16)
 

@@ -8,11 +8,12 @@ stage is terms = [d_0], weights = [1/2], w = 1/2 (Alg. 1, line 8); noise injecti
 Eq. 4 of the general schedule sets p = sigma'/sigma + s'/s and q = sigma' s/sigma with t = 1; a multistep solver has
 terms = [D_k]; preconditioning (Eq. 7) is a = c_skip, terms = [F], weights = [c_out].
 
-All tensors have one shape and dtype. Coefficients are Python floats (host scalars: no device sync); a, and the weights,
-may also be tensors that broadcast. A factor of exactly 1 and an absent term cost nothing and round nothing.
+All tensors have one shape and dtype. Coefficients are Python floats (host scalars: no device sync) or tensors that
+broadcast, whose values nobody reads on the host. A factor of exactly 1 and an absent term cost nothing and round
+nothing.
 
-Backends: C++ for CPUs and CUDA C++ in float32 and float64, and Triton in these and half precision. Each gives the bits
-of the reference.
+Backends: C++ for CPUs and CUDA C++ in float32 and float64, and Triton in these and half precision; Triton also takes
+coefficients that are tensors of one element. Each gives the bits of the reference.
 """
 
 from __future__ import annotations
@@ -40,23 +41,26 @@ def reference(
     x: torch.Tensor | None = None,
     D: torch.Tensor | None = None,
     *,
-    p: float = 1.0,
-    q: float = 1.0,
-    t: float = 1.0,
+    p: Scalar = 1.0,
+    q: Scalar = 1.0,
+    t: Scalar = 1.0,
     a: Scalar = 1.0,
-    h: float = 1.0,
-    w: float = 1.0,
+    h: Scalar = 1.0,
+    w: Scalar = 1.0,
     terms: Sequence[torch.Tensor] = (),
     weights: Sequence[Scalar] = (),
     noise: torch.Tensor | None = None,
-    c: float = 0.0,
+    c: Scalar = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns (y, d); d is None when no D is given. The slope is taken at x, the step starts from base."""
     d = None
     if x is not None and D is not None:
         d = _times(p, x) - _times(q, D)
         # by a tensor: CUDA would turn division by a number into multiplication with its rounded inverse
-        d = d if t == 1 else d / torch.full((), t, dtype=d.dtype, device=d.device)
+        if isinstance(t, torch.Tensor):
+            d = d / t
+        elif t != 1:
+            d = d / torch.full((), t, dtype=d.dtype, device=d.device)
     total = None
     pairs = [*zip(weights, terms, strict=True)] + ([(w, d)] if d is not None else [])
     for weight, term in pairs:
@@ -98,6 +102,7 @@ MAX_TERMS = 8  # of csrc/solver_update.h and kernels/solver_update.py
 
 
 def _fused_reason(
+    on_device: bool,
     base: torch.Tensor,
     x: torch.Tensor | None = None,
     D: torch.Tensor | None = None,
@@ -107,9 +112,14 @@ def _fused_reason(
     noise: torch.Tensor | None = None,
     **coefficients: Scalar,
 ) -> str | None:
-    """Why no kernel takes these arguments, whatever the device and the dtype."""
-    if any([isinstance(number, torch.Tensor) for number in (*weights, *coefficients.values())]):
+    """Why a kernel does not take these arguments, whatever the device and the dtype. on_device: whether it reads
+    coefficients there."""
+    numbers = [number for number in (*weights, *coefficients.values()) if isinstance(number, torch.Tensor)]
+    if numbers and not on_device:
         return "a coefficient is a tensor"
+    like = base.dtype, base.device, 1
+    if any([(n.dtype, n.device, n.numel()) != like or n.ndim > base.ndim for n in numbers]):
+        return "a coefficient is a tensor of another dtype or device, or of more numbers than one"
     if len(terms) > MAX_TERMS:
         return f"it takes {MAX_TERMS} terms, not {len(terms)}"
     tensors = [tensor for tensor in (base, x, D, noise, *terms) if tensor is not None]
@@ -123,7 +133,7 @@ def _fused_reason(
 def _native_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
     if base.dtype not in native.DTYPES:
         return f"it takes float32 or float64, not {base.dtype}"
-    return _fused_reason(base, *args, **kwargs)
+    return _fused_reason(False, base, *args, **kwargs)
 
 
 def cpu_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
@@ -140,7 +150,7 @@ def cuda_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
 
 def triton_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
     tensors = [base, *args, *(kwargs.get(name) for name in ("x", "D", "noise")), *kwargs.get("terms", ())]
-    return _fused_reason(base, *args, **kwargs) or _triton.reason(*tensors, dtypes=_triton.DTYPES64)
+    return _fused_reason(True, base, *args, **kwargs) or _triton.reason(*tensors, dtypes=_triton.DTYPES64)
 
 
 def triton_slower(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
@@ -153,16 +163,16 @@ def _fused(
     x: torch.Tensor | None = None,
     D: torch.Tensor | None = None,
     *,
-    p: float = 1.0,
-    q: float = 1.0,
-    t: float = 1.0,
-    a: float = 1.0,
-    h: float = 1.0,
-    w: float = 1.0,
+    p: Scalar = 1.0,
+    q: Scalar = 1.0,
+    t: Scalar = 1.0,
+    a: Scalar = 1.0,
+    h: Scalar = 1.0,
+    w: Scalar = 1.0,
     terms: Sequence[torch.Tensor] = (),
-    weights: Sequence[float] = (),
+    weights: Sequence[Scalar] = (),
     noise: torch.Tensor | None = None,
-    c: float = 0.0,
+    c: Scalar = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One pass over memory; bit-identical to the reference, as each operation rounds on its own in the same order."""
     y = torch.empty_like(base)

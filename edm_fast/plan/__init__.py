@@ -2,21 +2,22 @@
 
 A plan is made for each set of input shapes when it is first met: the network is traced, every layer gets the fastest
 algorithm its precision allows, and the calls run on packed weights: on the CPU in one arena of memory, on a GPU as a
-CUDA graph.
+CUDA graph. Samplers have a whole step as one graph: see `PlannedUNet.replayer`.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from edm_fast import native
+from edm_fast import backend, native
 from edm_fast.errors import UserError
 from edm_fast.networks import build
 from edm_fast.networks._precond import PRECONDS, _Precond
@@ -30,6 +31,8 @@ PRECISIONS = {"cpu": tuple(ALLOWED), "cuda": tuple(_gpu.PRECISIONS)}
 Program = _cpu.Program | _gpu.Program
 MAX_PROGRAMS = 4  # kept by one network, for as many input shapes or threads
 
+Evaluate = Callable[..., Sequence[torch.Tensor]]  # a function of numbers and tensors that evaluates the network
+
 
 def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packed_limit: float | None = None) -> Any:
     """A copy of `net` that evaluates faster: same class, attributes and call, no gradients, weights as they are now.
@@ -37,13 +40,15 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     precision, on the CPU: "exact" keeps every layer's rounding error within twice the reference's; "fp32" may spend
     more of float32's digits on speed; "bf16" has products of 16 bits. On a GPU: "exact" runs the reference's operations
     in its order and layout; "fp32", "tf32", "bf16" and "fp16" run images in that type, channels last, and replay a CUDA
-    graph unless `cuda_graph` is false. `net` is a network of this package or an instance of the published classes, in
-    evaluation mode.
+    graph unless `cuda_graph` is false; the samplers of this package then replay each of their steps as one. `net` is a
+    network of this package or an instance of the published classes, in evaluation mode.
 
     packed_limit, on the CPU: the most memory for packed weights, in that of the network's own; convolutions beyond it
     pack theirs at each call. None: no limit, which comes to at most 4 in fp32 and 2 in bf16.
 
-    Weights are read when a shape is first met; make another copy after changing them.
+    Weights are read when a shape is first met; make another copy after changing them. Threads may use the copy at the
+    same time, each on a stream of its own; while graphs are recorded, in the first two calls of a kind, none of them
+    may wait for the whole device (torch.cuda.synchronize).
     """
     net = own_network(net)
     model = net.model.reference[0] if isinstance(net.model, PlannedUNet) else net.model
@@ -100,6 +105,13 @@ def planner(
     return _gpu.Planner(precision, device, cuda_graph, choose)
 
 
+class _Here(threading.local):
+    """What the evaluations of this thread are part of."""
+
+    program: Any = None  # that which records a graph: they become calls of it
+    ran: set[Any] | None = None  # the shapes evaluated, while somebody wants to know
+
+
 class PlannedUNet(torch.nn.Module):
     """Stands in for a raw network F(x; c_noise, labels). Threads may call it at the same time.
 
@@ -122,6 +134,8 @@ class PlannedUNet(torch.nn.Module):
         self.planner = planner(self.device, *self.how)
         self.programs: OrderedDict[Any, list[Program]] = OrderedDict()
         self.sizes: dict[Any, int] = {}
+        self.seen: OrderedDict[Any, Any] = OrderedDict()  # kinds of sampling steps, and the shapes each evaluates
+        self.here = _Here()
         self.lock = threading.Lock()
         self.signature = inspect.signature(model.forward)
         self.training = False
@@ -130,12 +144,8 @@ class PlannedUNet(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         inputs = self.signature.bind(*args, **kwargs).arguments
         tensors = {name: value for name, value in inputs.items() if value is not None}
-        if any(t.device != self.device for t in tensors.values()):
-            raise UserError(f"a network accelerated for {self.device} got tensors on another device")
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values()):
-            raise UserError("an accelerated network has no gradients; expected torch.no_grad() or the network itself")
-        if self.reference[0].training:
-            raise UserError("the network was put in training mode after accelerate(); expected net.eval()")
+        if (fault := self.fault(tensors.values())) is not None:
+            raise UserError(fault)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             n = tensors["x"].shape[0]
             if n == 0:
@@ -146,6 +156,16 @@ class PlannedUNet(torch.nn.Module):
             found = [self.run({name: t if len(t) == 1 else t[part] for name, t in tensors.items()}) for part in rows]
             return found[0] if len(found) == 1 else torch.cat(found)
 
+    def fault(self, tensors: Collection[torch.Tensor]) -> str | None:
+        """Why these are no inputs, or None."""
+        if any(t.device != self.device for t in tensors):
+            return f"a network accelerated for {self.device} got tensors on another device"
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return "an accelerated network has no gradients; expected torch.no_grad() or the network itself"
+        if self.reference[0].training:
+            return "the network was put in training mode after accelerate(); expected net.eval()"
+        return None
+
     def images_at_once(self, tensors: dict[str, torch.Tensor]) -> int:
         """How many images of this shape a program takes."""
         key = tuple((name, (1, *t.shape[1:])) for name, t in sorted(tensors.items()))
@@ -154,12 +174,72 @@ class PlannedUNet(torch.nn.Module):
         return self.sizes[key]
 
     def run(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.here.program is not None:
+            return self.here.program.inline(tensors)
         key = tuple((name, tuple(t.shape)) for name, t in sorted(tensors.items()))
+        if self.here.ran is not None:
+            self.here.ran.add(key)
         program = self.take(key)
         try:
             return program.run(tensors)
         finally:
             self.give_back(key, program)
+
+    def replayer(self, net: Any) -> Callable[[Any, Evaluate, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
+        """What a sampler hands its steps to: replay(form, function, numbers, tensors) is function(numbers, *tensors).
+
+        net: the accelerated network with this model, which the function evaluates. What else the function does is
+        determined by `form`, which is hashable, the numbers, and the tensors or Nones; it waits for no device and draws
+        no noise. From the second time on it runs as one CUDA graph, to the same bits. None: there are no graphs here,
+        or the network has hooks or a forward of its own, which a graph would pass by.
+        """
+        if not self.planner.captured or type(net) not in PRECONDS.values():
+            return None
+        if any(module._forward_hooks or module._forward_pre_hooks for module in (net, self)):
+            return None
+        plain = {name: value for name, value in vars(net).items() if isinstance(value, (bool, int, float, str))}
+        return functools.partial(self.replayed, (type(net), *sorted(plain.items())))
+
+    @torch.compiler.disable
+    def replayed(
+        self, net: Any, form: Any, function: Evaluate, numbers: Sequence[float], tensors: Sequence[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor]:
+        """See `replayer`; `net` is what its formulas depend on besides the model."""
+        shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors]
+        kind = net, form, tuple(shapes), tuple(sorted(backend.requested().items()))
+        with self.lock:
+            key = self.seen.get(kind)
+            if key is not None:
+                self.seen.move_to_end(kind)
+        if key is None or self.fault([t for t in tensors if t is not None]) is not None:
+            return self.watched(kind, function, numbers, tensors)
+        program: Any = self.take(key)
+        self.here.program = program
+        try:
+            # as for programs: not for inference mode alone
+            with torch.no_grad(), torch.inference_mode(False):
+                return program.replayed(kind, function, numbers, tensors)
+        finally:
+            self.here.program = None
+            self.give_back(key, program)
+
+    def watched(self, kind: Any, function: Evaluate, numbers: Any, tensors: Any) -> Sequence[torch.Tensor]:
+        """function(numbers, *tensors) as it is, and what it evaluates is remembered.
+
+        A kind that comes again only after MAX_REPLAYS others is never recorded: it would be dropped before it is used.
+        """
+        ran: set[Any] = set()
+        self.here.ran = ran
+        try:
+            result = function(numbers, *tensors)
+        finally:
+            self.here.ran = None
+        if len(ran) == 1:
+            with self.lock:
+                self.seen[kind] = ran.pop()
+                while len(self.seen) > _gpu.MAX_REPLAYS:
+                    self.seen.popitem(last=False)
+        return result
 
     def take(self, key: Any) -> Program:
         """A program that nobody runs, made if there is none."""
@@ -170,15 +250,18 @@ class PlannedUNet(torch.nn.Module):
             return self.planner(trace(self.reference[0], dict(key)))
 
     def give_back(self, key: Any, program: Program) -> None:
+        dropped = []
         with self.lock:
             self.programs.setdefault(key, []).append(program)
             self.programs.move_to_end(key)
             while sum(map(len, self.programs.values())) > MAX_PROGRAMS:
                 oldest = next(iter(self.programs))
                 if self.programs[oldest]:
-                    self.programs[oldest].pop()
+                    dropped.append(self.programs[oldest].pop())
                 if not self.programs[oldest]:
                     del self.programs[oldest]
+        for old in dropped:
+            old.finish()
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Module]]:
         """Those of the network, so that parameters() and buffers() find its tensors."""

@@ -123,11 +123,12 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
         for _ in range(WARMUPS):
             function()
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
-        torch.cuda.synchronize(device)
+        # the stream, not the device: another thread may be capturing, which such a wait would break
+        torch.cuda.current_stream(device).synchronize()
         for mark in marks[:-1]:
             mark.record()
             function()
         marks[-1].record()
-        torch.cuda.synchronize(device)
+        marks[-1].synchronize()
         times = [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:])]
     return statistics.median(times)

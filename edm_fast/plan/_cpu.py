@@ -57,6 +57,8 @@ class Weights:
 class Planner:
     """Makes the programs of one network, which share their weights."""
 
+    captured = False  # there are no graphs on CPUs
+
     def __init__(self, precision: str, packed_limit: float | None, choose: Choose | None = None) -> None:
         self.choose = choose or Measured(precision)
         self.limit = math.inf if packed_limit is None else packed_limit
@@ -96,6 +98,9 @@ class Program:
         for step in self.steps:
             step(threads)
         return self.output.clone(memory_format=torch.contiguous_format)
+
+    def finish(self) -> None:
+        """Wait for the last call: here it is over when it returns."""
 
 
 class _Builder:

@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast.plan import _fused, _ways
+from edm_fast.plan import _ways
 from edm_fast.plan._choice import Measure, Measured, Step, cheapest, time_ways
-from edm_fast.plan._graph import Captured
+from edm_fast.plan._graph import Captured, Replay
 from edm_fast.plan._rewrite import ask_statistics, join_embeddings, join_pairs, norm_of, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
 from edm_fast.plan._ways import is_op
+from edm_fast.plan._weights import Made, Weights
+
+MAX_REPLAYS = 16  # kept by one program: a sampler needs two to four, however many its steps are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,36 +65,18 @@ def captures(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class Weights:
-    """The network's tensors in the dtype and layout kernels read, shared by the programs of one network."""
-
-    def __init__(self, numerics: Numerics) -> None:
-        self.numerics = numerics
-        self.made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, tensor: torch.Tensor, layout: str = "") -> torch.Tensor:
-        """layout: "" for that of torch's functions; others are those of `_fused.pack`."""
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), layout)
-        if key not in self.made:
-            made = (
-                _fused.pack(tensor, layout, self.numerics.dtype) if layout else tensor.detach().to(self.numerics.dtype)
-            )
-            if made.ndim == 4 and not layout:
-                made = made.contiguous(memory_format=torch.channels_last)
-            self.made[key] = made, tensor  # the tensor too: another one must not be found at its address
-        return self.made[key][0]
-
-
 class Planner:
     """Makes the programs of one network on one device, which share their weights."""
 
     def __init__(self, precision: str, device: torch.device, cuda_graph: bool, measure: Measure | None = None) -> None:
-        self.numerics, self.device, self.cuda_graph = PRECISIONS[precision], device, cuda_graph
+        self.numerics, self.device = PRECISIONS[precision], device
+        self.captured = cuda_graph and captures(device)
         self.measure = measure or Measured(device)
-        self.weights = Weights(self.numerics)
+        self.made: WeakValueDictionary[Any, Made] = WeakValueDictionary()
 
     def __call__(self, graph: Graph) -> Program:
-        return Program(graph, self.measure, self.weights, self.numerics, self.device, self.cuda_graph)
+        weights = Weights(self.numerics.dtype, self.made)
+        return Program(graph, self.measure, weights, self.numerics, self.device, self.captured)
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """All of them: a GPU is not full with a few."""
@@ -118,26 +105,68 @@ class Program:
         with tensor_float(numerics.tf32):
             self._evaluate(measure)
             cheapest(self.steps)
-            self.replay = Captured(self._evaluate, device) if captured and captures(device) else None
+            self.replay = Captured(self._evaluate, device) if captured else None
+        self.replays: OrderedDict[Any, Replay] = OrderedDict()
         self.done: torch.cuda.Event | None = None
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, a fresh contiguous float32 tensor, on the current stream."""
-        on_gpu = self.device.type == "cuda"
-        if on_gpu and self.done is not None:
-            self.done.wait(torch.cuda.current_stream(self.device))  # the last call may have been on another stream
+        with self._in_order():
+            return self._computed(inputs, self.replay or self._called)
+
+    def inline(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What `run` gives, call by call: inside of a graph that this program is recording."""
+        return self._computed(inputs, self._called)
+
+    def replayed(
+        self,
+        key: Any,
+        function: Callable[..., Sequence[torch.Tensor]],
+        numbers: Sequence[float],
+        tensors: Sequence[torch.Tensor | None],
+    ) -> tuple[torch.Tensor, ...]:
+        """function(numbers, *tensors), fresh tensors, by the graph of this key, recorded if there is none.
+
+        The graphs of a program take turns, so they share the memory of one. Inside, the function's evaluations of the
+        network must come to `inline`.
+        """
+        with self._in_order():
+            if key not in self.replays:
+                capture = functools.partial(Captured, device=self.device, beside=self.replay)
+                self.replays[key] = Replay(function, numbers, tensors, self.device, capture)
+            self.replays.move_to_end(key)
+            if len(self.replays) > MAX_REPLAYS:
+                self.finish()
+                self.replays.popitem(last=False)
+            return self.replays[key](numbers, tensors)
+
+    @contextlib.contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """On the current stream, after the last call, which may have been on another one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self.done is not None:
+            self.done.wait(stream)
+        yield
+        self.done = torch.cuda.Event()
+        self.done.record(stream)
+
+    def finish(self) -> None:
+        """Wait for the last call, before memory of this program is given away: other streams would not wait for it."""
+        if self.done is not None:
+            self.done.synchronize()
+
+    def _called(self) -> torch.Tensor:
+        with tensor_float(self.numerics.tf32):
+            return self._evaluate()
+
+    def _computed(self, inputs: Mapping[str, torch.Tensor], evaluate: Callable[[], torch.Tensor]) -> torch.Tensor:
         for name, buffer in self.inputs.items():
             buffer.copy_(inputs[name])
-        if self.replay is not None:
-            result = self.replay()
-        else:
-            with tensor_float(self.numerics.tf32):
-                result = self._evaluate()
-        result = torch.empty(result.shape, dtype=torch.float32, device=self.device).copy_(result)
-        if on_gpu:
-            self.done = torch.cuda.Event()
-            self.done.record(torch.cuda.current_stream(self.device))
-        return result
+        result = evaluate()
+        return torch.empty(result.shape, dtype=torch.float32, device=self.device).copy_(result)
 
     def _dtype(self, value: Value) -> torch.dtype:
         return self.numerics.dtype if len(value.shape) == 4 else torch.float32

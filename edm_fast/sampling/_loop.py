@@ -9,13 +9,18 @@ A step first adds noise, x_hat = scale x + noise eps, then runs its stages. A st
 The history outlives the step, so one-step methods (Euler, Heun), multistep ones (weights over several steps) and
 predictor-correctors (a second stage at the end point, the next step starting with a stage without sigma) are all lists
 of steps.
+
+A step is a function of tensors and of its coefficients. A network whose evaluations are CUDA graphs runs it as one:
+`net.model.replayer(net)` gives replay(form, function, numbers, tensors), where `form` says all of the step but its
+numbers, so that the steps of a run share a graph or two. Noise is drawn outside. Other networks get plain calls.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,17 +30,18 @@ from edm_fast.errors import UserError
 from edm_fast.ops import solver_update
 
 RandnLike = Callable[[Tensor], Tensor]
+Number = float | Tensor  # tensors while a graph is recorded: numbers on the device, other ones at each replay
 
 
 @dataclasses.dataclass(frozen=True)
 class Slope:
     """Where the denoiser is evaluated, D(x/s; sigma), and the slope made of it, d = (p x - q D) / t."""
 
-    sigma: float
-    s: float = 1.0
-    p: float = 1.0
-    q: float = 1.0
-    t: float = 1.0
+    sigma: Number
+    s: Number = 1.0
+    p: Number = 1.0
+    q: Number = 1.0
+    t: Number = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +49,9 @@ class Stage:
     """x = a x_hat + h sum_k weights_k history_k; `at` None takes no evaluation, `keep` says what enters the history."""
 
     at: Slope | None
-    h: float = 1.0
-    weights: tuple[float, ...] = (1.0,)
-    a: float = 1.0
+    h: Number = 1.0
+    weights: tuple[Number, ...] = (1.0,)
+    a: Number = 1.0
     keep: str = "slope"
 
 
@@ -54,8 +60,8 @@ class Step:
     """x_hat = scale x + noise eps, then the stages."""
 
     stages: tuple[Stage, ...]
-    scale: float = 1.0
-    noise: float = 0.0
+    scale: Number = 1.0
+    noise: Number = 0.0
 
 
 def second_order(
@@ -88,20 +94,68 @@ def run(
 ) -> Tensor:
     """Take x (N, C, H, W) float64 through `steps`. `randn_like` is called once per step, used or not."""
     check(steps)
-    # what a stage evaluates itself need not be there before
-    depth = max((len(stage.weights) - (stage.at is not None) for step in steps for stage in step.stages), default=0)
+    ask = getattr(getattr(net, "model", None), "replayer", None)
+    replay = ask(net) if ask is not None else None
     history: list[Tensor] = []
-    for step in steps:
+    for step, kept in zip(steps, _kept(steps), strict=True):
         # row-major whatever the layout: a generator fills a tensor in memory order
         eps = randn_like(x.contiguous())
-        x_hat = x
-        if step.noise != 0 or step.scale != 1:
-            x_hat, _ = solver_update(x, a=step.scale, noise=eps, c=step.noise)
-        x = x_hat
-        for stage in step.stages:
-            x = _advance(net, x_hat, x, stage, class_labels, history)
-            del history[depth:]
+        tensors: Any = (x, eps if step.noise != 0 or step.scale != 1 else None, class_labels, *history)
+        if replay is None:
+            x, *history = advance(net, step, kept, *tensors)
+        else:
+            form, numbers = split(step)
+            x, *history = replay((form, kept), functools.partial(_taken, net, step, kept), numbers, tensors)
     return x
+
+
+def advance(
+    net: Any, step: Step, kept: int, x: Tensor, eps: Tensor | None, labels: Tensor | None, *history: Tensor
+) -> tuple[Tensor, ...]:
+    """x after a step, then the newest `kept` entries of the history. eps None: x_hat = x."""
+    x_hat = x
+    if eps is not None:
+        x_hat, _ = solver_update(x, a=step.scale, noise=eps, c=step.noise)
+    x, entries = x_hat, [*history]
+    for stage in step.stages:
+        x = _advance(net, x_hat, x, stage, labels, entries)
+    return x, *entries[:kept]
+
+
+def _taken(net: Any, step: Step, kept: int, numbers: Iterable[Number], *tensors: Any) -> tuple[Tensor, ...]:
+    """`advance` with the numbers of `split`, perhaps as a tensor on the device, in place of the step's own."""
+    left = iter(numbers)
+    return advance(net, _mapped(lambda number: next(left), step), kept, *tensors)
+
+
+def split(step: Step) -> tuple[Any, list[float]]:
+    """(form, numbers): the coefficients that are neither 0 nor 1 in order, and the step with None in their place.
+
+    Of 0 and 1 the loop and `solver_update` make other operations.
+    """
+    numbers: list[float] = []
+    return _mapped(numbers.append, step), numbers
+
+
+def _mapped(function: Callable[[float], Any], part: Any) -> Any:
+    """The same dataclasses and tuples with function(number) for every number but 0 and 1."""
+    if isinstance(part, tuple):
+        return tuple(_mapped(function, item) for item in part)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        fields = [field.name for field in dataclasses.fields(part)]
+        return dataclasses.replace(part, **{name: _mapped(function, getattr(part, name)) for name in fields})
+    return function(part) if isinstance(part, (int, float)) and part not in (0, 1) else part
+
+
+def _kept(steps: Sequence[Step]) -> list[int]:
+    """How many entries of the history later steps read, for each step."""
+    reads, kept = 0, []
+    for step in reversed(steps):
+        kept.append(reads)
+        for stage in reversed(step.stages):
+            # what a stage evaluates itself need not be there before
+            reads = max(0, max(reads, len(stage.weights)) - (stage.at is not None))
+    return kept[::-1]
 
 
 def _advance(net: Any, x_hat: Tensor, x: Tensor, stage: Stage, labels: Tensor | None, history: list[Tensor]) -> Tensor:
@@ -132,11 +186,14 @@ def _advance(net: Any, x_hat: Tensor, x: Tensor, stage: Stage, labels: Tensor | 
 
 
 def _denoise(net: Any, x: Tensor, at: Slope, labels: Tensor | None) -> Tensor:
-    # filled on the device: no copy from the host, so no wait
-    sigma = torch.full((), at.sigma, dtype=torch.float64, device=x.device)
     # divided by a tensor: CUDA would multiply by the rounded inverse of a number
-    scaled = x if at.s == 1 else x / torch.full((), at.s, dtype=torch.float64, device=x.device)
-    return net(scaled, sigma, labels).to(torch.float64)
+    scaled = x if not isinstance(at.s, Tensor) and at.s == 1 else x / _on_device(at.s, x)
+    return net(scaled, _on_device(at.sigma, x), labels).to(torch.float64)
+
+
+def _on_device(number: Number, x: Tensor) -> Tensor:
+    # filled there: no copy from the host, so no wait
+    return number if isinstance(number, Tensor) else torch.full((), number, dtype=torch.float64, device=x.device)
 
 
 def check(steps: Sequence[Step]) -> None:

@@ -45,6 +45,15 @@ def test_noise_and_preconditioning():
     assert torch.equal(solver_update(x, a=0.7, terms=[F], weights=[0.2])[0], 0.7 * x + 0.2 * F)
 
 
+def test_coefficients_on_the_device_are_the_same_numbers():
+    x, D, term, noise = draw(4)
+    numbers = {"p": 1.7, "q": 0.31, "t": 0.7, "a": 0.9, "h": 0.13, "w": 0.37, "c": 0.21}
+    on_device = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    calls = [(numbers, [0.61]), (on_device, [torch.tensor(0.61, dtype=torch.float64)])]
+    found = [solver_update(x, x, D, terms=[term], weights=w, noise=noise, **n) for n, w in calls]
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
 @needs_native
 @pytest.mark.parametrize("name", op_checks.backends("solver_update"))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -64,6 +64,24 @@ def test_coefficients_keep_all_their_digits():
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3] + DTYPES[3:] * (DEVICE == "cuda"), ids=str)
+def test_coefficients_on_the_device(dtype):
+    x, D, *terms, noise = draw(5, 7, 11, dtype=dtype)
+    numbers = {"p": 1.7, "q": 0.31, "t": 0.7, "a": 0.9, "h": 0.13, "w": 0.37, "c": 0.21}
+    given = {
+        name: torch.full([1] * (k % 3), value, dtype=dtype, device=DEVICE)
+        for k, (name, value) in enumerate(numbers.items())
+    }
+    weights = [torch.full((), value, dtype=dtype, device=DEVICE) for value in (0.61, -0.19)]
+    same_bits(((x, x, D), {"terms": terms, "weights": weights, "noise": noise, **given}))
+    for name in numbers:  # one there, the others numbers; and the other way round
+        mixed = {"terms": terms, "weights": [weights[0], -0.19], "noise": noise}
+        same_bits(((x, x, D), {**mixed, **numbers, name: given[name]}))
+        same_bits(((x, x, D), {**mixed, **given, name: numbers[name]}))
+    same_bits(((x,), {"terms": terms[:1], "weights": weights[:1], "a": given["a"]}))
+    same_bits(((x, x, D), {"t": torch.ones([], dtype=dtype, device=DEVICE)}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3] + DTYPES[3:] * (DEVICE == "cuda"), ids=str)
 def test_every_operation_rounds(dtype):
     x, D, *terms, noise = draw(5, 1001, dtype=dtype)
     numbers = {"p": 1.7, "q": 0.31, "t": 0.7, "a": 0.9, "h": 0.13, "w": 0.37, "c": 0.21}
@@ -98,8 +116,10 @@ def test_an_image_does_not_depend_on_the_batch():
 def test_reasons():
     x, D = draw(2)
     for call, reason in (
-        (dict(base=x, a=torch.tensor(0.5)), "coefficient"),
-        (dict(base=x, terms=[D], weights=[torch.tensor(1.0)]), "coefficient"),
+        (dict(base=x, a=torch.tensor(0.5, device=DEVICE)), "coefficient.*another dtype"),
+        (dict(base=x, terms=[D], weights=[torch.ones([], dtype=x.dtype, device="meta")]), "coefficient.*device"),
+        (dict(base=x, h=torch.ones([5], dtype=x.dtype, device=DEVICE)), "coefficient.*more numbers"),
+        (dict(base=x, a=torch.ones([1] * 5, dtype=x.dtype, device=DEVICE)), "coefficient"),
         (dict(base=x, terms=[D] * 9, weights=[1.0] * 9), "9"),
         (dict(base=x, terms=[D.to(memory_format=torch.channels_last)], weights=[1.0]), "layout"),
         (dict(base=x.clone().requires_grad_()), "no backward"),

@@ -8,48 +8,25 @@ import copy
 import threading
 
 import pytest
+import taped_graph
 import torch
-from planned_networks import NETWORKS, network
+from planned_networks import DEVICE, NETWORKS, moved, network, places, planned
 
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import PlannedUNet, _choice, _gpu, _graph, _table
+from edm_fast.plan import _choice, _gpu, _table
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMITS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
-
-
-def first(key, ways):
-    """Seconds that make each call's first way the fastest."""
-    return {name: 1 + place for name, place in places(ways).items()}
 
 
 def last(key, ways):
     return {name: 2 - place for name, place in places(ways).items()}
 
 
-def places(ways):
-    """Places in the order of all ways of a call, those with statistics last, as a small part of a second."""
-    return {name: 0.001 * i + 0.1 * (("given" in name) + ("statistics" in name)) for i, name in enumerate(ways)}
-
-
-def planned(net, precision, measure=first, cuda_graph=True):
-    """accelerate(net) with plans for a GPU, wherever the network is."""
-    net = copy.deepcopy(net).to(DEVICE)
-    fast = copy.copy(net)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, "fp32", cuda_graph, choose=measure)}
-    fast.model.planner = _gpu.Planner(precision, DEVICE, cuda_graph, measure)
-    return fast
-
-
 def steps_of(fast):
     (program,) = next(iter(fast.model.programs.values()))
     return program.steps
-
-
-def moved(*tensors):
-    return [None if t is None else t.to(DEVICE) for t in tensors]
 
 
 @pytest.mark.parametrize("precision", LIMITS)
@@ -173,40 +150,37 @@ def test_weights_are_cast_once_for_all_programs():
     fast = planned(net, "fp16")
     with torch.no_grad():
         fast(*moved(*inputs(net, 1, 0.7)))
-        made = len(fast.model.planner.weights.made)
+        made = len(fast.model.planner.made)
         fast(*moved(*inputs(net, 2, 0.7)))
     separated = sum(1 for m in net.model.modules() if hasattr(m, "qkv") and m.num_heads) * 2  # made by `rewritten`
-    assert len(fast.model.planner.weights.made) - made <= separated
+    assert len(fast.model.planner.made) - made <= separated
 
 
-class Recorded:
-    """A stand-in for a graph: replay() runs the function again into the tensor it returned first."""
-
-    made = 0
-
-    def __init__(self, function, device):
-        for _ in range(_graph.WARMUPS):
-            function()
-        self.function, self.result = function, function()
-        Recorded.made += 1
-
-    def __call__(self):
-        self.result.copy_(self.function())
-        return self.result
+def test_what_a_program_made_goes_with_it(monkeypatch):
+    finished = []
+    monkeypatch.setattr(_gpu.Program, "finish", lambda program: finished.append(program.inputs["x"].shape[0]))
+    net = network("ddpmpp")
+    fast = planned(net, "fp16")
+    for n in (2, 1, 3, 2, 4, 5, 6, 1):
+        x, sigma, labels = moved(*inputs(net, n, 0.7))
+        with torch.no_grad():
+            fast(x, sigma, labels)
+    held = {made for programs in fast.model.programs.values() for p in programs for made in p.weights.held.values()}
+    assert {*fast.model.planner.made.values()} == held
+    assert finished == [1, 3, 2]  # the last call of a program is over before its memory goes to others
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")
 def test_with_and_without_a_stand_in_for_the_graph(monkeypatch):
-    monkeypatch.setattr(_gpu, "Captured", Recorded)
-    monkeypatch.setattr(_gpu, "captures", lambda device: True)
+    taped_graph.put_in_place(monkeypatch)
     net = network("adm")
     x, sigma, labels = inputs(net, 2, 0.7)
-    made = Recorded.made
+    made = taped_graph.Captured.made
     with torch.no_grad():
         plain, graphed = planned(net, "bf16", cuda_graph=False), planned(net, "bf16")
         for scale in (1, 0.5, 2):
             assert torch.equal(plain(x * scale, sigma, labels), graphed(x * scale, sigma, labels))
-    assert Recorded.made == made + 1
+    assert taped_graph.Captured.made == made + 1
 
 
 @pytest.mark.gpu
