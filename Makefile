@@ -39,7 +39,7 @@ lint: $(VENV)/developer
 	$(BIN)/mypy
 
 # what has tests of its own on each instruction set, or asks torch or Triton alone, is left out
-NOT_NATIVE := --ignore-glob='*_triton.py' --ignore=tests/plan/test_gpu.py --ignore=tests/plan/test_replay.py
+NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py choice.py) --ignore=tests/plan/test_replay.py
 
 isas: $(VENV)/developer
 	for isa in portable avx2; do \
@@ -50,7 +50,7 @@ isas: $(VENV)/developer
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SANITIZED := build/sanitize/lib
 SANITIZER_LIBRARIES = $(foreach name,libasan.so libstdc++.so,$(shell $(or $(CXX),g++) -print-file-name=$(name)))
-SANITIZED_TESTS := odd or bad or integers or adjoint or finite or attention or upfirdn or group_norm or weight_gradient
+SANITIZED_TESTS := doubled or odd or bad or integers or adjoint or finite or attention or upfirdn or group_norm or weight_gradient
 SANITIZED_OUT := compile or opcheck or real or cifar or adm or derivative or chunk or reference
 
 $(SANITIZED)/built: $(VENV)/developer $(NATIVE)
@@ -64,7 +64,7 @@ sanitize: $(SANITIZED)/built
 	cp -r kernels $(SANITIZED)/edm_fast/
 	cd edm_fast && find . -name '*.py' -exec cp --parents {} ../$(SANITIZED)/edm_fast/ \;
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-	    $(BIN)/pytest -q $(PYTEST_FLAGS) $(NOT_NATIVE) tests/test_native.py tests/ops -k "($(SANITIZED_TESTS)) and not ($(SANITIZED_OUT))"
+	    $(BIN)/pytest -q $(PYTEST_FLAGS) $(NOT_NATIVE) tests/test_native.py tests/ops tests/plan/test_algorithms.py -k "($(SANITIZED_TESTS)) and not ($(SANITIZED_OUT))"
 
 PYTEST_BENCH := $(BIN)/pytest -q -s --benchmark-columns=median,iqr
 

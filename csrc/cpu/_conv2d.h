@@ -7,7 +7,7 @@
 namespace edm {
 namespace {
 
-constexpr int64_t kMostTiles = 24, kMostPixels = 48;  // of a block: two or four rounds of the registers
+constexpr int64_t kMostTiles = 24, kMostPixels = 48;  // of a block
 
 struct Place {
     int64_t n, y, x;  // first output of a tile
@@ -36,6 +36,10 @@ struct Phase {
     static Phase of(int64_t index) { return {2, index / 2, index % 2}; }
     int64_t index() const { return 2 * y + x; }
 };
+
+constexpr bool int16_products(int algorithm) {
+    return algorithm == kInt16 || algorithm == kWinograd4Int16 || algorithm == kWinograd4UpInt16;
+}
 
 constexpr bool doubles(int algorithm) {
     return algorithm == kWinograd2Up || algorithm == kWinograd4Up || algorithm == kWinograd4UpInt16;

@@ -11,8 +11,7 @@ namespace edm {
 namespace {
 
 constexpr int64_t kPanel = 32;
-
-constexpr int64_t kMostInt16 = 4096;      // channels, see _int16.inc
+constexpr int64_t kMostInt16 = 4096;  // channels, see _int16.inc
 
 int64_t panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 
@@ -27,10 +26,6 @@ int64_t planes(int algorithm, int64_t kernel) {
 }
 
 int64_t phases(int algorithm) { return doubles(algorithm) ? 4 : 1; }
-
-bool int16_products(int algorithm) {
-    return algorithm == kInt16 || algorithm == kWinograd4Int16 || algorithm == kWinograd4UpInt16;
-}
 
 // floats of one plane of one panel
 int64_t plane_floats(int algorithm, int64_t in) {
@@ -52,8 +47,8 @@ bool fits(const Conv2d& s, int isa) {
            planes(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
            (s.algorithm != kInt16 || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) &&
-           (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
-           isa <= best_isa();
+           (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out &&
+           (!s.residual_ptr || s.residual_pitch >= s.out) && isa <= best_isa();
 }
 
 }  // namespace

@@ -145,7 +145,7 @@ Pixel<T> pixel_on(int isa) {
 }
 
 template <typename T>
-EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, Pixel<T> pixel, int64_t begin, int64_t end) {
+EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, Pixel<T> normalise, int64_t begin, int64_t end) {
     const int64_t per_group = s.c / s.groups;
     std::vector<double> doubles(2 * most);
     std::vector<T> scratch(6 * most);
@@ -167,7 +167,7 @@ EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, Pixel<T> pixe
                 mean[c] = f.mean, a[c] = f.a, b[c] = f.b;
             }
         }
-        for (int64_t p = 0; p < s.space; ++p, x += s.x_pitch, y += s.c) pixel(y, x, mean, a, b, slab.width, s.silu);
+        for (int64_t p = 0; p < s.space; ++p, x += s.x_pitch, y += s.c) normalise(y, x, mean, a, b, slab.width, s.silu);
     }
 }
 

@@ -35,7 +35,7 @@ class Row:
 
 
 SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-SMALL = 1.9  # packed_limit of the row that saves memory
+SMALL = 1.3  # packed_limit of the row that saves memory
 
 
 def _ours(precision: str, memory_format: str = "own", limit: float | None = None, device: str = "any") -> Row:

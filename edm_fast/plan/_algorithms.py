@@ -1,8 +1,8 @@
 """Which algorithm a convolution runs on: the fastest that its precision allows, measured once per shape and machine.
 
 Measurements are kept in a file of the cache folder, so that a plan is the same from run to run and in processes side
-by side. The second and later calls of a layer find its weights in main memory, not in the caches, and so do the
-measurements.
+by side. In a large network each call of a layer finds its weights in main memory, not in the caches, and so do the
+measurements; in a small one they are still in the caches.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ ALLOWED: dict[str, tuple[int, ...]] = {
     "fp32": (DIRECT, WINOGRAD2, WINOGRAD4, WINOGRAD2_UP, WINOGRAD4_UP),
     "bf16": tuple(NAMES),
 }
-ROUNDS = 3
-VERSION = 2  # of the kernels: another one makes old measurements void
+COLD_ROUNDS, WARM_ROUNDS = 5, 15  # the best of them counts
+VERSION = 3  # of the kernels: another one makes old measurements void
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +79,15 @@ class Shape:
 class Measured:
     """The fastest allowed algorithm for a shape; asks the clock where the file does not know."""
 
-    def __init__(self, precision: str, folder: Path | None = None) -> None:
+    def __init__(self, precision: str, folder: Path | None = None, cold: bool = True) -> None:
         self.allowed = ALLOWED[precision]
-        self.folder = folder
+        self.folder, self.cold = folder, cold
 
     def __call__(self, shape: Shape) -> int:
         allowed = [a for a in self.allowed if fits(a, shape)]
         if len(allowed) == 1:
             return allowed[0]
-        seconds = costs(table(self.folder), shape, allowed)
+        seconds = costs(table(self.folder), shape, allowed, self.cold)
         return min(allowed, key=lambda a: seconds[a])
 
 
@@ -100,17 +100,18 @@ def fits(algorithm: int, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
     if packed_size(shape, algorithm) < 0 or (algorithm in MERGED and not (shape.doubled and shape.padding == 1)):
         return False
-    return algorithm not in (INT16, WINOGRAD4_INT16) or (
+    return algorithm not in (INT16, WINOGRAD4_INT16, WINOGRAD4_UP_INT16) or (
         shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1
     )
 
 
-def costs(table: Table, shape: Shape, algorithms: list[int]) -> dict[int, float]:
+def costs(table: Table, shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
     """Seconds of each algorithm, from the table or the clock."""
-    keys = {f"{NAMES[a]} {' '.join(map(str, dataclasses.astuple(shape)))}": a for a in algorithms}
+    text = f"{' '.join(map(str, dataclasses.astuple(shape)))}{'' if cold else ' warm'}"
+    keys = {f"{NAMES[a]} {text}": a for a in algorithms}
 
     def measured(missing: list[str]) -> dict[str, float]:
-        seconds = measure(shape, [keys[key] for key in missing])
+        seconds = measure(shape, [keys[key] for key in missing], cold)
         return {key: seconds[keys[key]] for key in missing}
 
     return {keys[key]: seconds for key, seconds in table.costs([*keys], measured).items()}
@@ -135,6 +136,7 @@ def bind_upfirdn(
     y: torch.Tensor, x: torch.Tensor, f: torch.Tensor, factor: int, up: bool, padding: int
 ) -> Callable[[int], None]:
     """The native resampling of x (N, C, H, W) to y, channels last, with its arguments set."""
+    assert f.ndim == 2 and f.shape[0] == f.shape[1]
     (to, _), (source, pitch) = native.window(y), native.window(x)
     sizes = tuple(x.shape), *y.shape[2:], f.shape[0], factor, padding
     return native.bind(
@@ -142,23 +144,23 @@ def bind_upfirdn(
     )
 
 
-def measure(shape: Shape, algorithms: list[int]) -> dict[int, float]:
-    """Best seconds of each algorithm, by turns, each time with cold caches; with the doubling where there is one."""
+def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
+    """Best seconds of each algorithm, by turns, with cold caches or warm; with the doubling where there is one."""
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     x = torch.randn(shape.n, shape.channels, shape.h, shape.w, generator=generator, **like)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty(shape.output(), **like)
     weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel, generator=generator, **like)
-    flush = torch.zeros(12 * 2**20, **like)
+    flush = torch.zeros(12 * 2**20 if cold else 0, **like)
     calls: dict[int, list[Any]] = {}
     packs = {a: pack(weight, a) for a in algorithms}
     wide, double = x, []
     if shape.doubled:
         own = shape.after_doubling()
         wide = torch.empty(own.n, own.channels, own.h, own.w, memory_format=torch.channels_last, **like)
-        taps = torch.full((2,), 0.5, **like)
-        double = [bind_upfirdn(wide, x, taps, 2, True, 0)]
+        box = torch.full((2, 2), 0.25, **like)
+        double = [bind_upfirdn(wide, x, box, 2, True, 0)]
     for a in algorithms:
         own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
         sizes = own.sizes(0, shape.outputs, shape.channels, shape.outputs)  # without bias, dense images
@@ -166,7 +168,7 @@ def measure(shape: Shape, algorithms: list[int]) -> dict[int, float]:
         step = native.bind("conv2d_fwd_cpu", *addresses, sizes, 1.0, a)
         calls[a] = [step] if a in MERGED else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))
-    for _ in range(ROUNDS):
+    for _ in range(COLD_ROUNDS if cold else WARM_ROUNDS):
         for a in algorithms:
             flush.add_(1)
             start = time.perf_counter()

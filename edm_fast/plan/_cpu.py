@@ -60,20 +60,20 @@ class Planner:
     captured = False  # there are no graphs on CPUs
 
     def __init__(self, precision: str, packed_limit: float | None, choose: Choose | None = None) -> None:
-        self.choose = choose or Measured(precision)
+        self.precision, self.choose = precision, choose
         self.limit = math.inf if packed_limit is None else packed_limit
         self.weights = Weights()
 
     def __call__(self, graph: Graph) -> Program:
-        return Program(graph, self.choose, self.weights, self.limit)
+        choose = self.choose or Measured(self.precision, cold=not is_small(graph))
+        return Program(graph, choose, self.weights, self.limit)
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """How many images to evaluate together: many if weights are what has to be read, few enough for the
         second-level cache if images are."""
         graph = graph_of_one()
-        weights = [t for node in graph.nodes for t in node.kwargs.values() if isinstance(t, torch.Tensor)]
         images = [value.shape for node in graph.nodes for value in node.outputs if len(value.shape) == 4]
-        if 4 * sum(t.numel() for t in weights) > SMALL_NETWORK or not images:
+        if not is_small(graph) or not images:
             return MANY
         return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape) for shape in images)))
 
@@ -280,6 +280,12 @@ class _Builder:
         return Task([qkv], [a], bind)
 
 
+def is_small(graph: Graph) -> bool:
+    """Whether the caches hold the network's weights from one call to the next."""
+    weights = [t for node in graph.nodes for t in node.kwargs.values() if isinstance(t, torch.Tensor)]
+    return 4 * sum(t.numel() for t in weights) <= SMALL_NETWORK
+
+
 def add(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None, threads: int) -> None:
     torch.add(a, b, out=total)
 
@@ -308,12 +314,12 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
         return [node]
     first, second = node.kwargs["first"], node.kwargs["second"]
     x = first["x"]
-    merged = Node("conv2d", node.function, (), {**second, "x": x, "doubled": True}, node.outputs)
-    if first["up"] == 2 and is_convolution(merged) and choose(shape_of(merged)) in MERGED:
+    ops: Any = node.function
+    merged = Node("conv2d", ops[1], (), {**second, "x": x, "doubled": True}, node.outputs)
+    if first["up"] == 2 and second["weight"].shape[-1] == 3 and choose(shape_of(merged)) in MERGED:
         return [merged]
     n, c, h, w = x.shape
     wide = Value((n, c, first["up"] * h, first["up"] * w))
-    ops: Any = node.function
     return [
         Node("upfirdn", ops[0], (), first, [wide]),
         Node("conv2d", ops[1], (), {**second, "x": wide}, node.outputs),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -46,18 +47,22 @@ PRECISIONS = {
 }
 
 
+_switching = threading.RLock()
+
+
 @contextlib.contextmanager
 def tensor_float(allowed: bool) -> Iterator[None]:
-    """TF32 in products and convolutions or not; a process has one such switch, so no other thread should turn it."""
+    """TF32 in products and convolutions or not. A process has one such switch: one thread at a time is in here."""
     flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    saved = [flag.allow_tf32 for flag in flags]
-    try:
-        for flag in flags:
-            flag.allow_tf32 = allowed
-        yield
-    finally:
-        for flag, value in zip(flags, saved, strict=True):
-            flag.allow_tf32 = value
+    with _switching:
+        saved = [flag.allow_tf32 for flag in flags]
+        try:
+            for flag in flags:
+                flag.allow_tf32 = allowed
+            yield
+        finally:
+            for flag, value in zip(flags, saved, strict=True):
+                flag.allow_tf32 = value
 
 
 def captures(device: torch.device) -> bool:
@@ -133,7 +138,8 @@ class Program:
         with self._in_order():
             if key not in self.replays:
                 capture = functools.partial(Captured, device=self.device, beside=self.replay)
-                self.replays[key] = Replay(function, numbers, tensors, self.device, capture)
+                with tensor_float(self.numerics.tf32):  # before the lock of captures, as where programs are made
+                    self.replays[key] = Replay(function, numbers, tensors, self.device, capture)
             self.replays.move_to_end(key)
             if len(self.replays) > MAX_REPLAYS:
                 self.finish()
@@ -149,9 +155,11 @@ class Program:
         stream = torch.cuda.current_stream(self.device)
         if self.done is not None:
             self.done.wait(stream)
-        yield
-        self.done = torch.cuda.Event()
-        self.done.record(stream)
+        try:
+            yield
+        finally:  # also after an error: what was launched before it still runs
+            self.done = torch.cuda.Event()
+            self.done.record(stream)
 
     def finish(self) -> None:
         """Wait for the last call, before memory of this program is given away: other streams would not wait for it."""

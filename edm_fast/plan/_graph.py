@@ -29,14 +29,16 @@ class Captured:
         self.stream = stream = torch.cuda.Stream(device) if beside is None else beside.stream
         pool = None if beside is None else beside.graph.pool()
         stream.wait_stream(torch.cuda.current_stream(device))
-        with _capturing, torch.cuda.device(device), torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                function()
-            self.graph = torch.cuda.CUDAGraph()
-            # other threads may go on calling CUDA meanwhile
-            with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                self.result = function()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        try:
+            with _capturing, torch.cuda.device(device), torch.cuda.stream(stream):
+                for _ in range(WARMUPS):
+                    function()
+                self.graph = torch.cuda.CUDAGraph()
+                # other threads may go on calling CUDA meanwhile
+                with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    self.result = function()
+        finally:  # also after an error: what was launched before it still runs
+            torch.cuda.current_stream(device).wait_stream(stream)
 
     def __call__(self) -> Any:
         self.graph.replay()

@@ -224,6 +224,7 @@ BAD = {
     "padded integers": ({"kernel": 1}, {"algorithm": nc.INT16}),
     "doubling without padding": ({"padding": 0}, {"algorithm": nc.UP4}),
     "too many channels for integers": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.WINOGRAD4_INT16}),
+    "and after doubling": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.UP4_INT16}),
     "element type": ({}, {"dtype": 1}),
     "instruction set": ({}, {"isa": len(native.ISAS)}),
 }

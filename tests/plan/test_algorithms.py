@@ -18,7 +18,7 @@ SHAPE = Shape(1, 8, 6, 6, 8, 3, 1)
 def clock(monkeypatch):
     """Seconds by algorithm, in place of measurements; `calls` counts them. No table is left in memory."""
 
-    def measure(shape, algorithms):
+    def measure(shape, algorithms, cold=True):
         measure.calls += 1
         return {a: measure.seconds[a] for a in algorithms}
 
@@ -46,6 +46,15 @@ def test_the_fastest_that_the_precision_allows(clock, tmp_path):
     assert clock.calls == 1
 
 
+def test_small_networks_have_measurements_of_their_own(clock, tmp_path):
+    """Their weights are in the caches when a layer is called again."""
+    assert Measured("fp32", tmp_path)(SHAPE) == WINOGRAD4
+    clock.seconds = {DIRECT: 0.0, WINOGRAD2: 1.0, WINOGRAD4: 2.0}
+    assert Measured("fp32", tmp_path, cold=False)(SHAPE) == DIRECT
+    assert Measured("fp32", tmp_path)(SHAPE) == WINOGRAD4
+    assert clock.calls == 2
+
+
 def test_measurements_outlive_the_process(clock, tmp_path):
     Measured("fp32", tmp_path)(SHAPE)
     assert len(json.loads(file(tmp_path).read_text())) == 3
@@ -60,7 +69,7 @@ def test_who_stores_first_decides(clock, tmp_path):
     allowed = [DIRECT, WINOGRAD2, WINOGRAD4]
     measured = _algorithms.measure
 
-    def overtaken(shape, algorithms):
+    def overtaken(shape, algorithms, cold):
         _algorithms.measure = measured
         _algorithms.costs(first, shape, algorithms)
         return {DIRECT: 0.0, WINOGRAD2: 1.0, WINOGRAD4: 2.0}
@@ -76,7 +85,7 @@ def test_who_stores_first_decides(clock, tmp_path):
 def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
     together = threading.Barrier(4)
 
-    def measure(shape, algorithms):
+    def measure(shape, algorithms, cold):
         together.wait()
         return {a: float((threading.get_ident() >> 8) % 1000 + a) for a in algorithms}
 
@@ -126,6 +135,7 @@ def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
     allowed = [a for a in _algorithms.ALLOWED["bf16"] if fits(a, doubled)]
     assert {*MERGED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
     assert not any(fits(a, dataclasses.replace(doubled, padding=0)) for a in MERGED)
+    assert not fits(_algorithms.WINOGRAD4_UP_INT16, dataclasses.replace(doubled, channels=4097))
     assert doubled.output() == (SHAPE.n, SHAPE.outputs, 2 * SHAPE.h, 2 * SHAPE.w)
     found = _algorithms.measure(doubled, allowed)
     assert found.keys() == {*allowed} and all(seconds > 0 for seconds in found.values())

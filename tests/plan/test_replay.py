@@ -236,6 +236,16 @@ def test_no_graphs_where_they_would_pass_something_by():
         draw(fast)
         hook.remove()
     assert len(calls) == 2 * 11 and fast.model.replayer(fast) is not None
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *args: None)
+    assert fast.model.replayer(fast) is None
+    hook.remove()
+    for net in (plain, fast):
+        net.forward = lambda *args, own=net.forward, **kwargs: 2 * own(*args, **kwargs)
+    assert fast.model.replayer(fast) is None and torch.equal(draw(plain), draw(fast))
+    del plain.forward, fast.forward
+    fast.model.forward = fast.model.forward
+    assert fast.model.replayer(fast) is None
+    del fast.model.forward
 
     class Guided(type(fast)):
         def forward(self, x, *args, **kwargs):

@@ -38,9 +38,8 @@ def test_forward(name, dtype):
     """The convolution of the rounded operands, exactly; and its error against that of the operands."""
     shape, out, k, plan = CASES[name]
     (x, weight, bias, _, residual), _ = case_inputs(shape, out, k, dtype=dtype, device=DEVICE)
-    weight = weight * torch.logspace(-2, 2, out, device=DEVICE)[:, None, None, None].to(
-        dtype
-    )  # each output's own factor
+    own = torch.logspace(-2, 2, out, device=DEVICE, dtype=torch.float32)  # a factor of each output
+    weight = weight * own[:, None, None, None].to(dtype)
     tail = {"residual": residual.double(), "scale": math.sqrt(0.5)}
     y = float8.forward(x, float8.pack(weight), bias[None], residual, math.sqrt(0.5), k // 2, plan)
     want = conv2d.reference(rounded(x, (0, 1, 2, 3)), rounded(weight, (1, 2, 3)), bias.double(), **tail)
