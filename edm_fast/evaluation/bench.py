@@ -196,16 +196,22 @@ def bench(
         _networks.check_name(name)
     settings = {**_machine.settings(torch.device(device)), "rounds": rounds}
     path = outdir / f"{target}-{_machine.slug(settings)}.json"
-    entries = _finished(path, settings, memory) if resume else []
+    entries = _finished(path, settings) if resume else []
+    if entries:  # the commands that made them come first
+        earlier = _report.read(path)["command"]
+        command = command if command in earlier else f"{earlier}; {command}"
     for name in networks:
         for batch in batches or default_batches(target, name):
-            done = {entry["row"] for entry in entries if (entry["network"], entry["batch"]) == (name, batch)}
+            here = [entry for entry in entries if (entry["network"], entry["batch"]) == (name, batch)]
+            done = {e["row"] for e in here if not memory or {"memory_bytes", "memory_reason"} & e.keys()}
             missing = [row for row in wanted if row not in done]
             if not missing:
                 say(f"{name}, batch {batch}: finished before")
                 continue
             fresh = measure(target, name, batch, missing, rounds, say, memory, device)
-            entries += [entry for entry in fresh if entry["row"] not in done]  # an earlier reference stays
+            fresh = [entry for entry in fresh if entry["row"] not in done]  # an earlier reference stays
+            renewed = {entry["row"] for entry in fresh}
+            entries = [e for e in entries if e not in here or e["row"] not in renewed] + fresh
             entries.sort(key=_order(target, networks))
             document = {"target": target, "settings": settings, "command": command, "date": now(), "rows": entries}
             with atomic_write(path, "w") as file:
@@ -221,8 +227,8 @@ def _order(target: str, networks: Sequence[str]) -> Callable[[Entry], Any]:
     return key
 
 
-def _finished(path: Path, settings: Entry, memory: bool) -> list[Entry]:
-    """The entries of an earlier run that lack nothing; UserError if it had other settings."""
+def _finished(path: Path, settings: Entry) -> list[Entry]:
+    """The entries of an earlier run that have numbers; UserError if it had other settings."""
     if not path.exists():
         return []
     document = _report.read(path)
@@ -230,5 +236,4 @@ def _finished(path: Path, settings: Entry, memory: bool) -> list[Entry]:
         was = document["settings"].get(key)
         if was != value:
             raise UserError(f"{path} has {key} {was!r}, now it is {value!r}; expected another --outdir or no --resume")
-    kinds = {"memory_bytes", "memory_reason"} if memory else set()
-    return [entry for entry in document["rows"] if "ratio" in entry and (not memory or kinds & entry.keys())]
+    return [entry for entry in document["rows"] if "ratio" in entry]

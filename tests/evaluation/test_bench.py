@@ -166,6 +166,11 @@ def test_a_continued_run_measures_what_is_missing(tmp_path, monkeypatch):
     assert second[1, "torch-bf16"]["reference_median_s"] != first[1, "reference"]["median_s"]
     run(tmp_path / "out", network, rows=["fused", "torch-bf16"], batches=[1, 2], resume=True)
     assert len(jobs) == 2
+    monkeypatch.setattr(_memory, "peak_growth", lambda *args: 100)
+    third, _ = run(tmp_path / "out", network, rows=["fused"], batches=[2], resume=True, memory=True, command="again")
+    assert list(third) == list(second) and third[1, "fused"] == second[1, "fused"]
+    assert {key for key, entry in third.items() if "memory_bytes" in entry} == {(2, "reference"), (2, "fused")}
+    assert json.loads(path.read_text())["command"] == "; again" and jobs.pop() == (2, ["fused"])
     run(tmp_path / "out", network, rows=["fused"])  # without resume: anew
     assert jobs[2:] == [(1, ["fused"])]
 
