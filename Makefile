@@ -39,7 +39,7 @@ lint: $(VENV)/developer
 	$(BIN)/mypy
 
 # what has tests of its own on each instruction set, or asks torch or Triton alone, is left out
-NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py choice.py) --ignore=tests/plan/test_replay.py
+NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py choice.py)
 
 isas: $(VENV)/developer
 	for isa in portable avx2; do \

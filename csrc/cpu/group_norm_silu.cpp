@@ -126,7 +126,7 @@ EDM_INLINE void moments_last(double* EDM_RESTRICT mean, double* EDM_RESTRICT m2,
 // y = m or SiLU(m) for the channels of one pixel
 template <typename T>
 EDM_INLINE void pixel(T* y, const T* x, const T* mean, const T* a, const T* b, int64_t channels, bool silu) {
-    for (int64_t c = 0; c < channels; ++c) y[c] = (x[c] - mean[c]) * a[c] + b[c];
+    apply_last(y, x, mean, a, b, channels);
     if (silu) silu_in_place(y, channels);
 }
 
@@ -172,8 +172,8 @@ EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, Pixel<T> norm
 }
 
 EDM_VARIANTS(forward, (const GroupNormSilu& s, int64_t i, int64_t j), (s, i, j))
-EDM_VARIANTS(forward_last, (const GroupNormSilu& s, int64_t most, Pixel<T> pixel, int64_t i, int64_t j),
-             (s, most, pixel, i, j))
+EDM_VARIANTS(forward_last, (const GroupNormSilu& s, int64_t most, Pixel<T> normalise, int64_t i, int64_t j),
+             (s, most, normalise, i, j))
 
 template <typename T>
 int run(const GroupNormSilu& s, int isa, int threads) {
