@@ -171,6 +171,8 @@ def test_a_continued_run_measures_what_is_missing(tmp_path, monkeypatch):
     assert list(third) == list(second) and third[1, "fused"] == second[1, "fused"]
     assert {key for key, entry in third.items() if "memory_bytes" in entry} == {(2, "reference"), (2, "fused")}
     assert json.loads(path.read_text())["command"] == "; again" and jobs.pop() == (2, ["fused"])
+    run(tmp_path / "out", network, rows=["fused"], batches=[2], resume=True, memory=True)
+    assert len(jobs) == 2
     run(tmp_path / "out", network, rows=["fused"])  # without resume: anew
     assert jobs[2:] == [(1, ["fused"])]
 
