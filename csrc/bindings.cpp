@@ -75,11 +75,12 @@ static GroupNormSilu group_norm_silu_cuda(int dtype, Address x, Address y, Addre
 }
 #endif
 
-static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual,
-                     const std::vector<int64_t>& k, double scale, int algorithm) {
+static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual, Address workspace,
+                     const std::vector<int64_t>& k, double scale, bool transposed, int algorithm) {
     if (k.size() != 11) check("conv2d", kBadArgument);
     return {dtype, algorithm, (void*)y, (void*)x, (void*)weight, (void*)bias, (void*)residual,
-            k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], scale};
+            k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], scale,
+            (void*)workspace, transposed};
 }
 
 static Conv2dPack conv2d_pack(int dtype, Address packed, Address weight, int64_t out, int64_t in, int64_t kernel,
@@ -119,6 +120,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
     m.def("conv2d_packed_size", conv2d_packed_size);
+    m.def("conv2d_fwd_workspace", conv2d_fwd_workspace);
     define(m, "attention_fwd_cpu", attention, attention_fwd_cpu);
     define(m, "attention_bwd_cpu", attention, attention_bwd_cpu);
     define(m, "conv2d_pack_cpu", conv2d_pack, conv2d_pack_cpu);

@@ -5,11 +5,12 @@
 
 namespace edm {
 
-// How the products are taken. Winograd (Lavin & Gray 2016): tiles of 2x2 or 4x4 outputs from 16 or 36 products a channel
-// pair, where the direct sum takes 36 or 144. Int16: the products are those of scaled 16-bit integers, twice as many at a
+// How the products are taken. Winograd (Lavin & Gray 2016): tiles of 2x2, 4x4 or 4x8 outputs from 16, 36 or 60 products a
+// channel pair, where the direct sum takes 36, 144 or 288. Int16: the products are those of scaled 16-bit integers, twice as many at a
 // time where the processor has AVX512-VNNI, and exact; what is lost is the rounding to them, less than to bfloat16.
 // Up: each pixel of x stands for 2x2 of them, padded by 1; y (n, 2 h, 2 w, out) comes from four 2x2 convolutions of x, in
-// tiles of 2x2 or 4x4 outputs from 9 or 25 products.
+// tiles of 2x2 or 4x4 outputs from 9 or 25 products. Plain: the weight lies as networks hold it, and its transform is
+// taken at each call; the bits are those of the packed weight's.
 enum ConvAlgorithm : int {
     kDirect = 0,
     kWinograd2 = 2,
@@ -19,6 +20,12 @@ enum ConvAlgorithm : int {
     kWinograd2Up = 22,
     kWinograd4Up = 24,
     kWinograd4UpInt16 = 34,
+    kPlain = 100,
+    kWinograd2Plain = kPlain + kWinograd2,
+    kWinograd4Plain = kPlain + kWinograd4,
+    kWinograd2UpPlain = kPlain + kWinograd2Up,
+    kWinograd4UpPlain = kPlain + kWinograd4Up,
+    kWinograd4x8Plain = kPlain + 48,
 };
 
 struct Conv2d {
@@ -26,7 +33,7 @@ struct Conv2d {
     int algorithm;
     void* y_ptr;                  // (n, h + 2 padding - kernel + 1, likewise w, out)
     const void* x_ptr;            // (n, h, w, in)
-    const void* weight_ptr;       // as conv2d_pack_cpu leaves it for this algorithm
+    const void* weight_ptr;       // as conv2d_pack_cpu leaves it for this algorithm; Plain: (out, in, 3, 3), contiguous
     const void* bias_ptr;         // (bias_rows, out), or null: one row for all images, or one for each
     const void* residual_ptr;     // as y, or null
     int64_t n, h, w, in, out;
@@ -34,6 +41,8 @@ struct Conv2d {
     int64_t bias_rows;
     int64_t y_pitch, x_pitch, residual_pitch;  // elements from pixel to pixel: an image may be part of a wider one
     double scale;
+    void* workspace_ptr;          // conv2d_fwd_workspace floats
+    bool transposed;              // Plain: the weight is (in, out, 3, 3), to be flipped in both axes
 };
 
 struct Conv2dPack {
@@ -58,9 +67,10 @@ struct Conv2dBwd {
 int64_t conv2d_bwd_workspace(int64_t n, int64_t h, int64_t w, int64_t in, int64_t out, int64_t padding);
 int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads);
 
-// floats of a packed weight, or -1 where the algorithm has none for this kernel
+// floats of a packed weight: 0 for Plain, -1 where the algorithm has none for this kernel
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel);
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads);
+int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int64_t in, int64_t padding);
 int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads);
 
 }  // namespace edm

@@ -15,17 +15,19 @@ from edm_fast import native
 
 # codes of csrc/conv2d.h
 DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16, UP2, UP4, UP4_INT16 = 0, 2, 4, 10, 14, 22, 24, 34
+PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4 = PLAIN = 102, 104, 148, 122, 124  # read the weight as it is
+PACKED = {PLAIN2: WINOGRAD2, PLAIN4: WINOGRAD4, PLAIN_UP2: UP2, PLAIN_UP4: UP4}  # the same products
 KERNELS = {
     DIRECT: (1, 3),
     WINOGRAD2: (3,),
     WINOGRAD4: (3,),
     INT16: (1,),
     WINOGRAD4_INT16: (3,),
-    **dict.fromkeys((UP2, UP4, UP4_INT16), (3,)),
+    **dict.fromkeys((UP2, UP4, UP4_INT16, *PLAIN), (3,)),
 }
 KINDS = [(algorithm, kernel) for algorithm, kernels in KERNELS.items() for kernel in kernels]
 INTEGERS = (INT16, WINOGRAD4_INT16, UP4_INT16)
-DOUBLING = (UP2, UP4, UP4_INT16)
+DOUBLING = (UP2, UP4, UP4_INT16, PLAIN_UP2, PLAIN_UP4)
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 
@@ -80,13 +82,17 @@ def convolve(
     source, _ = wide(x, margin)
     other = None if residual is None else wide(residual, margin)[0]
     bias = None if rows is None else torch.cat([rows.reshape(-1), torch.full((64,), math.nan)])
-    packed = pack(weight, algorithm, transposed)
+    packed = weight.contiguous() if algorithm in PLAIN else pack(weight, algorithm, transposed)
+    floats = native.lib.conv2d_fwd_workspace(algorithm, n, h, w, inputs, pad)
+    workspace = torch.full((floats,), math.nan)
     (to, to_pitch), (of, of_pitch) = native.window(y), native.window(source)
     address, pitch = (0, outputs) if other is None else native.window(other)
     count = 0 if rows is None else rows.shape[0]
     sizes = (n, h, w, inputs, outputs, k, pad, count, to_pitch, of_pitch, pitch)
     vector = 0 if bias is None else bias.data_ptr()
-    native.bind("conv2d_fwd_cpu", to, of, packed.data_ptr(), vector, address, sizes, scale, algorithm)(threads)
+    addresses = to, of, packed.data_ptr(), vector, address, workspace.data_ptr()
+    adjoint = transposed and algorithm in PLAIN
+    native.bind("conv2d_fwd_cpu", *addresses, sizes, scale, adjoint, algorithm)(threads)
     beside = [whole[:, : margin[0]], whole[:, margin[0] + outputs :]]
     assert all(part.isnan().all() for part in beside), "channels beside the output were written"
     return y.clone()
@@ -106,8 +112,8 @@ def defined(x, weight, rows=None, residual=None, scale=1.0, padding=None, dtype=
 def budget(algorithm, x, weight, *tail, **kwargs) -> float:
     """The largest error allowed, of up to 1024 channels, with a floor of four roundings of the largest value.
 
-    Direct and F(2x2): twice the error of plain torch; F(4x4): eight times. Integers: what rounding the operands to
-    bfloat16 costs, half of that without a transform. x is the image as it is seen.
+    Direct and F(2x2): twice the error of plain torch; F(4x4): eight times; F(4x8): forty times. Integers: what rounding
+    the operands to bfloat16 costs, half of that without a transform. x is the image as it is seen.
     """
     exact = defined(x, weight, *tail, **kwargs)
     floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
@@ -115,7 +121,7 @@ def budget(algorithm, x, weight, *tail, **kwargs) -> float:
         rounded = defined(x.bfloat16(), weight.bfloat16(), *tail, **kwargs)
         return (0.5 if algorithm == INT16 else 1.0) * (rounded - exact).abs().max().item() + floor
     plain = defined(x, weight, *tail, **kwargs, dtype=torch.float32)
-    factor = 8.0 if algorithm in (WINOGRAD4, UP4) else 2.0
+    factor = 40.0 if algorithm == PLAIN4X8 else 8.0 if PACKED.get(algorithm, algorithm) in (WINOGRAD4, UP4) else 2.0
     return factor * (plain - exact).abs().max().item() + floor
 
 

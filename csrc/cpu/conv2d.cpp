@@ -1,6 +1,6 @@
 // Cuts a convolution into blocks of outputs (tiles of them for Winograd) times ranges of output channels, of which each
 // thread takes some. How the work is cut never changes a sum, so neither the number of threads nor the batch does.
-#include "_conv2d.h"
+#include "_weights.h"
 
 #include <vector>
 
@@ -15,18 +15,6 @@ constexpr int64_t kMostInt16 = 4096;  // channels, see _int16.inc
 
 int64_t panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 
-// planes of a packed weight, of one phase: positions of the kernel, or products of a tile
-int64_t planes(int algorithm, int64_t kernel) {
-    if (algorithm == kDirect && (kernel == 1 || kernel == 3)) return kernel * kernel;
-    if (kernel == 3 && algorithm == kWinograd2) return 16;
-    if (kernel == 3 && (algorithm == kWinograd4 || algorithm == kWinograd4Int16)) return 36;
-    if (kernel == 3 && doubles(algorithm)) return algorithm == kWinograd2Up ? 9 : 25;
-    if (kernel == 1 && algorithm == kInt16) return 1;
-    return -1;
-}
-
-int64_t phases(int algorithm) { return doubles(algorithm) ? 4 : 1; }
-
 // floats of one plane of one panel
 int64_t plane_floats(int algorithm, int64_t in) {
     return int16_products(algorithm) ? portable::int16_panel(in) : in * kPanel;
@@ -37,36 +25,71 @@ int64_t scratch_floats(const Conv2d& s, int64_t block) {
     const int64_t pitch = row_pitch(s.in), q = portable::int16_pitch(s.in) / 2;
     if (s.algorithm == kDirect) return 16 * kPanel;
     if (s.algorithm == kInt16) return block * (kPanel + 1 + q);
-    const int64_t count = planes(s.algorithm, s.kernel);
+    const int64_t count = planes_of(s.algorithm, s.kernel);
     if (int16_products(s.algorithm)) return count * (block * (kPanel + 1 + q) + pitch);
     return count * block * (pitch + kPanel + 1);
 }
 
 bool fits(const Conv2d& s, int isa) {
     return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
-           planes(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
+           planes_of(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
            (s.algorithm != kInt16 || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) &&
            (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out &&
-           (!s.residual_ptr || s.residual_pitch >= s.out) && isa <= best_isa();
+           (!s.residual_ptr || s.residual_pitch >= s.out) && (!is_plain(s.algorithm) || s.workspace_ptr) &&
+           (!s.transposed || is_plain(s.algorithm)) && isa <= best_isa();
+}
+
+// Plain weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output channels at
+// a time, by the thread that has transformed its weights.
+void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int threads) {
+    const Chunks chunks(s, cut.total);
+    const Filters filters{static_cast<const float*>(s.weight_ptr), s.out, s.in, 9, s.transposed};
+    // more threads than panels share the tiles of one, and each transforms the weights for itself
+    const int64_t parts = std::max<int64_t>(1, std::min(threads / panels(s.out), chunks.tiles / kTileGroup));
+    const int64_t floats = chunks.planes * chunks.tiles * kPanel + 9 * kDepth * kPanel + 10 * kPlaneStep;
+    float* v = static_cast<float*>(s.workspace_ptr);
+    for (int64_t base = 0; base < cut.total; base += chunks.tiles) {
+        const int64_t count = std::min(chunks.tiles, cut.total - base);
+        parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
+            EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, begin, end, chunks, v));
+        });
+        parallel_for(panels(s.out) * parts, 1, threads, [&](int64_t begin, int64_t end) {
+            float* scratch = scratch_of(floats);
+            for (int64_t item = begin; item < end; ++item) {
+                const int64_t panel = item / parts, part = item % parts;
+                EDM_DISPATCH(isa, multiply_tiles(s, filters, cut, phase, base, count * part / parts,
+                                                 count * (part + 1) / parts, chunks, panel, v, scratch));
+            }
+        });
+    }
 }
 
 }  // namespace
 
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel) {
-    const int64_t count = planes(algorithm, kernel);
+    const int64_t count = planes_of(algorithm, kernel);
+    if (is_plain(algorithm) && count > 0) return 0;
     return count < 0 ? -1 : panels(out) * phases(algorithm) * count * plane_floats(algorithm, in);
 }
 
+int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int64_t in, int64_t padding) {
+    if (!is_plain(algorithm) || planes_of(algorithm, 3) < 0 || n < 1) return 0;
+    Conv2d s = {};
+    s.algorithm = algorithm, s.n = n, s.h = h, s.w = w, s.in = in, s.kernel = 3, s.padding = padding;
+    const Chunks chunks(s, Cut(s).total);
+    return chunks.planes * chunks.tiles * chunks.pitch;
+}
+
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
-    const int64_t count = planes(s.algorithm, s.kernel);
+    const int64_t count = planes_of(s.algorithm, s.kernel);
     if (s.dtype != kFloat32) return kBadType;
-    if (isa > best_isa() || (s.transposed && doubles(s.algorithm))) return kBadArgument;
+    if (isa > best_isa() || is_plain(s.algorithm) || (s.transposed && doubles(s.algorithm))) return kBadArgument;
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
     if (count < 0 || out < 1 || in < 1 || (int16_products(s.algorithm) && in > kMostInt16)) return kBadArgument;
     parallel_for(panels(out) * phases(s.algorithm), 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
-            const Phase phase = Phase::of(item / panels(out));  // the first one is also that of no doubling
+            const Phase phase = phase_of(s.algorithm, item / panels(out));
             EDM_DISPATCH(isa, pack_panel(s, phase, item % panels(out), count, out, in));
         }
     });
@@ -78,7 +101,11 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     if (!fits(s, isa)) return kBadArgument;
     if (s.n == 0) return kOk;
     const Cut cut(s);
-    const bool tiled = tile_of(s.algorithm) > 1;
+    if (is_plain(s.algorithm)) {
+        for (int p = 0; p < phases(s.algorithm); ++p) convolve_plain(s, cut, phase_of(s.algorithm, p), isa, threads);
+        return kOk;
+    }
+    const bool tiled = tile_rows(s.algorithm) > 1;
     const int64_t most = tiled ? kMostTiles : kMostPixels;
     int64_t blocks = (cut.total + most - 1) / most, parts = 1;
     // few pixels: every thread takes some of the output channels, and so reads the weights once between them

@@ -79,12 +79,8 @@ _library.define(f"conv2d(Tensor x, Tensor weight, {_tail}, {_backend}) -> Tensor
 _library.define(f"conv2d_adjoint(Tensor dy, Tensor weight, int padding, {_backend}) -> Tensor")
 _library.define(f"conv2d_weight_gradient(Tensor dy, Tensor x, int kernel, int padding, {_backend}) -> Tensor")
 
-WINOGRAD4 = 4  # code of csrc/conv2d.h
+DIRECT, WINOGRAD4_PLAIN = 0, 104  # codes of csrc/conv2d.h
 FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
-
-
-def _algorithm(kernel: int) -> int:
-    return WINOGRAD4 if kernel == 3 else 0
 
 
 def _last(x: torch.Tensor) -> torch.Tensor:
@@ -114,29 +110,21 @@ def _convolve(
     transposed: bool,
 ) -> torch.Tensor:
     outputs, inputs, k, _ = weight.shape
-    x, algorithm = _last(x), _algorithm(k)
-    n, _, h, w = x.shape
+    x, plain = _last(x), k == 3
+    n, c, h, w = x.shape
     y = _images(n, inputs if transposed else outputs, h + 2 * padding - k + 1, w + 2 * padding - k + 1, x)
     if y.numel() == 0:
         return y
-    packed = pack(weight, algorithm, transposed)
+    algorithm = WINOGRAD4_PLAIN if plain else DIRECT
+    packed = weight.contiguous() if plain else pack(weight, algorithm, transposed)
+    workspace = x.new_empty(native.lib.conv2d_fwd_workspace(algorithm, n, h, w, c, padding))
     rows = None if rows is None else rows.contiguous()
     residual = None if residual is None else _last(residual)
     channels = y.shape[1]
-    sizes = (n, h, w, x.shape[1], channels, k, padding, 0 if rows is None else rows.shape[0])
-    pitches = (channels, x.shape[1], channels)
-    native.call(
-        "conv2d_fwd_cpu",
-        y,
-        x,
-        packed,
-        rows,
-        residual,
-        (*sizes, *pitches),
-        scale,
-        algorithm,
-        layout=torch.channels_last,
-    )
+    sizes = (n, h, w, c, channels, k, padding, 0 if rows is None else rows.shape[0], channels, c, channels)
+    tensors = (y, x, packed.view(-1), rows, residual, workspace)
+    rest = (sizes, scale, plain and transposed, algorithm)
+    native.call("conv2d_fwd_cpu", *tensors, *rest, layout=torch.channels_last)
     return y
 
 

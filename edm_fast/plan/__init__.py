@@ -43,8 +43,9 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     graph unless `cuda_graph` is false; the samplers of this package then replay each of their steps as one. `net` is a
     network of this package or an instance of the published classes, in evaluation mode.
 
-    packed_limit, on the CPU: the most memory for packed weights, in that of the network's own; convolutions beyond it
-    pack theirs at each call. None: no limit, which comes to 4 to 5 in fp32 and 2 to 3 in bf16.
+    packed_limit, on the CPU: the most memory for packed weights of convolutions, in that of their own; those beyond it
+    transform theirs at each call. None: 1 for networks of more than 8 MB of weights; for smaller ones math.inf, no
+    limit. Without a limit large networks evaluate a single image sooner; batches gain little.
 
     Weights are read when a shape is first met; make another copy after changing them. Threads may use the copy at the
     same time, each on a stream of its own; while graphs are recorded, in the first two calls of a kind, none of them

@@ -1,4 +1,4 @@
-"""Which algorithm a convolution runs on: the fastest that its precision allows, measured once per shape and machine.
+"""The algorithms a convolution may run on, by its precision, and their seconds, measured once per shape and machine.
 
 Measurements are kept in a file of the cache folder, so that a plan is the same from run to run and in processes side
 by side. In a large network each call of a layer finds its weights in main memory, not in the caches, and so do the
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from edm_fast.plan._table import Table
 # codes of csrc/conv2d.h
 DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14
 WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16 = 22, 24, 34
+WINOGRAD2_PLAIN, WINOGRAD4_PLAIN, WINOGRAD4X8_PLAIN, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN = 102, 104, 148, 122, 124
 NAMES = {
     DIRECT: "direct",
     WINOGRAD2: "winograd2",
@@ -35,17 +36,26 @@ NAMES = {
     WINOGRAD2_UP: "winograd2-up",
     WINOGRAD4_UP: "winograd4-up",
     WINOGRAD4_UP_INT16: "winograd4-up-int16",
+    WINOGRAD2_PLAIN: "winograd2-plain",
+    WINOGRAD4_PLAIN: "winograd4-plain",
+    WINOGRAD4X8_PLAIN: "winograd4x8-plain",
+    WINOGRAD2_UP_PLAIN: "winograd2-up-plain",
+    WINOGRAD4_UP_PLAIN: "winograd4-up-plain",
 }
-MERGED = (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16)  # with the doubling of the image before it
-# the error of F(2x2) is that of torch or less; that of F(4x4) is up to six times torch's best (benchmarks/NOTES.md);
-# integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
+# that read the weight as the network holds it, and pack nothing
+PLAIN = (WINOGRAD2_PLAIN, WINOGRAD4_PLAIN, WINOGRAD4X8_PLAIN, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN)
+# with the doubling of the image before it
+MERGED = (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN)
+INTEGERS = (INT16, WINOGRAD4_INT16, WINOGRAD4_UP_INT16)
+# the error of F(2x2) is that of torch or less; that of F(4x4) is up to six times torch's best, that of F(4x8) thirty
+# times (benchmarks/NOTES.md); integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
 ALLOWED: dict[str, tuple[int, ...]] = {
-    "exact": (DIRECT, WINOGRAD2, WINOGRAD2_UP),
-    "fp32": (DIRECT, WINOGRAD2, WINOGRAD4, WINOGRAD2_UP, WINOGRAD4_UP),
+    "exact": (DIRECT, WINOGRAD2, WINOGRAD2_UP, WINOGRAD2_PLAIN, WINOGRAD2_UP_PLAIN),
+    "fp32": tuple(a for a in NAMES if a not in INTEGERS),
     "bf16": tuple(NAMES),
 }
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # the best of them counts
-VERSION = 3  # of the kernels: another one makes old measurements void
+VERSION = 4  # of the kernels: another one makes old measurements void
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +72,6 @@ class Shape:
     padding: int
     doubled: bool = False
 
-    def sizes(self, rows: int, y_pitch: int, x_pitch: int, residual_pitch: int) -> tuple[int, ...]:
-        """As the native function takes them."""
-        own = (self.n, self.h, self.w, self.channels, self.outputs, self.kernel, self.padding)
-        return (*own, rows, y_pitch, x_pitch, residual_pitch)
-
     def after_doubling(self) -> Shape:
         """The convolution alone."""
         return dataclasses.replace(self, h=2 * self.h, w=2 * self.w, doubled=False) if self.doubled else self
@@ -77,18 +82,19 @@ class Shape:
 
 
 class Measured:
-    """The fastest allowed algorithm for a shape; asks the clock where the file does not know."""
+    """Seconds of the algorithms allowed for a shape; asks the clock where the file does not know."""
 
     def __init__(self, precision: str, folder: Path | None = None, cold: bool = True) -> None:
         self.allowed = ALLOWED[precision]
         self.folder, self.cold = folder, cold
 
-    def __call__(self, shape: Shape) -> int:
+    def __call__(self, shape: Shape) -> dict[int, float]:
         allowed = [a for a in self.allowed if fits(a, shape)]
-        if len(allowed) == 1:
-            return allowed[0]
-        seconds = costs(table(self.folder), shape, allowed, self.cold)
-        return min(allowed, key=lambda a: seconds[a])
+        return costs(table(self.folder), shape, allowed, self.cold) if len(allowed) > 1 else dict.fromkeys(allowed, 0.0)
+
+
+def fastest(seconds: Mapping[int, float]) -> int:
+    return min(seconds, key=lambda a: seconds[a])
 
 
 def packed_size(shape: Shape, algorithm: int) -> int:
@@ -96,13 +102,28 @@ def packed_size(shape: Shape, algorithm: int) -> int:
     return native.lib.conv2d_packed_size(algorithm, shape.outputs, shape.channels, shape.kernel)
 
 
+def workspace(shape: Shape, algorithm: int) -> int:
+    """Floats of memory that a call needs."""
+    sizes = shape.n, shape.h, shape.w, shape.channels, shape.padding
+    return native.lib.conv2d_fwd_workspace(algorithm, *sizes)
+
+
+def bind(
+    shape: Shape, algorithm: int, addresses: Sequence[int], rows: int, pitches: Sequence[int], scale: float
+) -> Callable[[int], None]:
+    """The native convolution with its arguments set.
+
+    addresses: of y, x, weight, bias, residual and workspace; rows of the bias; pitches of y, x and the residual.
+    """
+    sizes = shape.n, shape.h, shape.w, shape.channels, shape.outputs, shape.kernel, shape.padding
+    return native.bind("conv2d_fwd_cpu", *addresses, (*sizes, rows, *pitches), scale, False, algorithm)
+
+
 def fits(algorithm: int, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
     if packed_size(shape, algorithm) < 0 or (algorithm in MERGED and not (shape.doubled and shape.padding == 1)):
         return False
-    return algorithm not in (INT16, WINOGRAD4_INT16, WINOGRAD4_UP_INT16) or (
-        shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1
-    )
+    return algorithm not in INTEGERS or (shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1)
 
 
 def costs(table: Table, shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
@@ -154,7 +175,8 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel, generator=generator, **like)
     flush = torch.zeros(12 * 2**20 if cold else 0, **like)
     calls: dict[int, list[Any]] = {}
-    packs = {a: pack(weight, a) for a in algorithms}
+    packs = {a: weight if a in PLAIN else pack(weight, a) for a in algorithms}
+    room: dict[int, torch.Tensor] = {}
     wide, double = x, []
     if shape.doubled:
         own = shape.after_doubling()
@@ -163,9 +185,9 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
         double = [bind_upfirdn(wide, x, box, 2, True, 0)]
     for a in algorithms:
         own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
-        sizes = own.sizes(0, shape.outputs, shape.channels, shape.outputs)  # without bias, dense images
-        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0)
-        step = native.bind("conv2d_fwd_cpu", *addresses, sizes, 1.0, a)
+        room[a] = torch.empty(workspace(own, a), **like)
+        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr())
+        step = bind(own, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
         calls[a] = [step] if a in MERGED else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))
     for _ in range(COLD_ROUNDS if cold else WARM_ROUNDS):

@@ -1,7 +1,8 @@
 """Inference plans on the CPU: the calls of a traced network as native functions on one arena, images channels last.
 
-Weights are packed once. Concatenations cost nothing: what is to be joined is written side by side from the start. What
-no kernel takes (the noise embedding, say) is left to torch, call by call.
+Weights are packed once, or transformed at each call where that is as fast or there is no memory for more.
+Concatenations cost nothing: what is to be joined is written side by side from the start. What no kernel takes (the
+noise embedding, say) is left to torch, call by call.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import torch
 
 from edm_fast import native
 from edm_fast.ops.conv2d import pack
-from edm_fast.plan._algorithms import DIRECT, MERGED, Measured, Shape, bind_upfirdn, packed_size
+from edm_fast.plan import _algorithms
+from edm_fast.plan._algorithms import DIRECT, MERGED, PLAIN, Measured, Shape, bind_upfirdn, fastest, packed_size
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import join_pairs, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
 
 Step = Callable[[int], None]  # called with the number of threads
-Choose = Callable[[Shape], int]
+Choose = Callable[[Shape], Mapping[int, float]]  # the algorithms to choose from, with their seconds
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
+PACKED_LIMIT = 1.0  # of larger networks: the most memory for packed weights, in that of their own
 IMAGES_AT_ONCE = 2 * 2**20  # bytes of the widest layer's images (benchmarks/NOTES.md)
 
 
@@ -61,12 +64,13 @@ class Planner:
 
     def __init__(self, precision: str, packed_limit: float | None, choose: Choose | None = None) -> None:
         self.precision, self.choose = precision, choose
-        self.limit = math.inf if packed_limit is None else packed_limit
+        self.limit = packed_limit
         self.weights = Weights()
 
     def __call__(self, graph: Graph) -> Program:
         choose = self.choose or Measured(self.precision, cold=not is_small(graph))
-        return Program(graph, choose, self.weights, self.limit)
+        limit = self.limit if self.limit is not None else math.inf if is_small(graph) else PACKED_LIMIT
+        return Program(graph, choose, self.weights, limit)
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """How many images to evaluate together: many if weights are what has to be read, few enough for the
@@ -83,7 +87,7 @@ class Program:
 
     def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float) -> None:
         self.kept: list[torch.Tensor] = []
-        self.algorithms: dict[Shape, int] = {}
+        self.algorithms: list[tuple[Shape, int]] = []
         builder = _Builder(graph, choose, weights, limit, self)
         self.arena = torch.empty(builder.size, dtype=torch.float32, device="cpu")
         self.inputs = {name: builder.places[value].view(self.arena) for name, value in graph.inputs.items()}
@@ -107,13 +111,13 @@ class _Builder:
     """Turns nodes into tasks, finds every tensor a place, and lays out the arena."""
 
     def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float, program: Program) -> None:
-        self.choose, self.weights, self.program = choose, weights, program
+        self.weights, self.program = weights, program
         self.places: dict[Value, Place] = {}
         self.tasks: list[Task] = []
         nodes = join_pairs(rewritten(graph), graph.output, ("upfirdn",))
         nodes = [part for node in nodes for part in doubled_or_apart(node, choose)]
         producers = {value: node for node in nodes for value in node.outputs}
-        self.repacked = repacked([node for node in nodes if is_convolution(node)], choose, limit)
+        self.chosen = chosen([node for node in nodes if is_convolution(node)], choose, limit)
         for node in nodes:
             if is_concatenation(node):
                 self.join(node, producers)
@@ -205,11 +209,10 @@ class _Builder:
         k = node.kwargs
         x, y, emb, residual = k["x"], node.outputs[0], k.get("emb"), k.get("residual")
         weight = k["weight"] if k["weight"].ndim == 4 else k["weight"][:, :, None, None]
-        shape = shape_of(node)
-        algorithm = self.choose(shape) if node.kind == "conv2d" else DIRECT
-        self.program.algorithms[shape] = algorithm
-        anew = Value((packed_size(shape, algorithm),)) if node in self.repacked else None
-        packed = self.weights(weight, algorithm) if anew is None else weight.to(torch.float32).contiguous()
+        shape, algorithm = shape_of(node), self.chosen.get(node, DIRECT)
+        self.program.algorithms.append((shape, algorithm))
+        packed = weight.float().contiguous() if algorithm in PLAIN else self.weights(weight, algorithm)
+        room = Value((_algorithms.workspace(shape, algorithm),)) if algorithm in PLAIN else None
         bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
         # the weight itself too, which `rewritten` may have made: another one must not be found at its address
         self.program.kept += [packed, weight] if bias is None else [packed, weight, bias]
@@ -221,18 +224,16 @@ class _Builder:
             (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
             other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
             vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
-            sizes = shape.sizes(count, to_pitch, pitch, other_pitch)
-            scale, own = float(k.get("scale", 1.0)), packed if anew is None else view(anew)
-            steps = [native.bind("conv2d_fwd_cpu", to, source, own.data_ptr(), vector, other, sizes, scale, algorithm)]
-            if anew is not None:
-                plain = (own.data_ptr(), packed.data_ptr(), shape.outputs, shape.channels, shape.kernel)
-                steps.insert(0, native.bind("conv2d_pack_cpu", *plain, False, algorithm))
+            extra = view(room).data_ptr() if room is not None else 0
+            addresses = (to, source, packed.data_ptr(), vector, other, extra)
+            pitches = (to_pitch, pitch, other_pitch)
+            steps = [_algorithms.bind(shape, algorithm, addresses, count, pitches, float(k.get("scale", 1.0)))]
             if tail is not None and rows is not None and bias is not None:
                 steps.insert(0, functools.partial(add, rows, bias, total))
             return steps[0] if len(steps) == 1 else functools.partial(in_turn, steps)
 
         values = [x, *(v for v in (emb, residual) if v is not None)]
-        return Task(values, [y, *(v for v in (tail, anew) if v is not None)], bind)
+        return Task(values, [y, *(v for v in (tail, room) if v is not None)], bind)
 
     def norm(self, node: Node) -> Task:
         k, y = node.kwargs, node.outputs[0]
@@ -316,7 +317,7 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
     x = first["x"]
     ops: Any = node.function
     merged = Node("conv2d", ops[1], (), {**second, "x": x, "doubled": True}, node.outputs)
-    if first["up"] == 2 and second["weight"].shape[-1] == 3 and choose(shape_of(merged)) in MERGED:
+    if first["up"] == 2 and second["weight"].shape[-1] == 3 and fastest(choose(shape_of(merged))) in MERGED:
         return [merged]
     n, c, h, w = x.shape
     wide = Value((n, c, first["up"] * h, first["up"] * w))
@@ -326,16 +327,29 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
     ]
 
 
-def repacked(nodes: list[Node], choose: Choose, limit: float) -> set[Node]:
-    """The convolutions that pack their weights at each call, so that those kept packed stay within `limit` times the
-    memory of the network's own: where there are most pixels packing costs the smallest part of the time."""
-    sizes = {node: packed_size(shape_of(node), choose(shape_of(node))) for node in nodes}
-    excess = sum(sizes.values()) - limit * sum(node.kwargs["weight"].numel() for node in nodes)
-    found: set[Node] = set()
-    for node in sorted(nodes, key=lambda node: -shape_of(node).h * shape_of(node).w):
-        if excess > 0:
-            found.add(node)
-            excess -= sizes[node]
+def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, int]:
+    """The algorithm of each convolution: the fastest, or a slower one that packs less, so that packed weights stay
+    within `limit` times the memory of their own. Given up first is what saves the least time for its memory."""
+    seconds: dict[Node, dict[int, float]] = {}
+    for node in nodes:
+        doubled = node.kwargs.get("doubled", False)
+        seconds[node] = {a: s for a, s in choose(shape_of(node)).items() if (a in MERGED) == doubled}
+    floats = {node: {a: packed_size(shape_of(node), a) for a in seconds[node]} for node in nodes}
+    found = {node: fastest(seconds[node]) for node in nodes}
+    excess = sum(floats[node][a] for node, a in found.items()) - limit * sum(n.kwargs["weight"].numel() for n in nodes)
+    while excess > 0:
+        changes = [
+            ((seconds[node][b] - seconds[node][a]) / (floats[node][a] - floats[node][b]), index, b)
+            for index, (node, a) in enumerate(found.items())
+            for b in seconds[node]
+            if floats[node][b] < floats[node][a]
+        ]
+        if not changes:
+            break
+        _, index, algorithm = min(changes)
+        node = nodes[index]
+        excess -= floats[node][found[node]] - floats[node][algorithm]
+        found[node] = algorithm
     return found
 
 

@@ -112,6 +112,19 @@ def test_threads_agree(algorithm, case, isa):
 
 
 @pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("algorithm", nc.PACKED)
+@pytest.mark.parametrize("threads", [1, 5])
+def test_plain_weights_give_the_bits_of_packed_ones(algorithm, isa, threads):
+    """Of a single chunk of tiles, of several, and of threads that share a panel."""
+    for case in ((3, 19, 9, 14, 70, 3, None, 3, True, HALF), (2, 600, 32, 33, 33, 3, None, 1, False, 1.0)):
+        args, _ = inputs(case, algorithm)
+        with native.use_isa(isa):
+            found = nc.convolve(*args[:2], algorithm, *args[2:], threads=threads)
+            packed = nc.convolve(*args[:2], nc.PACKED[algorithm], *args[2:])
+        assert torch.equal(found, packed)
+
+
+@pytest.mark.parametrize("isa", nc.isas())
 @pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
 def test_an_image_does_not_depend_on_its_batch(algorithm, kernel, isa):
     """Alone, at any place of a batch, beside anything."""
@@ -225,16 +238,23 @@ BAD = {
     "doubling without padding": ({"padding": 0}, {"algorithm": nc.UP4}),
     "too many channels for integers": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.WINOGRAD4_INT16}),
     "and after doubling": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.UP4_INT16}),
+    "plain weights of 1x1": ({"kernel": 1, "padding": 0}, {"algorithm": nc.PLAIN4}),
+    "plain weights without room": ({}, {"algorithm": nc.PLAIN4, "workspace": False}),
+    "packed weights to be transposed": ({}, {"algorithm": nc.WINOGRAD4, "transposed": True}),
+    "no such plain algorithm": ({}, {"algorithm": 100}),
+    "twice plain": ({}, {"algorithm": 204}),
+    "plain doubling without padding": ({"padding": 0}, {"algorithm": nc.PLAIN_UP4}),
+    "packed tiles of 4x8": ({}, {"algorithm": 48}),
     "element type": ({}, {"dtype": 1}),
     "instruction set": ({}, {"isa": len(native.ISAS)}),
 }
 
 
-def run_with(sizes, algorithm=nc.DIRECT, bias=False, residual=False, dtype=0, isa=0):
-    room = torch.zeros(10_000)  # enough for every case, should one be let through
+def run_with(sizes, algorithm=nc.DIRECT, bias=False, residual=False, dtype=0, isa=0, workspace=True, transposed=False):
+    room = torch.zeros(30_000)  # enough for every case, should one be let through
     address = room.data_ptr()
-    args = (address, address, address, address if bias else 0, address if residual else 0)
-    native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, algorithm, isa, 1)
+    args = (address, address, address, address if bias else 0, address if residual else 0, address if workspace else 0)
+    native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, transposed, algorithm, isa, 1)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -249,6 +269,7 @@ def test_good_arguments_are_not():
     run_with(GOOD)
     run_with({**GOOD, "rows": 1}, bias=True, residual=True)
     run_with({**GOOD, "n": 0})
+    run_with(GOOD, nc.PLAIN4, transposed=True)
 
 
 def test_bad_packings_are_refused():
@@ -260,6 +281,7 @@ def test_bad_packings_are_refused():
         (8, 0, 3, False, 0),
         (8, 4, 3, False, 3),
         (8, 4, 3, True, nc.UP4),
+        (8, 4, 3, False, nc.PLAIN4),
     ):
         with pytest.raises(RuntimeError, match="bad argument"):
             native.call("conv2d_pack_cpu", packed, weight, *sizes)
@@ -268,6 +290,6 @@ def test_bad_packings_are_refused():
             native.call("conv2d_pack_cpu", packed, weight, *sizes)
     assert native.lib.conv2d_packed_size(nc.WINOGRAD4, 1, 1, 1) == native.lib.conv2d_packed_size(7, 1, 1, 3) == -1
     with pytest.raises(RuntimeError, match="bad argument"):
-        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, 0, 0, 1)
+        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, False, 0, 0, 1)
     with pytest.raises(RuntimeError, match="element type"):
         native.call("conv2d_pack_cpu", packed.double(), weight.double(), 8, 4, 3, False, 0)
