@@ -29,17 +29,25 @@ struct Filters {
     bool transposed;
 };
 
-// Plain weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles; transforms of
-// kChunkFloats still lie in the third-level cache when they are multiplied.
-constexpr int64_t kDepth = 256, kPlaneStep = kDepth * 32 + 16, kChunkFloats = 7 << 18, kTileGroup = 12;
+// Plain weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles. Threads that
+// have kOwnTiles or more each take tiles of their own: what another core has written may be far away. Up to as many floats
+// of transformed images still lie in the third-level cache when they are multiplied, shared or a thread's own.
+constexpr int64_t kDepth = 256, kPlaneStep = kDepth * 32 + 16, kTileGroup = 12, kOwnTiles = 48;
+constexpr int64_t kSharedFloats = 7 << 18, kOwnFloats = 1 << 22;
 
 // The tiles of one phase in chunks of `tiles`, the last one perhaps of fewer.
 struct Chunks {
     int64_t planes, pitch, tiles;  // pitch: floats of a tile's row in v
-    Chunks(const Conv2d& s, int64_t total) : planes(planes_of(s.algorithm, s.kernel)), pitch(row_pitch(s.in)) {
-        const int64_t most = std::max<int64_t>(kTileGroup, kChunkFloats / (planes * pitch));
-        const int64_t count = (total + most - 1) / most;
-        tiles = ((total + count - 1) / count + kTileGroup - 1) / kTileGroup * kTileGroup;
+    bool shared;                   // by all threads, which take panels; otherwise each thread takes chunks
+    // threads = 0: for as many as share the tiles
+    Chunks(const Conv2d& s, int64_t total, int threads)
+        : planes(planes_of(s.algorithm, s.kernel)), pitch(row_pitch(s.in)),
+          shared(threads == 0 || total < threads * kOwnTiles) {
+        const int64_t most = std::max<int64_t>(kTileGroup, (shared ? kSharedFloats : kOwnFloats) / (planes * pitch));
+        int64_t count = (total + most - 1) / most;
+        if (!shared) count = (count + threads - 1) / threads * threads;
+        tiles = (total + count - 1) / count;
+        if (shared) tiles = (tiles + kTileGroup - 1) / kTileGroup * kTileGroup;
     }
 };
 

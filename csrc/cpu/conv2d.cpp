@@ -41,13 +41,27 @@ bool fits(const Conv2d& s, int isa) {
 }
 
 // Plain weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output channels at
-// a time, by the thread that has transformed its weights.
+// a time, whose weights are transformed for it.
 void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int threads) {
-    const Chunks chunks(s, cut.total);
+    const Chunks chunks(s, cut.total, threads);
     const Filters filters{static_cast<const float*>(s.weight_ptr), s.out, s.in, 9, s.transposed};
+    const int64_t v_floats = chunks.planes * chunks.tiles * chunks.pitch;
+    const int64_t floats = chunks.planes * chunks.tiles * kPanel + 9 * kDepth * kPanel + 10 * kPlaneStep;
+    if (!chunks.shared) {
+        const int64_t count = (cut.total + chunks.tiles - 1) / chunks.tiles;
+        parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
+            float *v = scratch_of(v_floats + floats), *scratch = v + v_floats;
+            for (int64_t chunk = begin; chunk < end; ++chunk) {
+                const int64_t base = chunk * chunks.tiles, tiles = std::min(chunks.tiles, cut.total - base);
+                EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, 0, tiles, chunks, v));
+                for (int64_t panel = 0; panel < panels(s.out); ++panel)
+                    EDM_DISPATCH(isa, multiply_tiles(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch));
+            }
+        });
+        return;
+    }
     // more threads than panels share the tiles of one, and each transforms the weights for itself
     const int64_t parts = std::max<int64_t>(1, std::min(threads / panels(s.out), chunks.tiles / kTileGroup));
-    const int64_t floats = chunks.planes * chunks.tiles * kPanel + 9 * kDepth * kPanel + 10 * kPlaneStep;
     float* v = static_cast<float*>(s.workspace_ptr);
     for (int64_t base = 0; base < cut.total; base += chunks.tiles) {
         const int64_t count = std::min(chunks.tiles, cut.total - base);
@@ -77,7 +91,7 @@ int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int
     if (!is_plain(algorithm) || planes_of(algorithm, 3) < 0 || n < 1) return 0;
     Conv2d s = {};
     s.algorithm = algorithm, s.n = n, s.h = h, s.w = w, s.in = in, s.kernel = 3, s.padding = padding;
-    const Chunks chunks(s, Cut(s).total);
+    const Chunks chunks(s, Cut(s).total, 0);
     return chunks.planes * chunks.tiles * chunks.pitch;
 }
 
