@@ -6,6 +6,7 @@ A row's `build` returns a function of (x, sigma, labels), or raises UserError wi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,12 +36,11 @@ class Row:
 
 
 SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-SMALL = 1.3  # packed_limit of the row that saves memory
 
 
 def _ours(precision: str, memory_format: str = "own", limit: float | None = None, device: str = "any") -> Row:
     return Row(
-        f"accelerate-{precision}" + ("" if limit is None else "-small"),
+        f"accelerate-{precision}" + ("" if limit is None else "-unlimited"),
         lambda subject: accelerated(subject.net, precision, limit),
         backend="auto",
         precision="fp32" if precision == "exact" else precision,
@@ -101,7 +101,7 @@ ROWS: dict[str, Row] = {
         Row("fused", lambda subject: subject.net, backend="auto", trains=True),
         _ours("exact"),
         _ours("fp32"),
-        _ours("fp32", limit=SMALL),
+        _ours("fp32", limit=math.inf),
         _ours("bf16"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
         Row("torch.compile", _peers.compiled, compile="default"),
