@@ -1,4 +1,5 @@
-// The weights of a convolution as its algorithms multiply with them: packed beforehand, or transformed at each call.
+// The weights of a convolution as its algorithms multiply with them, packed beforehand or transformed at each call, and
+// the chunks of tiles that transformed ones meet.
 #pragma once
 
 #include <algorithm>
@@ -30,8 +31,8 @@ struct Filters {
 };
 
 // Plain weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles. Threads that
-// have kOwnTiles or more each take tiles of their own: what another core has written may be far away. Up to as many floats
-// of transformed images still lie in the third-level cache when they are multiplied, shared or a thread's own.
+// have kOwnTiles or more each take tiles of their own: what another core has written may be far away. Of transformed
+// images kSharedFloats, or kOwnFloats for each thread, still lie in the third-level cache when they are multiplied.
 constexpr int64_t kDepth = 256, kPlaneStep = kDepth * 32 + 16, kTileGroup = 12, kOwnTiles = 48;
 constexpr int64_t kSharedFloats = 7 << 18, kOwnFloats = 1 << 22;
 
