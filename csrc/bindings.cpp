@@ -56,31 +56,47 @@ static Upfirdn upfirdn(int dtype, Address y, Address x, Address f, const std::ve
             out_h, out_w, taps, factor, padding, gain, up, channels_last, x_pitch};
 }
 
-static GroupNormSilu group_norm_silu(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
-                                     Address scale, Address shift, Address dy, Address dx, Address dparams,
-                                     const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
+static GroupNormSilu norm(int dtype, Address x, Address y, Address stats, Address weight, Address bias, Address scale,
+                          Address shift, const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
     if (sizes.size() != 7) check("group_norm_silu", kBadArgument);
     return {dtype, (void*)y, (void*)stats, (void*)x, (void*)weight, (void*)bias, (void*)scale, (void*)shift,
-            (void*)dy, (void*)dx, (void*)dparams, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
-            eps, silu, channels_last, sizes[6], nullptr};
+            nullptr, nullptr, nullptr, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
+            eps, silu, channels_last, sizes[6], nullptr, nullptr};
+}
+
+static GroupNormSilu norm_fwd(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
+                              Address scale, Address shift, Address affine, const std::vector<int64_t>& sizes,
+                              double eps, bool silu, bool channels_last) {
+    auto s = norm(dtype, x, y, stats, weight, bias, scale, shift, sizes, eps, silu, channels_last);
+    s.affine_ptr = (void*)affine;
+    return s;
+}
+
+static GroupNormSilu norm_bwd(int dtype, Address x, Address stats, Address weight, Address bias, Address scale,
+                              Address shift, Address dy, Address dx, Address dparams,
+                              const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
+    auto s = norm(dtype, x, 0, stats, weight, bias, scale, shift, sizes, eps, silu, channels_last);
+    s.dy_ptr = (void*)dy, s.dx_ptr = (void*)dx, s.dparams_ptr = (void*)dparams;
+    return s;
 }
 
 #ifdef EDM_WITH_CUDA
-static GroupNormSilu group_norm_silu_cuda(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
-                                          Address scale, Address shift, Address workspace,
-                                          const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
-    auto s = group_norm_silu(dtype, x, y, stats, weight, bias, scale, shift, 0, 0, 0, sizes, eps, silu, channels_last);
+static GroupNormSilu norm_cuda(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
+                               Address scale, Address shift, Address workspace, const std::vector<int64_t>& sizes,
+                               double eps, bool silu, bool channels_last) {
+    auto s = norm(dtype, x, y, stats, weight, bias, scale, shift, sizes, eps, silu, channels_last);
     s.workspace_ptr = (void*)workspace;
     return s;
 }
 #endif
 
 static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual, Address workspace,
-                     const std::vector<int64_t>& k, double scale, bool transposed, int algorithm) {
+                     Address affine, const std::vector<int64_t>& k, double scale, bool silu, bool transposed,
+                     int algorithm) {
     if (k.size() != 11) check("conv2d", kBadArgument);
     return {dtype, algorithm, (void*)y, (void*)x, (void*)weight, (void*)bias, (void*)residual,
             k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], scale,
-            (void*)workspace, transposed};
+            (void*)workspace, transposed, (void*)affine, silu};
 }
 
 static Conv2dPack conv2d_pack(int dtype, Address packed, Address weight, int64_t out, int64_t in, int64_t kernel,
@@ -127,17 +143,17 @@ PYBIND11_MODULE(_C, m) {
     define(m, "conv2d_fwd_cpu", conv2d, conv2d_fwd_cpu);
     m.def("conv2d_bwd_workspace", conv2d_bwd_workspace);
     define(m, "conv2d_bwd_cpu", conv2d_bwd, conv2d_bwd_cpu);
-    define(m, "group_norm_silu_fwd_cpu", group_norm_silu, group_norm_silu_fwd_cpu);
-    define(m, "group_norm_silu_bwd_cpu", group_norm_silu, group_norm_silu_bwd_cpu);
+    define(m, "group_norm_silu_fwd_cpu", norm_fwd, group_norm_silu_fwd_cpu);
+    define(m, "group_norm_silu_bwd_cpu", norm_bwd, group_norm_silu_bwd_cpu);
     define(m, "solver_update_fwd_cpu", solver_update, solver_update_fwd_cpu);
     define(m, "upfirdn_fwd_cpu", upfirdn, upfirdn_fwd_cpu);
 #ifdef EDM_WITH_CUDA
     m.def("group_norm_silu_fwd_workspace_cuda", [](int dtype, Address x, Address y, const std::vector<int64_t>& sizes,
                                                    bool channels_last) {
         return group_norm_silu_fwd_workspace_cuda(
-            group_norm_silu_cuda(dtype, x, y, 0, 0, 0, 0, 0, 0, sizes, 0, false, channels_last));
+            norm_cuda(dtype, x, y, 0, 0, 0, 0, 0, 0, sizes, 0, false, channels_last));
     });
-    define(m, "group_norm_silu_fwd_cuda", group_norm_silu_cuda, group_norm_silu_fwd_cuda);
+    define(m, "group_norm_silu_fwd_cuda", norm_cuda, group_norm_silu_fwd_cuda);
     define(m, "solver_update_fwd_cuda", solver_update, solver_update_fwd_cuda);
     define(m, "upfirdn_fwd_cuda", upfirdn, upfirdn_fwd_cuda);
 #endif

@@ -43,6 +43,8 @@ struct Conv2d {
     double scale;
     void* workspace_ptr;          // conv2d_fwd_workspace floats
     bool transposed;              // Plain: the weight is (in, out, 3, 3), to be flipped in both axes
+    const void* affine_ptr;       // Plain: as group_norm_silu_fwd_cpu leaves it; the norm of x is what is convolved. Or null
+    bool silu;                    // the SiLU of the norm
 };
 
 struct Conv2dPack {

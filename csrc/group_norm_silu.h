@@ -7,7 +7,7 @@ namespace edm {
 
 struct GroupNormSilu {
     int dtype;
-    void* y_ptr;                        // (n, c, space): output of forward
+    void* y_ptr;                        // (n, c, space): output of forward; null on the CPU if affine_ptr is not
     void* stats_ptr;                    // (3, n, groups): output of forward, input of backward. Mean, what its
                                         // rounding lost, 1 / sqrt(var + eps). CUDA: float32, float64 for float64; may
                                         // be null
@@ -24,6 +24,8 @@ struct GroupNormSilu {
     bool channels_last;                 // of x, y, dy and dx: (n, space, c)
     int64_t x_pitch;                    // channels last, forward: elements from pixel to pixel of x, c or more
     void* workspace_ptr;                // CUDA: group_norm_silu_fwd_workspace_cuda bytes, or null where they are 0
+    void* affine_ptr;                   // CPU, channels last, or null: (n, 3, c), output of forward: mean, a and b of
+                                        // y = m or m sigmoid(m), m = (x - mean) a + b
 };
 
 int group_norm_silu_fwd_cpu(const GroupNormSilu& s, int isa, int threads);

@@ -68,11 +68,13 @@ def convolve(
     padding: int | None = None,
     *,
     transposed: bool = False,
+    affine: torch.Tensor | None = None,
+    silu: bool = False,
     threads: int = 2,
     margin: tuple[int, int] = (0, 0),
 ) -> torch.Tensor:
-    """(weight * x + rows + residual) scale on one algorithm, x as it is `seen`, in windows of images with `margin` more
-    channels."""
+    """(weight * x + rows + residual) scale on one algorithm, x as it is `seen`, or its norm, in windows of images with
+    `margin` more channels."""
     outputs, inputs, k, _ = weight.shape
     outputs, inputs = (inputs, outputs) if transposed else (outputs, inputs)
     pad = k // 2 if padding is None else padding
@@ -91,11 +93,26 @@ def convolve(
     sizes = (n, h, w, inputs, outputs, k, pad, count, to_pitch, of_pitch, pitch)
     vector = 0 if bias is None else bias.data_ptr()
     addresses = to, of, packed.data_ptr(), vector, address, workspace.data_ptr()
+    norm = 0 if affine is None else affine.data_ptr()
     adjoint = transposed and algorithm in PLAIN
-    native.bind("conv2d_fwd_cpu", *addresses, sizes, scale, adjoint, algorithm)(threads)
+    native.bind("conv2d_fwd_cpu", *addresses, norm, sizes, scale, silu, adjoint, algorithm)(threads)
     beside = [whole[:, : margin[0]], whole[:, margin[0] + outputs :]]
     assert all(part.isnan().all() for part in beside), "channels beside the output were written"
     return y.clone()
+
+
+def normalised(x: torch.Tensor, silu: bool, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """group_norm_silu of x with some parameters, scales and shifts, and the numbers by which a convolution takes it."""
+    n, c, h, w = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    y, affine, stats = torch.empty_like(x), torch.full((n, 3, c), math.nan), torch.empty(3, n, groups)
+    parameters = torch.linspace(0.5, 2, c), torch.linspace(-1, 1, c), torch.linspace(-0.5, 1, n * c), torch.ones(c)
+    vectors = [t.data_ptr() for t in parameters]
+    for image, numbers in ((y.data_ptr(), 0), (0, affine.data_ptr())):
+        addresses = x.data_ptr(), image, stats.data_ptr(), *vectors, numbers
+        sizes = (n, c, h * w, groups, n, 1, c)
+        native.bind("group_norm_silu_fwd_cpu", *addresses, sizes, 1e-5, silu, True)(2)
+    return y, affine
 
 
 def defined(x, weight, rows=None, residual=None, scale=1.0, padding=None, dtype=torch.float64):

@@ -1,5 +1,6 @@
 // Cuts a convolution into blocks of outputs (tiles of them for Winograd) times ranges of output channels, of which each
 // thread takes some. How the work is cut never changes a sum, so neither the number of threads nor the batch does.
+#include "_exp.h"
 #include "_weights.h"
 
 #include <vector>
@@ -37,7 +38,7 @@ bool fits(const Conv2d& s, int isa) {
            (s.algorithm != kInt16 || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) &&
            (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out &&
            (!s.residual_ptr || s.residual_pitch >= s.out) && (!is_plain(s.algorithm) || s.workspace_ptr) &&
-           (!s.transposed || is_plain(s.algorithm)) && isa <= best_isa();
+           (!s.transposed || is_plain(s.algorithm)) && (!s.affine_ptr || is_plain(s.algorithm)) && isa <= best_isa();
 }
 
 // Plain weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output channels at
@@ -47,13 +48,14 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
     const Filters filters{static_cast<const float*>(s.weight_ptr), s.out, s.in, 9, s.transposed};
     const int64_t v_floats = chunks.planes * chunks.tiles * chunks.pitch;
     const int64_t floats = chunks.planes * chunks.tiles * kPanel + 9 * kDepth * kPanel + 10 * kPlaneStep;
+    const int64_t image_floats = s.affine_ptr ? s.h * s.w * row_pitch(s.in) : 0;
     if (!chunks.shared) {
         const int64_t count = (cut.total + chunks.tiles - 1) / chunks.tiles;
         parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
-            float *v = scratch_of(v_floats + floats), *scratch = v + v_floats;
+            float *v = scratch_of(v_floats + floats + image_floats), *scratch = v + v_floats, *image = scratch + floats;
             for (int64_t chunk = begin; chunk < end; ++chunk) {
                 const int64_t base = chunk * chunks.tiles, tiles = std::min(chunks.tiles, cut.total - base);
-                EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, 0, tiles, chunks, v));
+                EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, 0, tiles, chunks, v, image));
                 for (int64_t panel = 0; panel < panels(s.out); ++panel)
                     EDM_DISPATCH(isa, multiply_tiles(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch));
             }
@@ -66,7 +68,8 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
     for (int64_t base = 0; base < cut.total; base += chunks.tiles) {
         const int64_t count = std::min(chunks.tiles, cut.total - base);
         parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
-            EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, begin, end, chunks, v));
+            float* image = scratch_of(image_floats);
+            EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, begin, end, chunks, v, image));
         });
         parallel_for(panels(s.out) * parts, 1, threads, [&](int64_t begin, int64_t end) {
             float* scratch = scratch_of(floats);

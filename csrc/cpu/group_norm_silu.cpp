@@ -154,7 +154,7 @@ EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, Pixel<T> norm
     for (int64_t item = begin; item < end; ++item) {
         const Slab<T> slab(s, most, item);
         const T* x = static_cast<const T*>(s.x_ptr) + slab.n * s.space * s.x_pitch + slab.first;
-        T* y = static_cast<T*>(s.y_ptr) + slab.offset;
+        T* y = s.y_ptr ? static_cast<T*>(s.y_ptr) + slab.offset : nullptr;
         moments_last(means, m2, scratch.data(), x, s.space, s.x_pitch, slab.width);
         for (int64_t c0 = 0; c0 < slab.width; c0 += per_group) {
             Moments m;
@@ -167,7 +167,12 @@ EDM_INLINE void forward_last(const GroupNormSilu& s, int64_t most, Pixel<T> norm
                 mean[c] = f.mean, a[c] = f.a, b[c] = f.b;
             }
         }
-        for (int64_t p = 0; p < s.space; ++p, x += s.x_pitch, y += s.c) normalise(y, x, mean, a, b, slab.width, s.silu);
+        if (s.affine_ptr) {
+            T* to = static_cast<T*>(s.affine_ptr) + slab.n * 3 * s.c + slab.first;
+            for (const T* from : {mean, a, b}) to = std::copy(from, from + slab.width, to) + s.c - slab.width;
+        }
+        for (int64_t p = 0; y && p < s.space; ++p, x += s.x_pitch, y += s.c)
+            normalise(y, x, mean, a, b, slab.width, s.silu);
     }
 }
 
@@ -188,6 +193,7 @@ int run(const GroupNormSilu& s, int isa, int threads) {
 
 int group_norm_silu_fwd_cpu(const GroupNormSilu& s, int isa, int threads) {
     if (!sizes_fit(s, isa) || (s.channels_last && s.x_pitch < s.c)) return kBadArgument;
+    if (s.affine_ptr ? !s.channels_last : !s.y_ptr) return kBadArgument;
     if (s.dtype == kFloat32) return run<float>(s, isa, threads);
     if (s.dtype == kFloat64) return run<double>(s, isa, threads);
     return kBadType;

@@ -129,7 +129,7 @@ def _forward(x: torch.Tensor, *args: Any) -> Pair:
     x, parameters = x.contiguous(memory_format=layout), [None if t is None else t.contiguous() for t in parameters]
     last = _is_last(x, layout)
     name = f"group_norm_silu_fwd_{x.device.type}"
-    native.call(name, x, y, stats, *parameters, None, None, None, sizes, eps, silu, last, layout=layout)
+    native.call(name, x, y, stats, *parameters, None, sizes, eps, silu, last, layout=layout)
     return y, stats
 
 
@@ -157,7 +157,7 @@ def _backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any
     parameters = [None if t is None else t.contiguous() for t in parameters]
     last = _is_last(x, layout)
     name = f"group_norm_silu_bwd_{x.device.type}"
-    native.call(name, x, None, stats, *parameters, dy, dx, dparams, sizes, eps, silu, last, layout=layout)
+    native.call(name, x, stats, *parameters, dy, dx, dparams, sizes, eps, silu, last, layout=layout)
     return dx, dparams
 
 

@@ -109,14 +109,21 @@ def workspace(shape: Shape, algorithm: int) -> int:
 
 
 def bind(
-    shape: Shape, algorithm: int, addresses: Sequence[int], rows: int, pitches: Sequence[int], scale: float
+    shape: Shape,
+    algorithm: int,
+    addresses: Sequence[int],
+    rows: int,
+    pitches: Sequence[int],
+    scale: float,
+    silu: bool = False,
 ) -> Callable[[int], None]:
     """The native convolution with its arguments set.
 
-    addresses: of y, x, weight, bias, residual and workspace; rows of the bias; pitches of y, x and the residual.
+    addresses: of y, x, weight, bias, residual, workspace and the norm before it, whose SiLU is `silu`; rows of the
+    bias; pitches of y, x and the residual.
     """
     sizes = shape.n, shape.h, shape.w, shape.channels, shape.outputs, shape.kernel, shape.padding
-    return native.bind("conv2d_fwd_cpu", *addresses, (*sizes, rows, *pitches), scale, False, algorithm)
+    return native.bind("conv2d_fwd_cpu", *addresses, (*sizes, rows, *pitches), scale, silu, False, algorithm)
 
 
 def fits(algorithm: int, shape: Shape) -> bool:
@@ -186,7 +193,7 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     for a in algorithms:
         own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
         room[a] = torch.empty(workspace(own, a), **like)
-        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr())
+        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr(), 0)
         step = bind(own, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
         calls[a] = [step] if a in MERGED else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))

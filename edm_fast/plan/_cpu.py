@@ -21,7 +21,7 @@ from edm_fast.ops.conv2d import pack
 from edm_fast.plan import _algorithms
 from edm_fast.plan._algorithms import DIRECT, MERGED, PLAIN, Measured, Shape, bind_upfirdn, fastest, packed_size
 from edm_fast.plan._memory import Place, Region, allocate
-from edm_fast.plan._rewrite import join_pairs, rewritten
+from edm_fast.plan._rewrite import join_pairs, rewritten, uses_of
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
 
 Step = Callable[[int], None]  # called with the number of threads
@@ -118,6 +118,8 @@ class _Builder:
         nodes = [part for node in nodes for part in doubled_or_apart(node, choose)]
         producers = {value: node for node in nodes for value in node.outputs}
         self.chosen = chosen([node for node in nodes if is_convolution(node)], choose, limit)
+        self.norms = norms_within(nodes, graph.output, self.chosen)
+        nodes = [node for node in nodes if node not in self.norms.values()]
         for node in nodes:
             if is_concatenation(node):
                 self.join(node, producers)
@@ -205,9 +207,11 @@ class _Builder:
         return Task(node.inputs(), node.outputs, bind)
 
     def convolution(self, node: Node) -> Task:
-        """conv2d, or a linear layer as a convolution of images of one pixel."""
-        k = node.kwargs
-        x, y, emb, residual = k["x"], node.outputs[0], k.get("emb"), k.get("residual")
+        """conv2d, perhaps of the norm of an image, or a linear layer as a convolution of images of one pixel."""
+        k, norm = node.kwargs, self.norms.get(node)
+        y, emb, residual = node.outputs[0], k.get("emb"), k.get("residual")
+        before = None if norm is None else self.norm(norm, whole=False)
+        x, affine = (k["x"], None) if norm is None or before is None else (norm.kwargs["x"], before.writes[0])
         weight = k["weight"] if k["weight"].ndim == 4 else k["weight"][:, :, None, None]
         shape, algorithm = shape_of(node), self.chosen.get(node, DIRECT)
         self.program.algorithms.append((shape, algorithm))
@@ -225,34 +229,43 @@ class _Builder:
             other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
             vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
             extra = view(room).data_ptr() if room is not None else 0
-            addresses = (to, source, packed.data_ptr(), vector, other, extra)
-            pitches = (to_pitch, pitch, other_pitch)
-            steps = [_algorithms.bind(shape, algorithm, addresses, count, pitches, float(k.get("scale", 1.0)))]
+            of_norm = view(affine).data_ptr() if affine is not None else 0
+            addresses = (to, source, packed.data_ptr(), vector, other, extra, of_norm)
+            pitches, scale = (to_pitch, pitch, other_pitch), float(k.get("scale", 1.0))
+            silu = norm is not None and bool(norm.kwargs["silu"])
+            steps = [_algorithms.bind(shape, algorithm, addresses, count, pitches, scale, silu)]
+            if before is not None:
+                steps.insert(0, before.bind(view))
             if tail is not None and rows is not None and bias is not None:
                 steps.insert(0, functools.partial(add, rows, bias, total))
             return steps[0] if len(steps) == 1 else functools.partial(in_turn, steps)
 
-        values = [x, *(v for v in (emb, residual) if v is not None)]
-        return Task(values, [y, *(v for v in (tail, room) if v is not None)], bind)
+        reads = [x, *(v for v in (emb, residual) if v is not None), *(before.reads if before is not None else [])]
+        more = [*(v for v in (tail, room) if v is not None), *(before.writes if before is not None else [])]
+        return Task(reads, [y, *more], bind)
 
-    def norm(self, node: Node) -> Task:
+    def norm(self, node: Node, whole: bool = True) -> Task:
+        """The normalised image, or the numbers by which a convolution normalises it."""
         k, y = node.kwargs, node.outputs[0]
         x, scale, shift = k["x"], k["scale"], k["shift"]
         own = [k[name].detach().to(torch.float32).contiguous() for name in ("weight", "bias")]
         self.program.kept += own
         n, c, h, w = x.shape
         stats = Value((3, n, k["groups"]))
+        result = y if whole else Value((n, 3 * c))
 
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
-            (to, _), (source, pitch) = native.window(view(y)), native.window(view(x))
+            source, pitch = native.window(view(x))
+            to = view(result).data_ptr()
             rows = [0, 0] if scale is None else [scale.shape[0], shift.shape[0]]
             extra = [0, 0] if scale is None else [native.window(view(scale))[0], native.window(view(shift))[0]]
             sizes = (n, c, h * w, k["groups"], *rows, pitch)
             weight, bias = (t.data_ptr() for t in own)
-            addresses = (source, to, view(stats).data_ptr(), weight, bias, *extra, 0, 0, 0)
+            image, affine = (to, 0) if whole else (0, to)
+            addresses = (source, image, view(stats).data_ptr(), weight, bias, *extra, affine)
             return native.bind("group_norm_silu_fwd_cpu", *addresses, sizes, float(k["eps"]), bool(k["silu"]), True)
 
-        return Task([v for v in (x, scale, shift) if v is not None], [y, stats], bind)
+        return Task([v for v in (x, scale, shift) if v is not None], [result, stats], bind)
 
     def resampling(self, node: Node) -> Task:
         k, y = node.kwargs, node.outputs[0]
@@ -350,6 +363,19 @@ def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, int]:
         node = nodes[index]
         excess -= floats[node][found[node]] - floats[node][algorithm]
         found[node] = algorithm
+    return found
+
+
+def norms_within(nodes: list[Node], output: Value, algorithms: Mapping[Node, int]) -> dict[Node, Node]:
+    """The convolutions that take the norm of their image as they read it, with the norm: of an image that nothing else
+    reads, on algorithms that read every pixel once or nearly so."""
+    uses = uses_of(nodes, output)
+    norms = {node.outputs[0]: node for node in nodes if node.kind == "group_norm_silu"}
+    found: dict[Node, Node] = {}
+    for node, algorithm in algorithms.items():
+        x = node.kwargs["x"]
+        if x in norms and algorithm in PLAIN and algorithm not in MERGED and uses[x] == [node]:
+            found[node] = norms[x]
     return found
 
 

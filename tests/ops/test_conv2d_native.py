@@ -125,6 +125,22 @@ def test_plain_weights_give_the_bits_of_packed_ones(algorithm, isa, threads):
 
 
 @pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(3, 20, 9, 13), (1, 264, 5, 6), (2, 64, 16, 24)], ids=str)
+@pytest.mark.parametrize("algorithm", nc.PLAIN)
+def test_the_norm_of_an_image_is_taken_as_it_is_read(algorithm, shape, threads, isa):
+    """Bit for bit what comes of the normalised image; zeros around it are zeros, not the norm of zeros."""
+    generator = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(shape, generator=generator), torch.randn(40, shape[1], 3, 3, generator=generator)
+    with native.use_isa(isa):
+        for silu in (False, True):
+            image, affine = nc.normalised(x, silu, groups=4)
+            want = nc.convolve(image, weight, algorithm, threads=threads)
+            found = nc.convolve(x, weight, algorithm, threads=threads, affine=affine, silu=silu, margin=(16, 3))
+            assert torch.equal(found, want)
+
+
+@pytest.mark.parametrize("isa", nc.isas())
 @pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
 def test_an_image_does_not_depend_on_its_batch(algorithm, kernel, isa):
     """Alone, at any place of a batch, beside anything."""
@@ -241,6 +257,7 @@ BAD = {
     "plain weights of 1x1": ({"kernel": 1, "padding": 0}, {"algorithm": nc.PLAIN4}),
     "plain weights without room": ({}, {"algorithm": nc.PLAIN4, "workspace": False}),
     "packed weights to be transposed": ({}, {"algorithm": nc.WINOGRAD4, "transposed": True}),
+    "a norm before packed weights": ({}, {"algorithm": nc.WINOGRAD4, "affine": True}),
     "no such plain algorithm": ({}, {"algorithm": 100}),
     "twice plain": ({}, {"algorithm": 204}),
     "plain doubling without padding": ({"padding": 0}, {"algorithm": nc.PLAIN_UP4}),
@@ -250,11 +267,22 @@ BAD = {
 }
 
 
-def run_with(sizes, algorithm=nc.DIRECT, bias=False, residual=False, dtype=0, isa=0, workspace=True, transposed=False):
+def run_with(
+    sizes,
+    algorithm=nc.DIRECT,
+    bias=False,
+    residual=False,
+    dtype=0,
+    isa=0,
+    workspace=True,
+    transposed=False,
+    affine=False,
+):
     room = torch.zeros(30_000)  # enough for every case, should one be let through
     address = room.data_ptr()
-    args = (address, address, address, address if bias else 0, address if residual else 0, address if workspace else 0)
-    native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, transposed, algorithm, isa, 1)
+    given = (True, True, True, bias, residual, workspace, affine)
+    args = [address if there else 0 for there in given]
+    native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, False, transposed, algorithm, isa, 1)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -290,6 +318,6 @@ def test_bad_packings_are_refused():
             native.call("conv2d_pack_cpu", packed, weight, *sizes)
     assert native.lib.conv2d_packed_size(nc.WINOGRAD4, 1, 1, 1) == native.lib.conv2d_packed_size(7, 1, 1, 3) == -1
     with pytest.raises(RuntimeError, match="bad argument"):
-        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, False, 0, 0, 1)
+        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, False, False, 0, 0, 1)
     with pytest.raises(RuntimeError, match="element type"):
         native.call("conv2d_pack_cpu", packed.double(), weight.double(), 8, 4, 3, False, 0)

@@ -9,28 +9,15 @@ import pickle
 import native_conv as nc
 import pytest
 import torch
-from planned_networks import NETWORKS, network
+from planned_networks import NETWORKS, network, on_algorithm
 from tiny_networks import tiny
 
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import MAX_PROGRAMS, PlannedUNet, _algorithms
+from edm_fast.plan import MAX_PROGRAMS, _algorithms
 
 pytestmark = nc.needs_native
-
-
-def planned(net, algorithm, packed_limit=None):
-    """An accelerated network whose convolutions run on one algorithm where it has a kernel for them."""
-    fast = accelerate(net, "bf16")
-
-    def choose(shape):
-        """Slower than it, if any, is the same without packing."""
-        same = [a for a in (algorithm, algorithm + 100) if _algorithms.fits(a, shape)]
-        return dict(zip(same, (0.0, 1.0))) if same else {_algorithms.DIRECT: 0.0}
-
-    fast._modules["model"] = PlannedUNet(net.model, "bf16", packed_limit=packed_limit, choose=choose)
-    return fast
 
 
 def augmented(net, batch):
@@ -63,7 +50,7 @@ def test_packed_limit_saves_memory_and_changes_no_bit(name, algorithm):
     call = inputs(net, 2, 0.7)
     weights = sum(m.weight.numel() for m in net.model.modules() if isinstance(getattr(m, "weight", None), torch.Tensor))
     with torch.no_grad():
-        free, tight, none = (planned(net, algorithm, limit) for limit in (math.inf, 1.1, 0))
+        free, tight, none = (on_algorithm(net, algorithm, limit) for limit in (math.inf, 1.1, 0))
         want = free(*call)
         assert torch.equal(tight(*call), want) and torch.equal(none(*call), want)
         assert torch.equal(tight(*call), want)  # its scratch memory serves other layers in between
@@ -101,7 +88,7 @@ def test_upsampling_merged_with_its_convolution(name, algorithm, most):
     net = network(name)
     call = inputs(net, 2, 0.7)
     with torch.no_grad():
-        fast, apart = planned(net, algorithm), planned(net, _algorithms.DIRECT)
+        fast, apart = on_algorithm(net, algorithm), on_algorithm(net, _algorithms.DIRECT)
         assert relative_error([fast(*call)], [Exact(net)(*call)]) <= most
         apart(*call)
     (program,), (other,) = (next(iter(f.model.programs.values())) for f in (fast, apart))
@@ -114,9 +101,9 @@ def test_many_images_of_a_small_network_run_a_few_at_a_time(monkeypatch):
     net = network("ddpmpp")
     x, sigma, labels = inputs(net, 7, 0.7)
     with torch.no_grad():
-        whole = planned(net, _algorithms.WINOGRAD4)
+        whole = on_algorithm(net, _algorithms.WINOGRAD4)
         whole.model.planner.images_at_once = lambda graph: 7
-        parts, wide = planned(net, _algorithms.WINOGRAD4), planned(net, _algorithms.WINOGRAD4)
+        parts, wide = on_algorithm(net, _algorithms.WINOGRAD4), on_algorithm(net, _algorithms.WINOGRAD4)
         monkeypatch.setattr(
             "edm_fast.plan._cpu.IMAGES_AT_ONCE", 3 * 4 * 96 * 64
         )  # joined, 96 channels of 8x8: 3 images
@@ -148,7 +135,7 @@ def test_arguments_mean_what_they_do_to_the_network(name):
 @pytest.mark.parametrize("algorithm", _algorithms.NAMES)
 def test_an_image_has_the_same_bits_in_every_batch_on_any_threads(algorithm):
     net = network("ddpmpp")
-    fast = planned(net, algorithm)
+    fast = on_algorithm(net, algorithm)
     x, _, labels = inputs(net, 5, 0.7)
     sigma = torch.tensor([0.1, 0.7, 2.0, 0.3, 5.0])
     threads = torch.get_num_threads()
@@ -190,7 +177,7 @@ def test_a_plan_in_use_is_not_given_to_another_thread():
 
 def test_threads_may_call_at_the_same_time():
     net = network("ddpmpp")
-    fast = planned(net, _algorithms.WINOGRAD2)
+    fast = on_algorithm(net, _algorithms.WINOGRAD2)
     x, sigma, labels = inputs(net, 8, 0.7)
     parts = [slice(i % 6, i % 6 + 1 + i % 3) for i in range(24)]
     want = fast(x, sigma, labels)

@@ -1,0 +1,71 @@
+"""Norms that a convolution takes as it reads its image: which they are, and what becomes of the plan."""
+
+import native_conv as nc
+import pytest
+import torch
+from planned_networks import network, on_algorithm
+
+from edm_fast import ops
+from edm_fast.evaluation._networks import inputs
+from edm_fast.plan import _algorithms as algorithms
+from edm_fast.plan._cpu import is_convolution, norms_within
+from edm_fast.plan._trace import trace
+
+pytestmark = nc.needs_native
+
+
+class Module(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight, self.bias = torch.nn.Parameter(torch.randn(4)), torch.nn.Parameter(torch.randn(4))
+        self.three, self.one = (torch.nn.Parameter(torch.randn(4, 4, k, k)) for k in (3, 1))
+
+    def forward(self, x):
+        return self.function(self, ops.group_norm_silu(x, self.weight, self.bias, groups=2))
+
+
+def found(function, algorithm):
+    graph = trace(Module(function), {"x": (1, 4, 6, 6)})
+    chosen = {node: algorithm for node in graph.nodes if is_convolution(node)}
+    return norms_within(graph.nodes, graph.output, chosen)
+
+
+@pytest.mark.parametrize("algorithm", [algorithms.WINOGRAD4X8_PLAIN, algorithms.WINOGRAD2_PLAIN])
+def test_of_plain_weights(algorithm):
+    ((conv2d, norm),) = found(lambda m, x: ops.conv2d(x, m.three), algorithm).items()
+    assert (conv2d.kind, norm.kind) == ("conv2d", "group_norm_silu") and conv2d.kwargs["x"] is norm.outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "algorithm"),
+    [
+        (lambda m, x: ops.conv2d(x, m.three), algorithms.WINOGRAD4),
+        (lambda m, x: ops.conv2d(x, m.one), algorithms.DIRECT),
+        (lambda m, x: ops.conv2d(x, m.three, residual=x), algorithms.WINOGRAD4_PLAIN),
+        (lambda m, x: ops.conv2d(x, m.three) + x, algorithms.WINOGRAD4_PLAIN),
+        (lambda m, x: torch.cat([ops.conv2d(x, m.three), ops.conv2d(x, m.one)], 1), algorithms.WINOGRAD4_PLAIN),
+        (lambda m, x: ops.conv2d(2 * x, m.three), algorithms.WINOGRAD4_PLAIN),
+    ],
+    ids=["packed", "pointwise", "its residual", "added later", "read twice", "something between"],
+)
+def test_not_of(function, algorithm):
+    assert not found(function, algorithm)
+
+
+def test_no_result_is_a_norm_within():
+    graph = trace(Module(lambda m, x: x), {"x": (1, 4, 6, 6)})
+    assert not norms_within(graph.nodes, graph.output, {})
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])  # adm: with scale and shift of each image
+def test_the_same_bits_from_fewer_steps(name):
+    """Packed weights, whose norms come before, give the bits to expect."""
+    net = network(name)
+    call = inputs(net, 3, 0.7)
+    with torch.no_grad():
+        before, within = (on_algorithm(net, algorithms.WINOGRAD4, limit) for limit in (float("inf"), 0))
+        assert torch.equal(before(*call), within(*call))
+    (many,), (few,) = (next(iter(fast.model.programs.values())) for fast in (before, within))
+    used = [algorithm for _, algorithm in few.algorithms if algorithm in algorithms.PLAIN]
+    assert 0 < len(many.steps) - len(few.steps) <= len(used)
