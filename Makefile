@@ -50,7 +50,7 @@ isas: $(VENV)/developer
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SANITIZED := build/sanitize/lib
 SANITIZER_LIBRARIES = $(foreach name,libasan.so libstdc++.so,$(shell $(or $(CXX),g++) -print-file-name=$(name)))
-SANITIZED_TESTS := doubled or odd or bad or integers or adjoint or finite or attention or upfirdn or group_norm or weight_gradient
+SANITIZED_TESTS := doubled or odd or bad or integers or pairs or adjoint or finite or attention or upfirdn or group_norm or weight_gradient
 SANITIZED_OUT := compile or opcheck or real or cifar or adm or derivative or chunk or reference
 
 $(SANITIZED)/built: $(VENV)/developer $(NATIVE)

@@ -91,12 +91,12 @@ static GroupNormSilu norm_cuda(int dtype, Address x, Address y, Address stats, A
 #endif
 
 static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual, Address workspace,
-                     Address affine, const std::vector<int64_t>& k, double scale, bool silu, bool transposed,
+                     Address affine, Address balance, const std::vector<int64_t>& k, double scale, bool silu, bool transposed,
                      int algorithm) {
     if (k.size() != 11) check("conv2d", kBadArgument);
     return {dtype, algorithm, (void*)y, (void*)x, (void*)weight, (void*)bias, (void*)residual,
             k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], scale,
-            (void*)workspace, transposed, (void*)affine, silu};
+            (void*)workspace, transposed, (void*)affine, silu, (void*)balance};
 }
 
 static Conv2dPack conv2d_pack(int dtype, Address packed, Address weight, int64_t out, int64_t in, int64_t kernel,

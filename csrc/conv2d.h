@@ -10,7 +10,8 @@ namespace edm {
 // as many at a time where the processor has AVX512-VNNI, and exact; what is lost is the rounding to them, less than to
 // bfloat16. Up: each pixel of x stands for 2x2 of them, padded by 1; y (n, 2 h, 2 w, out) comes from four 2x2 convolutions
 // of x, in tiles of 2x2 or 4x4 outputs from 9 or 25 products. Plain: the weight lies as networks hold it, and its
-// transform is taken at each call; the bits are those of the packed weight's.
+// transform is taken at each call; the bits are those of the packed weight's. Paired: the products are taken in pairs of
+// terms (csrc/cpu/_pairs.h), half as many multiplications for two thirds of the channels; what is not finite becomes NaN.
 enum ConvAlgorithm : int {
     kDirect = 0,
     kWinograd2 = 2,
@@ -26,6 +27,7 @@ enum ConvAlgorithm : int {
     kWinograd2UpPlain = kPlain + kWinograd2Up,
     kWinograd4UpPlain = kPlain + kWinograd4Up,
     kWinograd4x8Plain = kPlain + 48,
+    kPaired = 1000,  // with a kernel of 1, or with the kPlain ones
 };
 
 struct Conv2d {
@@ -45,6 +47,7 @@ struct Conv2d {
     bool transposed;              // Plain: the weight is (in, out, 3, 3), to be flipped in both axes
     const void* affine_ptr;       // Plain: as group_norm_silu_fwd_cpu leaves it; the norm of x is what is convolved. Or null
     bool silu;                    // the SiLU of the norm
+    const void* balance_ptr;      // Paired with Plain: as conv2d_pack_cpu leaves it for this algorithm
 };
 
 struct Conv2dPack {
@@ -69,7 +72,8 @@ struct Conv2dBwd {
 int64_t conv2d_bwd_workspace(int64_t n, int64_t h, int64_t w, int64_t in, int64_t out, int64_t padding);
 int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads);
 
-// floats of a packed weight: 0 for Plain, -1 where the algorithm has none for this kernel
+// Floats of a packed weight, for Plain 0 or, Paired, those that balance the channels of image and weight; -1 where the
+// algorithm has none for this kernel
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel);
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads);
 int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int64_t in, int64_t padding);

@@ -15,7 +15,10 @@ from edm_fast import native
 
 # codes of csrc/conv2d.h
 DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16, UP2, UP4, UP4_INT16 = 0, 2, 4, 10, 14, 22, 24, 34
-PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4 = PLAIN = 102, 104, 148, 122, 124  # read the weight as it is
+PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4 = 102, 104, 148, 122, 124  # read the weight as it is
+PAIRS = 1000  # added to one of these or to DIRECT: the products are taken in pairs of terms
+PAIRED = tuple(PAIRS + algorithm for algorithm in (DIRECT, PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4))
+PLAIN = (PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4, *PAIRED[1:])
 PACKED = {PLAIN2: WINOGRAD2, PLAIN4: WINOGRAD4, PLAIN_UP2: UP2, PLAIN_UP4: UP4}  # the same products
 KERNELS = {
     DIRECT: (1, 3),
@@ -24,10 +27,12 @@ KERNELS = {
     INT16: (1,),
     WINOGRAD4_INT16: (3,),
     **dict.fromkeys((UP2, UP4, UP4_INT16, *PLAIN), (3,)),
+    PAIRS + DIRECT: (1,),
 }
 KINDS = [(algorithm, kernel) for algorithm, kernels in KERNELS.items() for kernel in kernels]
 INTEGERS = (INT16, WINOGRAD4_INT16, UP4_INT16)
-DOUBLING = (UP2, UP4, UP4_INT16, PLAIN_UP2, PLAIN_UP4)
+UNPADDED = (INT16, PAIRS + DIRECT)
+DOUBLING = tuple(a for a in KERNELS if a % PAIRS % 100 in (UP2, UP4, UP4_INT16))
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 
@@ -84,6 +89,7 @@ def convolve(
     source, _ = wide(x, margin)
     other = None if residual is None else wide(residual, margin)[0]
     bias = None if rows is None else torch.cat([rows.reshape(-1), torch.full((64,), math.nan)])
+    balance = pack(weight, algorithm, transposed) if algorithm in PAIRED else None
     packed = weight.contiguous() if algorithm in PLAIN else pack(weight, algorithm, transposed)
     floats = native.lib.conv2d_fwd_workspace(algorithm, n, h, w, inputs, pad)
     workspace = torch.full((floats,), math.nan)
@@ -94,8 +100,9 @@ def convolve(
     vector = 0 if bias is None else bias.data_ptr()
     addresses = to, of, packed.data_ptr(), vector, address, workspace.data_ptr()
     norm = 0 if affine is None else affine.data_ptr()
+    scales = 0 if balance is None else balance.data_ptr()
     adjoint = transposed and algorithm in PLAIN
-    native.bind("conv2d_fwd_cpu", *addresses, norm, sizes, scale, silu, adjoint, algorithm)(threads)
+    native.bind("conv2d_fwd_cpu", *addresses, norm, scales, sizes, scale, silu, adjoint, algorithm)(threads)
     beside = [whole[:, : margin[0]], whole[:, margin[0] + outputs :]]
     assert all(part.isnan().all() for part in beside), "channels beside the output were written"
     return y.clone()
@@ -138,7 +145,8 @@ def budget(algorithm, x, weight, *tail, **kwargs) -> float:
         rounded = defined(x.bfloat16(), weight.bfloat16(), *tail, **kwargs)
         return (0.5 if algorithm == INT16 else 1.0) * (rounded - exact).abs().max().item() + floor
     plain = defined(x, weight, *tail, **kwargs, dtype=torch.float32)
-    factor = 40.0 if algorithm == PLAIN4X8 else 8.0 if PACKED.get(algorithm, algorithm) in (WINOGRAD4, UP4) else 2.0
+    alone = algorithm % PAIRS
+    factor = 40.0 if alone == PLAIN4X8 else 8.0 if PACKED.get(alone, alone) in (WINOGRAD4, UP4) else 2.0
     return factor * (plain - exact).abs().max().item() + floor
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../conv2d.h"
+#include "_pairs.h"
 #include "_scratch.h"
 
 namespace edm {
@@ -13,7 +14,8 @@ struct Place {
     int64_t n, y, x;  // first output of a tile
 };
 
-constexpr bool is_plain(int algorithm) { return algorithm >= kPlain; }
+constexpr bool is_paired(int algorithm) { return algorithm >= kPaired; }
+constexpr bool is_plain(int algorithm) { return algorithm % kPaired >= kPlain; }
 constexpr int products_of(int algorithm) { return algorithm % kPlain; }
 
 constexpr int64_t tile_rows(int algorithm) {
@@ -21,7 +23,7 @@ constexpr int64_t tile_rows(int algorithm) {
     return products == kWinograd2 || products == kWinograd2Up ? 2 : products == kDirect || products == kInt16 ? 1 : 4;
 }
 
-constexpr int64_t tile_columns(int algorithm) { return algorithm == kWinograd4x8Plain ? 8 : tile_rows(algorithm); }
+constexpr int64_t tile_columns(int algorithm) { return algorithm % kPaired == kWinograd4x8Plain ? 8 : tile_rows(algorithm); }
 
 // outputs of all images in a row, grouped in tiles of rows x columns; where x is doubled, those of one phase
 struct Cut {

@@ -12,6 +12,10 @@ namespace {
 // planes of a transformed weight, of one phase: positions of the kernel, or products of a tile; -1: no such algorithm
 inline int64_t planes_of(int algorithm, int64_t kernel) {
     const int products = products_of(algorithm);
+    if (is_paired(algorithm)) {
+        const bool known = algorithm < 2 * kPaired && (is_plain(algorithm) || (algorithm == kPaired && kernel == 1));
+        return known ? planes_of(algorithm - kPaired, kernel) : -1;
+    }
     if (algorithm == kDirect && (kernel == 1 || kernel == 3)) return kernel * kernel;
     if (kernel == 1) return algorithm == kInt16 ? 1 : -1;
     if (kernel != 3 || algorithm >= 2 * kPlain) return -1;
@@ -28,13 +32,56 @@ struct Filters {
     int64_t out, in;
     int taps;
     bool transposed;
+    int64_t by_out() const { return transposed ? taps : in * taps; }  // floats from one output channel to the next
+    int64_t by_in() const { return transposed ? out * taps : taps; }
+};
+
+// What scales the channels of an image, what takes that back in the weights, and how large the weights of each panel of
+// outputs are then. See _pairs.h.
+struct Balance {
+    float *channels, *weights, *panels;
+    Balance(const void* memory, int64_t in)
+        : channels(static_cast<float*>(const_cast<void*>(memory))), weights(memory ? channels + in : nullptr),
+          panels(memory ? weights + in : nullptr) {}
+
+    // the root mean square of filters [first, last) of inputs [begin, end)
+    static float size(const Filters& f, int64_t first, int64_t last, int64_t begin, int64_t end,
+                      const float* scales) {
+        double squares = 0;
+        for (int64_t o = first; o < last; ++o)
+            for (int64_t i = begin; i < end; ++i)
+                for (int64_t j = 0; j < f.taps; ++j) {
+                    const double w = f.weight[o * f.by_out() + i * f.by_in() + j];
+                    squares += w * w * (scales ? double(scales[i]) * scales[i] : 1);
+                }
+        return float(std::sqrt(squares / double((last - first) * (end - begin) * f.taps)));
+    }
+    // input channel i of those that are summed `together`
+    void set_channel(const Filters& f, int64_t i, int64_t together) {
+        const Scale scale(size(f, 0, f.out, i, i + 1, nullptr));
+        const int64_t depth = std::min(together, f.in - i / together * together);
+        const float sign = is_negated(i % together, depth) ? -1.0f : 1.0f;
+        channels[i] = sign * scale.back, weights[i] = sign * scale.to;
+    }
+    void set_panel(const Filters& f, int64_t panel, int64_t columns) {
+        panels[panel] = size(f, panel * columns, std::min((panel + 1) * columns, f.out), 0, f.in, weights);
+    }
 };
 
 // Plain weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles. Threads that
 // have kOwnTiles or more each take tiles of their own: what another core has written may be far away. Of transformed
 // images kSharedFloats, or kOwnFloats for each thread, still lie in the third-level cache when they are multiplied.
-constexpr int64_t kDepth = 256, kPlaneStep = kDepth * 32 + 16, kTileGroup = 12, kOwnTiles = 48;
+constexpr int64_t kDepth = 256, kPlaneStep = (kDepth + parts_of(kDepth, kShortPairedChunk)) * 32 + 16, kTileGroup = 12, kOwnTiles = 48;
 constexpr int64_t kSharedFloats = 7 << 18, kOwnFloats = 1 << 22;
+
+// floats from tile to tile of a plane: paired, rows end with their corrections, and the first plane's with the factor that
+// takes back the scale of the tile
+constexpr int64_t tile_pitch(int algorithm, int64_t in) {
+    if (!is_paired(algorithm)) return row_pitch(in);
+    const int64_t chunk = kShortPairedChunk;
+    const int64_t corrections = in / kDepth * parts_of(kDepth, chunk) + parts_of(in % kDepth, chunk);
+    return (in + 15) / 16 * 16 + (corrections + 16) / 16 * 16;
+}
 
 // The tiles of one phase in chunks of `tiles`, the last one perhaps of fewer.
 struct Chunks {
@@ -42,7 +89,7 @@ struct Chunks {
     bool shared;                   // by all threads, which take panels; otherwise each thread takes chunks
     // threads = 0: for as many as share the tiles
     Chunks(const Conv2d& s, int64_t total, int threads)
-        : planes(planes_of(s.algorithm, s.kernel)), pitch(row_pitch(s.in)),
+        : planes(planes_of(s.algorithm, s.kernel)), pitch(tile_pitch(s.algorithm, s.in)),
           shared(threads == 0 || total < threads * kOwnTiles) {
         const int64_t most = std::max<int64_t>(kTileGroup, (shared ? kSharedFloats : kOwnFloats) / (planes * pitch));
         int64_t count = (total + most - 1) / most;

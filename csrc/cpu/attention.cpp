@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "_exp.h"
+#include "_pairs.h"
 #include "_scratch.h"
 
 namespace edm {

@@ -18,6 +18,7 @@ int64_t panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 
 // floats of one plane of one panel
 int64_t plane_floats(int algorithm, int64_t in) {
+    if (is_paired(algorithm)) return portable::paired_panel(in);
     return int16_products(algorithm) ? portable::int16_panel(in) : in * kPanel;
 }
 
@@ -25,6 +26,7 @@ int64_t plane_floats(int algorithm, int64_t in) {
 int64_t scratch_floats(const Conv2d& s, int64_t block) {
     const int64_t pitch = row_pitch(s.in), q = portable::int16_pitch(s.in) / 2;
     if (s.algorithm == kDirect) return 16 * kPanel;
+    if (s.algorithm == kPaired) return 16 * kPanel + block * (tile_pitch(s.algorithm, s.in) + 1);
     if (s.algorithm == kInt16) return block * (kPanel + 1 + q);
     const int64_t count = planes_of(s.algorithm, s.kernel);
     if (int16_products(s.algorithm)) return count * (block * (kPanel + 1 + q) + pitch);
@@ -35,14 +37,16 @@ bool fits(const Conv2d& s, int isa) {
     return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
            planes_of(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
-           (s.algorithm != kInt16 || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) &&
+           ((s.algorithm != kInt16 && s.algorithm != kPaired) || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) &&
            (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out &&
            (!s.residual_ptr || s.residual_pitch >= s.out) && (!is_plain(s.algorithm) || s.workspace_ptr) &&
-           (!s.transposed || is_plain(s.algorithm)) && (!s.affine_ptr || is_plain(s.algorithm)) && isa <= best_isa();
+           (!s.transposed || is_plain(s.algorithm)) && (!s.affine_ptr || is_plain(s.algorithm)) &&
+           (!is_paired(s.algorithm) || !is_plain(s.algorithm) || s.balance_ptr) && isa <= best_isa();
 }
 
 // Plain weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output channels at
 // a time, whose weights are transformed for it.
+template <bool Paired>
 void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int threads) {
     const Chunks chunks(s, cut.total, threads);
     const Filters filters{static_cast<const float*>(s.weight_ptr), s.out, s.in, 9, s.transposed};
@@ -57,7 +61,7 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
                 const int64_t base = chunk * chunks.tiles, tiles = std::min(chunks.tiles, cut.total - base);
                 EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, 0, tiles, chunks, v, image));
                 for (int64_t panel = 0; panel < panels(s.out); ++panel)
-                    EDM_DISPATCH(isa, multiply_tiles(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch));
+                    EDM_DISPATCH(isa, multiply_tiles<Paired>(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch));
             }
         });
         return;
@@ -75,7 +79,7 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
             float* scratch = scratch_of(floats);
             for (int64_t item = begin; item < end; ++item) {
                 const int64_t panel = item / parts, part = item % parts;
-                EDM_DISPATCH(isa, multiply_tiles(s, filters, cut, phase, base, count * part / parts,
+                EDM_DISPATCH(isa, multiply_tiles<Paired>(s, filters, cut, phase, base, count * part / parts,
                                                  count * (part + 1) / parts, chunks, panel, v, scratch));
             }
         });
@@ -86,6 +90,8 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
 
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel) {
     const int64_t count = planes_of(algorithm, kernel);
+    if (is_paired(algorithm) && count > 0)
+        return 2 * in + panels(out) * (is_plain(algorithm) ? 1 : plane_floats(algorithm, in));
     if (is_plain(algorithm) && count > 0) return 0;
     return count < 0 ? -1 : panels(out) * phases(algorithm) * count * plane_floats(algorithm, in);
 }
@@ -100,14 +106,25 @@ int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int
 
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
     const int64_t count = planes_of(s.algorithm, s.kernel);
+    const bool plain = is_plain(s.algorithm), paired = is_paired(s.algorithm);
     if (s.dtype != kFloat32) return kBadType;
-    if (isa > best_isa() || is_plain(s.algorithm) || (s.transposed && doubles(s.algorithm))) return kBadArgument;
+    if (isa > best_isa() || (plain && !paired) || (s.transposed && doubles(s.algorithm))) return kBadArgument;
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
     if (count < 0 || out < 1 || in < 1 || (int16_products(s.algorithm) && in > kMostInt16)) return kBadArgument;
+    const int64_t before = plain ? 0 : panels(out) * plane_floats(s.algorithm, in);
+    Balance balance(paired ? static_cast<float*>(s.packed_ptr) + before : nullptr, in);
+    if (paired) {
+        const Filters filters{static_cast<const float*>(s.weight_ptr), out, in, int(s.kernel * s.kernel), s.transposed};
+        parallel_for(in, 16, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) balance.set_channel(filters, i, plain ? kDepth : in);
+        });
+        for (int64_t panel = 0; plain && panel < panels(out); ++panel) balance.set_panel(filters, panel, kPanel);
+    }
+    if (plain) return kOk;
     parallel_for(panels(out) * phases(s.algorithm), 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
             const Phase phase = phase_of(s.algorithm, item / panels(out));
-            EDM_DISPATCH(isa, pack_panel(s, phase, item % panels(out), count, out, in));
+            EDM_DISPATCH(isa, pack_panel(s, phase, item % panels(out), count, out, in, balance.weights));
         }
     });
     return kOk;
@@ -119,7 +136,8 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     if (s.n == 0) return kOk;
     const Cut cut(s);
     if (is_plain(s.algorithm)) {
-        for (int p = 0; p < phases(s.algorithm); ++p) convolve_plain(s, cut, phase_of(s.algorithm, p), isa, threads);
+        const auto convolve = is_paired(s.algorithm) ? convolve_plain<true> : convolve_plain<false>;
+        for (int p = 0; p < phases(s.algorithm); ++p) convolve(s, cut, phase_of(s.algorithm, p), isa, threads);
         return kOk;
     }
     const bool tiled = tile_rows(s.algorithm) > 1;

@@ -122,7 +122,7 @@ def _convolve(
     residual = None if residual is None else _last(residual)
     channels = y.shape[1]
     sizes = (n, h, w, c, channels, k, padding, 0 if rows is None else rows.shape[0], channels, c, channels)
-    tensors = (y, x, packed.view(-1), rows, residual, workspace, None)
+    tensors = (y, x, packed.view(-1), rows, residual, workspace, None, None)
     rest = (sizes, scale, False, plain and transposed, algorithm)
     native.call("conv2d_fwd_cpu", *tensors, *rest, layout=torch.channels_last)
     return y

@@ -27,6 +27,7 @@ from edm_fast.plan._table import Table
 DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14
 WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16 = 22, 24, 34
 WINOGRAD2_PLAIN, WINOGRAD4_PLAIN, WINOGRAD4X8_PLAIN, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN = 102, 104, 148, 122, 124
+PAIRS = 1000  # added to a code
 NAMES = {
     DIRECT: "direct",
     WINOGRAD2: "winograd2",
@@ -42,20 +43,31 @@ NAMES = {
     WINOGRAD2_UP_PLAIN: "winograd2-up-plain",
     WINOGRAD4_UP_PLAIN: "winograd4-up-plain",
 }
+# that take products in pairs of terms
+PAIRED = (PAIRS + DIRECT, *(PAIRS + a for a in NAMES if a > 100))
+NAMES |= {a: f"{NAMES[a - PAIRS]}-paired" for a in PAIRED}
 # that read the weight as the network holds it, and pack nothing
-PLAIN = (WINOGRAD2_PLAIN, WINOGRAD4_PLAIN, WINOGRAD4X8_PLAIN, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN)
+PLAIN = tuple(a for a in NAMES if a % PAIRS > 100)
+# of these, those that are packed nothing but what balances the channels of image and weight
+BALANCED = tuple(a for a in PLAIN if a in PAIRED)
 # with the doubling of the image before it
-MERGED = (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN)
+MERGED = tuple(a for a in NAMES if a % PAIRS % 100 in (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16))
 INTEGERS = (INT16, WINOGRAD4_INT16, WINOGRAD4_UP_INT16)
-# the error of F(2x2) is that of torch or less; that of F(4x4) is up to six times torch's best, that of F(4x8) thirty
-# times (benchmarks/NOTES.md); integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
+# the error of F(2x2) is that of torch or less, that of F(4x4) up to six times torch's best, that of F(4x8) thirty;
+# pairs add up to a third (benchmarks/NOTES.md); integers of 16 bits keep more of a layer's input than bfloat16 does, at
+# the speed of it
 ALLOWED: dict[str, tuple[int, ...]] = {
-    "exact": (DIRECT, WINOGRAD2, WINOGRAD2_UP, WINOGRAD2_PLAIN, WINOGRAD2_UP_PLAIN),
+    "exact": (
+        *(DIRECT, WINOGRAD2, WINOGRAD2_UP, WINOGRAD2_PLAIN, WINOGRAD2_UP_PLAIN),
+        *(PAIRS + DIRECT, PAIRS + WINOGRAD2_PLAIN),
+    ),
     "fp32": tuple(a for a in NAMES if a not in INTEGERS),
     "bf16": tuple(NAMES),
 }
+PAIRING = ("avx512", "avx512vnni")  # instruction sets with registers enough for pairs to pay
+FEWEST_PAIRED = 48  # channels: with fewer there are no pairs, see csrc/cpu/_pairs.h
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # the best of them counts
-VERSION = 5  # of the kernels: another one makes old measurements void
+VERSION = 6  # of the kernels: another one makes old measurements void
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +131,8 @@ def bind(
 ) -> Callable[[int], None]:
     """The native convolution with its arguments set.
 
-    addresses: of y, x, weight, bias, residual, workspace and the norm before it, whose SiLU is `silu`; rows of the
-    bias; pitches of y, x and the residual.
+    addresses: of y, x, weight, bias, residual, workspace, the norm before it, whose SiLU is `silu`, and the balance;
+    rows of the bias; pitches of y, x and the residual.
     """
     sizes = shape.n, shape.h, shape.w, shape.channels, shape.outputs, shape.kernel, shape.padding
     return native.bind("conv2d_fwd_cpu", *addresses, (*sizes, rows, *pitches), scale, silu, False, algorithm)
@@ -129,6 +141,10 @@ def bind(
 def fits(algorithm: int, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
     if packed_size(shape, algorithm) < 0 or (algorithm in MERGED and not (shape.doubled and shape.padding == 1)):
+        return False
+    if algorithm in PAIRED and (shape.channels < FEWEST_PAIRED or native.isa() not in PAIRING):
+        return False
+    if algorithm == PAIRS + DIRECT and shape.padding:
         return False
     return algorithm not in INTEGERS or (shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1)
 
@@ -183,6 +199,7 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     flush = torch.zeros(12 * 2**20 if cold else 0, **like)
     calls: dict[int, list[Any]] = {}
     packs = {a: weight if a in PLAIN else pack(weight, a) for a in algorithms}
+    balances = {a: pack(weight, a) for a in algorithms if a in BALANCED}
     room: dict[int, torch.Tensor] = {}
     wide, double = x, []
     if shape.doubled:
@@ -193,7 +210,8 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     for a in algorithms:
         own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
         room[a] = torch.empty(workspace(own, a), **like)
-        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr(), 0)
+        balance = balances[a].data_ptr() if a in BALANCED else 0
+        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr(), 0, balance)
         step = bind(own, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
         calls[a] = [step] if a in MERGED else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))

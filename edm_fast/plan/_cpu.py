@@ -19,7 +19,17 @@ import torch
 from edm_fast import native
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan import _algorithms
-from edm_fast.plan._algorithms import DIRECT, MERGED, PLAIN, Measured, Shape, bind_upfirdn, fastest, packed_size
+from edm_fast.plan._algorithms import (
+    BALANCED,
+    DIRECT,
+    MERGED,
+    PLAIN,
+    Measured,
+    Shape,
+    bind_upfirdn,
+    fastest,
+    packed_size,
+)
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import join_pairs, rewritten, uses_of
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
@@ -216,10 +226,11 @@ class _Builder:
         shape, algorithm = shape_of(node), self.chosen.get(node, DIRECT)
         self.program.algorithms.append((shape, algorithm))
         packed = weight.float().contiguous() if algorithm in PLAIN else self.weights(weight, algorithm)
+        balance = self.weights(weight, algorithm) if algorithm in BALANCED else None
         room = Value((_algorithms.workspace(shape, algorithm),)) if algorithm in PLAIN else None
         bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
         # the weight itself too, which `rewritten` may have made: another one must not be found at its address
-        self.program.kept += [packed, weight] if bias is None else [packed, weight, bias]
+        self.program.kept += [t for t in (packed, weight, bias, balance) if t is not None]
         tail = Value(emb.shape) if emb is not None and bias is not None else None  # emb + bias
 
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
@@ -230,7 +241,8 @@ class _Builder:
             vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
             extra = view(room).data_ptr() if room is not None else 0
             of_norm = view(affine).data_ptr() if affine is not None else 0
-            addresses = (to, source, packed.data_ptr(), vector, other, extra, of_norm)
+            scales = balance.data_ptr() if balance is not None else 0
+            addresses = (to, source, packed.data_ptr(), vector, other, extra, of_norm, scales)
             pitches, scale = (to_pitch, pitch, other_pitch), float(k.get("scale", 1.0))
             silu = norm is not None and bool(norm.kwargs["silu"])
             steps = [_algorithms.bind(shape, algorithm, addresses, count, pitches, scale, silu)]
@@ -347,7 +359,7 @@ def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, int]:
     for node in nodes:
         doubled = node.kwargs.get("doubled", False)
         seconds[node] = {a: s for a, s in choose(shape_of(node)).items() if (a in MERGED) == doubled}
-    floats = {node: {a: packed_size(shape_of(node), a) for a in seconds[node]} for node in nodes}
+    floats = {node: {a: 0 if a in PLAIN else packed_size(shape_of(node), a) for a in seconds[node]} for node in nodes}
     found = {node: fastest(seconds[node]) for node in nodes}
     excess = sum(floats[node][a] for node, a in found.items()) - limit * sum(n.kwargs["weight"].numel() for n in nodes)
     while excess > 0:

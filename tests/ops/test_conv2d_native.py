@@ -49,7 +49,7 @@ def runs(table):
         pytest.param(algorithm, case, id=f"{name}-{algorithm}")
         for name, case in table.items()
         for algorithm, kernels in nc.KERNELS.items()
-        if case[5] in kernels and not (algorithm == nc.INT16 and case[6])
+        if case[5] in kernels and not (algorithm in nc.UNPADDED and case[6])
         if not (algorithm in nc.DOUBLING and case[6] is not None)
     ]
 
@@ -218,7 +218,7 @@ def test_integers_flush_what_is_too_small():
 @pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
 def test_the_transposed_packing_is_the_adjoint(algorithm, kernel, padding, isa):
     """<A x, dy> = <x, A^T dy> for the convolution A."""
-    if padding >= kernel or (algorithm == nc.INT16 and padding) or algorithm in nc.DOUBLING:
+    if padding >= kernel or (algorithm in nc.UNPADDED and padding) or algorithm in nc.DOUBLING:
         pytest.skip("has no adjoint of this kind")
     x, weight, *_ = nc.inputs(2, 17, 9, 7, 40, kernel, padding)
     y = nc.defined(x, weight, padding=padding)
@@ -230,6 +230,55 @@ def test_the_transposed_packing_is_the_adjoint(algorithm, kernel, padding, isa):
     torch.testing.assert_close((y * dy).sum(), (x * exact).sum())
     bound = 2e-2 if algorithm in nc.INTEGERS else 1e-5
     assert (dx - exact).abs().max() <= bound * exact.abs().max()
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("algorithm", nc.PAIRED)
+def test_pairs_of_uneven_sizes(algorithm, isa):
+    """Of channels, pixels and outputs of very different sizes: the error stays what it is of one product after another,
+    in terms of the norms of rows and columns."""
+    alone, kernel = algorithm - nc.PAIRS, nc.KERNELS[algorithm][0]
+    x, weight, *_ = nc.inputs(1, 100, 16, 16, 40, kernel)
+    channels, outputs = torch.logspace(-3, 3, 100)[torch.randperm(100)], torch.logspace(-2, 2, 40)
+    pixels = torch.logspace(0, 4, 16)[:, None].expand(16, 16)
+    cases = {
+        "channels": (x * channels[:, None, None], weight),
+        "both": (x * channels[:, None, None], weight / channels[:, None, None]),
+        "pixels": (x * pixels, weight),
+        "outputs": (x, weight * outputs[:, None, None, None]),
+        "an offset": (x + 3, weight),
+    }
+    for name, (image, filters) in cases.items():
+        with native.use_isa(isa):
+            found, one = nc.convolve(image, filters, algorithm), nc.convolve(image, filters, alone)
+        exact = nc.defined(nc.seen(image, algorithm), filters)
+        error, usual = ((y - exact).square().mean().sqrt() for y in (found, one))
+        assert error <= 3 * usual, (name, error / usual)
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("value", [1e-30, 1e-19, 1e-15, 1e15, 1e19, 1e30])
+@pytest.mark.parametrize("algorithm", nc.PAIRED)
+def test_pairs_of_numbers_whose_squares_are_none(algorithm, value, isa):
+    x, weight, *_ = nc.inputs(1, 64, 4, 4, 8, nc.KERNELS[algorithm][0])
+    with native.use_isa(isa):
+        unit = nc.convolve(x, weight, algorithm)
+        for y in (nc.convolve(x * value, weight, algorithm), nc.convolve(x, weight * value, algorithm)):
+            assert (y.double() / value - unit).abs().max() <= 1e-4 * unit.abs().max()
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("algorithm", nc.PAIRED)
+def test_pairs_with_zeros_sum_to_zero(algorithm, isa):
+    """Not to what rounding leaves of the corrections: of an image without light, and of weights that begin as zeros."""
+    x, weight, rows, *_ = nc.inputs(2, 64, 9, 9, 40, nc.KERNELS[algorithm][0], rows=1)
+    x[1] = 0
+    with native.use_isa(isa):
+        y = nc.convolve(x, weight, algorithm, rows)
+        nothing = nc.convolve(x, torch.zeros_like(weight), algorithm, rows)
+    assert y[0].std() > 0.5
+    assert torch.equal(y[1], rows[0][:, None, None].expand_as(y[1]))
+    assert torch.equal(nothing, rows[0][:, None, None].expand_as(y))
 
 
 GOOD = {"n": 2, "h": 4, "w": 5, "in": 6, "out": 8, "kernel": 3, "padding": 1, "rows": 0, "y": 8, "x": 6, "residual": 8}
@@ -251,6 +300,13 @@ BAD = {
     "x pitch": ({"x": 5}, {}),
     "residual pitch": ({"residual": 7}, {"residual": True}),
     "padded integers": ({"kernel": 1}, {"algorithm": nc.INT16}),
+    "padded pairs": ({"kernel": 1}, {"algorithm": nc.PAIRS}),
+    "direct pairs of 3x3": ({}, {"algorithm": nc.PAIRS}),
+    "pairs of integers": ({"kernel": 1, "padding": 0}, {"algorithm": nc.PAIRS + nc.INT16}),
+    "pairs of packed weights": ({}, {"algorithm": nc.PAIRS + nc.WINOGRAD4}),
+    "pairs without room": ({}, {"algorithm": nc.PAIRS + nc.PLAIN4, "workspace": False}),
+    "pairs without balance": ({}, {"algorithm": nc.PAIRS + nc.PLAIN4, "balance": False}),
+    "twice paired": ({}, {"algorithm": 2 * nc.PAIRS + nc.PLAIN4}),
     "doubling without padding": ({"padding": 0}, {"algorithm": nc.UP4}),
     "too many channels for integers": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.WINOGRAD4_INT16}),
     "and after doubling": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.UP4_INT16}),
@@ -277,10 +333,11 @@ def run_with(
     workspace=True,
     transposed=False,
     affine=False,
+    balance=True,
 ):
     room = torch.zeros(30_000)  # enough for every case, should one be let through
     address = room.data_ptr()
-    given = (True, True, True, bias, residual, workspace, affine)
+    given = (True, True, True, bias, residual, workspace, affine, balance)
     args = [address if there else 0 for there in given]
     native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, False, transposed, algorithm, isa, 1)
 
@@ -318,6 +375,6 @@ def test_bad_packings_are_refused():
             native.call("conv2d_pack_cpu", packed, weight, *sizes)
     assert native.lib.conv2d_packed_size(nc.WINOGRAD4, 1, 1, 1) == native.lib.conv2d_packed_size(7, 1, 1, 3) == -1
     with pytest.raises(RuntimeError, match="bad argument"):
-        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, False, False, 0, 0, 1)
+        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, False, False, 0, 0, 1)
     with pytest.raises(RuntimeError, match="element type"):
         native.call("conv2d_pack_cpu", packed.double(), weight.double(), 8, 4, 3, False, 0)

@@ -13,6 +13,8 @@ from edm_fast.plan import _algorithms, _table
 from edm_fast.plan._algorithms import (
     DIRECT,
     MERGED,
+    PAIRED,
+    PAIRS,
     WINOGRAD2,
     WINOGRAD4,
     WINOGRAD4_PLAIN,
@@ -146,13 +148,25 @@ def test_measuring_leaves_random_numbers_alone():
 def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
     doubled = dataclasses.replace(SHAPE, doubled=True)
     allowed = [a for a in _algorithms.ALLOWED["bf16"] if fits(a, doubled)]
-    assert {*MERGED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
+    assert {*MERGED} - {*PAIRED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
     assert not any(fits(a, dataclasses.replace(doubled, padding=0)) for a in MERGED)
     assert not fits(_algorithms.WINOGRAD4_UP_INT16, dataclasses.replace(doubled, channels=4097))
     assert doubled.output() == (SHAPE.n, SHAPE.outputs, 2 * SHAPE.h, 2 * SHAPE.w)
     found = _algorithms.measure(doubled, allowed)
     assert found.keys() == {*allowed} and all(seconds > 0 for seconds in found.values())
     assert fastest(Measured("exact", tmp_path)(doubled)) in _algorithms.ALLOWED["exact"]
+
+
+def test_pairs_where_there_are_registers_and_channels_for_them():
+    for isa in nc.isas():
+        with nc.native.use_isa(isa):
+            wide, padded = dataclasses.replace(SHAPE, channels=48), dataclasses.replace(SHAPE, channels=48, kernel=1)
+            found = [a for a in PAIRED if fits(a, wide)]
+            assert bool(found) == (isa in _algorithms.PAIRING)
+            assert len(found) == (len([a for a in PAIRED if a not in MERGED]) - 1 if found else 0)  # but for the 1x1
+            assert not any(fits(a, dataclasses.replace(wide, channels=47)) for a in PAIRED)
+            assert not fits(PAIRS + DIRECT, padded)
+            assert fits(PAIRS + DIRECT, dataclasses.replace(padded, padding=0)) == bool(found)
 
 
 def layers(*shapes):
