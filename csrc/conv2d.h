@@ -11,7 +11,7 @@ namespace edm {
 // bfloat16. Up: each pixel of x stands for 2x2 of them, padded by 1; y (n, 2 h, 2 w, out) comes from four 2x2 convolutions
 // of x, in tiles of 2x2 or 4x4 outputs from 9 or 25 products. Plain: the weight lies as networks hold it, and its
 // transform is taken at each call; the bits are those of the packed weight's. Paired: the products are taken in pairs of
-// terms (csrc/cpu/_pairs.h), half as many multiplications for two thirds of the channels; what is not finite becomes NaN.
+// terms (csrc/cpu/_pairs.h), half as many multiplications for two thirds of the channels; sums with infinities may be NaN.
 enum ConvAlgorithm : int {
     kDirect = 0,
     kWinograd2 = 2,

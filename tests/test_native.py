@@ -54,6 +54,18 @@ def test_a_bad_status_is_an_exception():
         update(torch.empty(4), x, terms=[x] * 9, weights=[1.0] * 9)
     with pytest.raises(RuntimeError, match="upfirdn_fwd_cpu: bad argument"):
         native.call("upfirdn_fwd_cpu", x, x, x, (1, 1, 2, 2), 1, 1, 2, 0, 0, 1.0, False, False, 1)
+    row, sizes = torch.zeros(8), (1, 8, 4, 2, 0, 0, 8)
+    image, stats, numbers = torch.zeros(1, 4, 8), torch.zeros(3, 1, 2), torch.zeros(1, 3, 8)
+    for y, affine, last in (
+        (None, None, True),
+        (None, None, False),
+        (None, numbers, False),
+        (image, numbers, False),
+    ):
+        arguments = image, y, stats, row, row, None, None, affine, sizes, 1e-5, True, last
+        with pytest.raises(RuntimeError, match="group_norm_silu_fwd_cpu: bad argument"):
+            native.call("group_norm_silu_fwd_cpu", *arguments)
+    native.call("group_norm_silu_fwd_cpu", image, None, stats, row, row, None, None, numbers, sizes, 1e-5, True, True)
     with pytest.raises(RuntimeError, match="bad argument"):
         native.lib.solver_update_fwd_cpu(0, 0, 0, 0, 0, 0, 0, [], [], ONES, 0, 9, 1)  # no such instruction set
 

@@ -6,9 +6,9 @@
 // alone: then both kinds of unit are busy, and three terms take the time of two.
 // The rounding error is that of other products if the terms of rows and columns are of one size, and grows with the
 // square of what is larger. So rows and columns are scaled, by powers of two, which change no digits: each input channel
-// by the size of its weights, which are divided by it, then each row and each column to a size of 1. If the numbers of a
-// row have a mean, corrections grow with the length of the sum; the second channel of every other pair changes its sign,
-// in rows and columns, and they cancel.
+// by the size of its weights, which are divided by it, then each pixel or tile and each output channel to a size of 1. If
+// the numbers of a row have a mean, corrections grow with the length of the sum; the second channel of every other pair
+// changes its sign, in rows and columns, and they cancel.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,8 @@ constexpr bool is_negated(int64_t k, int64_t depth) {
     return k < depth / kTriple * kTriple && at / kApart == 1 && at % 2 == 1;
 }
 
-// Sums are taken in parts of `chunk` terms, a multiple of kTriple, the last part with what is left. Each has its correction.
+// Sums are taken in parts of `chunk` terms, a multiple of kTriple; the last part also takes what is left, up to kTriple - 1
+// terms. Each part has its correction.
 constexpr int64_t kPairedChunk = 2 * kTriple, kShortPairedChunk = kTriple;
 constexpr int64_t end_of_part(int64_t k, int64_t depth, int64_t chunk) {
     const int64_t end = k + chunk;
@@ -47,13 +48,14 @@ constexpr int64_t parts_of(int64_t depth, int64_t chunk) {
 // By what numbers of size x are scaled to about 1, a power of two, and what takes that back: 0 from zeros, whose sums would
 // otherwise be what rounding leaves of the corrections.
 struct Scale {
+    static constexpr int kMost = 106, kMostOfChannel = 20;  // of two that are multiplied, to stay within float32
     float to = 1, back = 1;
-    explicit Scale(float x) {
+    explicit Scale(float x, int most = kMost) {
         if (x == 0) back = 0;
         if (!(x > 0) || !(x < HUGE_VALF)) return;
         int exponent;
         const float mantissa = std::frexp(x, &exponent);
-        exponent = std::max(-126, std::min(exponent - (mantissa < 0.70710678f), 126));
+        exponent = std::max(-most, std::min(exponent - (mantissa < 0.70710678f), most));
         to = std::ldexp(1.0f, -exponent), back = std::ldexp(1.0f, exponent);
     }
 };

@@ -36,13 +36,29 @@ struct Filters {
     int64_t by_in() const { return transposed ? out * taps : taps; }
 };
 
-// What scales the channels of an image, what takes that back in the weights, and how large the weights of each panel of
-// outputs are then. See _pairs.h.
+// what a weight's size is times to be that of the tiles it meets: the geometric mean, over the products, of the ratio of the
+// norms of a row of G and one of B^T
+constexpr float balance_of(int algorithm) {
+    switch (products_of(algorithm)) {
+        case kDirect: return 1;
+        case kWinograd2: return 0.66f * 0.66f;
+        case kWinograd4: return 0.245f * 0.245f;
+        case kWinograd2Up: return 1.09f * 1.09f;  // of weights whose taps were merged, as in the next
+        case kWinograd4Up: return 0.49f * 0.49f;
+        default: return 0.245f * 0.054f;
+    }
+}
+
+// Paired: what scales each input channel of an image, what takes that back in the weights, what scales the weights of each
+// output channel then, and what takes that back in the sums; of whole panels of outputs. See _pairs.h.
 struct Balance {
-    float *channels, *weights, *panels;
-    Balance(const void* memory, int64_t in)
-        : channels(static_cast<float*>(const_cast<void*>(memory))), weights(memory ? channels + in : nullptr),
-          panels(memory ? weights + in : nullptr) {}
+    float *channels = nullptr, *weights = nullptr, *outputs = nullptr, *back = nullptr;
+    Balance(const void* memory, int64_t in, int64_t out) {
+        if (!memory) return;
+        channels = static_cast<float*>(const_cast<void*>(memory)), weights = channels + in;
+        outputs = weights + in, back = outputs + (out + 31) / 32 * 32;
+    }
+    static constexpr int64_t floats(int64_t in, int64_t out) { return 2 * (in + (out + 31) / 32 * 32); }
 
     // the root mean square of filters [first, last) of inputs [begin, end)
     static float size(const Filters& f, int64_t first, int64_t last, int64_t begin, int64_t end,
@@ -58,13 +74,14 @@ struct Balance {
     }
     // input channel i of those that are summed `together`
     void set_channel(const Filters& f, int64_t i, int64_t together) {
-        const Scale scale(size(f, 0, f.out, i, i + 1, nullptr));
+        const Scale scale(size(f, 0, f.out, i, i + 1, nullptr), Scale::kMostOfChannel);
         const int64_t depth = std::min(together, f.in - i / together * together);
         const float sign = is_negated(i % together, depth) ? -1.0f : 1.0f;
         channels[i] = sign * scale.back, weights[i] = sign * scale.to;
     }
-    void set_panel(const Filters& f, int64_t panel, int64_t columns) {
-        panels[panel] = size(f, panel * columns, std::min((panel + 1) * columns, f.out), 0, f.in, weights);
+    void set_output(const Filters& f, int64_t o, int algorithm) {
+        const Scale scale(o < f.out ? size(f, o, o + 1, 0, f.in, weights) * balance_of(algorithm) : 0);
+        outputs[o] = scale.to, back[o] = scale.back;
     }
 };
 
@@ -74,13 +91,16 @@ struct Balance {
 constexpr int64_t kDepth = 256, kPlaneStep = (kDepth + parts_of(kDepth, kShortPairedChunk)) * 32 + 16, kTileGroup = 12, kOwnTiles = 48;
 constexpr int64_t kSharedFloats = 7 << 18, kOwnFloats = 1 << 22;
 
+// Paired: where in a row its corrections begin
+constexpr int64_t corrections_at(int64_t in) { return (in + 15) / 16 * 16; }
+
 // floats from tile to tile of a plane: paired, rows end with their corrections, and the first plane's with the factor that
 // takes back the scale of the tile
 constexpr int64_t tile_pitch(int algorithm, int64_t in) {
     if (!is_paired(algorithm)) return row_pitch(in);
     const int64_t chunk = kShortPairedChunk;
     const int64_t corrections = in / kDepth * parts_of(kDepth, chunk) + parts_of(in % kDepth, chunk);
-    return (in + 15) / 16 * 16 + (corrections + 16) / 16 * 16;
+    return corrections_at(in) + (corrections + 16) / 16 * 16;
 }
 
 // The tiles of one phase in chunks of `tiles`, the last one perhaps of fewer.

@@ -91,7 +91,7 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
 int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel) {
     const int64_t count = planes_of(algorithm, kernel);
     if (is_paired(algorithm) && count > 0)
-        return 2 * in + panels(out) * (is_plain(algorithm) ? 1 : plane_floats(algorithm, in));
+        return Balance::floats(in, out) + (is_plain(algorithm) ? 0 : panels(out) * plane_floats(algorithm, in));
     if (is_plain(algorithm) && count > 0) return 0;
     return count < 0 ? -1 : panels(out) * phases(algorithm) * count * plane_floats(algorithm, in);
 }
@@ -112,19 +112,21 @@ int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
     if (count < 0 || out < 1 || in < 1 || (int16_products(s.algorithm) && in > kMostInt16)) return kBadArgument;
     const int64_t before = plain ? 0 : panels(out) * plane_floats(s.algorithm, in);
-    Balance balance(paired ? static_cast<float*>(s.packed_ptr) + before : nullptr, in);
+    Balance balance(paired ? static_cast<float*>(s.packed_ptr) + before : nullptr, in, out);
     if (paired) {
         const Filters filters{static_cast<const float*>(s.weight_ptr), out, in, int(s.kernel * s.kernel), s.transposed};
         parallel_for(in, 16, threads, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) balance.set_channel(filters, i, plain ? kDepth : in);
         });
-        for (int64_t panel = 0; plain && panel < panels(out); ++panel) balance.set_panel(filters, panel, kPanel);
+        parallel_for(panels(out) * kPanel, 16, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t o = begin; o < end; ++o) balance.set_output(filters, o, s.algorithm);
+        });
     }
     if (plain) return kOk;
     parallel_for(panels(out) * phases(s.algorithm), 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
             const Phase phase = phase_of(s.algorithm, item / panels(out));
-            EDM_DISPATCH(isa, pack_panel(s, phase, item % panels(out), count, out, in, balance.weights));
+            EDM_DISPATCH(isa, pack_panel(s, phase, item % panels(out), count, out, in, balance));
         }
     });
     return kOk;

@@ -54,8 +54,8 @@ BALANCED = tuple(a for a in PLAIN if a in PAIRED)
 MERGED = tuple(a for a in NAMES if a % PAIRS % 100 in (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16))
 INTEGERS = (INT16, WINOGRAD4_INT16, WINOGRAD4_UP_INT16)
 # the error of F(2x2) is that of torch or less, that of F(4x4) up to six times torch's best, that of F(4x8) thirty;
-# pairs add up to a third (benchmarks/NOTES.md); integers of 16 bits keep more of a layer's input than bfloat16 does, at
-# the speed of it
+# pairs add up to a third (benchmarks/NOTES.md), which for F(2x2) of a doubled image is more than twice torch's;
+# integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
 ALLOWED: dict[str, tuple[int, ...]] = {
     "exact": (
         *(DIRECT, WINOGRAD2, WINOGRAD2_UP, WINOGRAD2_PLAIN, WINOGRAD2_UP_PLAIN),

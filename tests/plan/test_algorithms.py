@@ -200,6 +200,10 @@ def test_packed_weights_stay_within_their_limit():
     assert found(7 / 3) == [WINOGRAD4_PLAIN, WINOGRAD4, WINOGRAD4_PLAIN]
     assert found(1) == found(0) == [WINOGRAD4_PLAIN] * 3
     assert [*chosen(nodes, lambda shape: {DIRECT: 1.0}, 0).values()] == [DIRECT] * 3  # nothing takes less
+    fast = {DIRECT: 9.0, WINOGRAD4_PLAIN: 2.0, PAIRS + WINOGRAD4_PLAIN: 1.0}
+    assert [*chosen(nodes, lambda shape: fast, 0).values()] == [
+        PAIRS + WINOGRAD4_PLAIN
+    ] * 3  # a few floats do not count
 
 
 def test_a_doubled_image_keeps_to_merged_algorithms():
