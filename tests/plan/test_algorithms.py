@@ -23,7 +23,7 @@ from edm_fast.plan._algorithms import (
     fastest,
     fits,
 )
-from edm_fast.plan._cpu import chosen
+from edm_fast.plan._convolutions import chosen
 from edm_fast.plan._trace import Node, Value
 
 pytestmark = nc.needs_native

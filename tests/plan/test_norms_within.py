@@ -8,7 +8,7 @@ from planned_networks import network, on_algorithm
 from edm_fast import ops
 from edm_fast.evaluation._networks import inputs
 from edm_fast.plan import _algorithms as algorithms
-from edm_fast.plan._cpu import is_convolution, norms_within
+from edm_fast.plan._convolutions import is_convolution, norms_within
 from edm_fast.plan._trace import trace
 
 pytestmark = nc.needs_native
