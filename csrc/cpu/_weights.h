@@ -9,6 +9,9 @@
 namespace edm {
 namespace {
 
+// panels of 32 output channels
+constexpr int64_t panels(int64_t out) { return (out + 31) / 32; }
+
 // planes of a transformed weight, of one phase: positions of the kernel, or products of a tile; -1: no such algorithm
 inline int64_t planes_of(int algorithm, int64_t kernel) {
     const int products = products_of(algorithm);
@@ -56,9 +59,9 @@ struct Balance {
     Balance(const void* memory, int64_t in, int64_t out) {
         if (!memory) return;
         channels = static_cast<float*>(const_cast<void*>(memory)), weights = channels + in;
-        outputs = weights + in, back = outputs + (out + 31) / 32 * 32;
+        outputs = weights + in, back = outputs + 32 * panels(out);
     }
-    static constexpr int64_t floats(int64_t in, int64_t out) { return 2 * (in + (out + 31) / 32 * 32); }
+    static constexpr int64_t floats(int64_t in, int64_t out) { return 2 * (in + 32 * panels(out)); }
 
     // the root mean square of filters [first, last) of inputs [begin, end)
     static float size(const Filters& f, int64_t first, int64_t last, int64_t begin, int64_t end,

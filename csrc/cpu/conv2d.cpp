@@ -14,8 +14,6 @@ namespace {
 constexpr int64_t kPanel = 32;
 constexpr int64_t kMostInt16 = 4096;  // channels, see _int16.inc
 
-int64_t panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
-
 // floats of one plane of one panel
 int64_t plane_floats(int algorithm, int64_t in) {
     if (is_paired(algorithm)) return portable::paired_panel(in);

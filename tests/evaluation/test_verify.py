@@ -116,6 +116,10 @@ def test_network_rows(monkeypatch):
     }
     assert table["reference", 0.5]["identical"] and table["reference", 0.5]["ulp"] == 0
     assert table["fused ops", 80.0]["ok"] and table["fused ops", 80.0]["relative"] < 1e-6
+    eps4, plain = 4 * torch.finfo(torch.float32).eps, table["reference", 0.5]
+    widest = max(c.budget for op in backend.ops().values() for name, c in op.candidates.items() if name == "cpu")
+    assert table["fused ops", 0.5]["budget"] == pytest.approx(widest * plain["relative"] + eps4)
+    assert widest > 2 and plain["budget"] == pytest.approx(2 * plain["relative"] + eps4)
     assert not table["accelerated fp32", 0.5]["ok"] and table["accelerated fp32", 0.5]["relative"] > 9e-5
     assert table["accelerated bf16", 80.0]["ok"] and not table["accelerated bf16", 80.0]["identical"]
     assert 1e-3 < table["torch bf16", 0.5]["relative"] < 5e-2 and table["torch bf16", 0.5]["ok"]
