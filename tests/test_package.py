@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny_networks
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +45,23 @@ assert {{choice.backend for choice in edm_fast.explain()}} == {{"reference"}}
 """
     done = run(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_images_do_not_depend_on_assertions_docstrings_or_the_locale(tmp_path):
+    network = tiny_networks.tiny_checkpoint(tmp_path)
+    command = ["-m", "edm_fast", "generate", f"--network={network}", "--seeds=0-1", "--steps=2", "--device=cpu"]
+    odd = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0"}
+    for folder, flags, env in (("plain", [], {}), ("odd", ["-OO", "-X", "utf8=0"], odd)):
+        done = subprocess.run(
+            [sys.executable, *flags, *command, f"--outdir={tmp_path / folder}"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0 and "2 images in" in done.stdout, done.stderr
+    plain, found = ([path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in ("plain", "odd"))
+    assert len(plain) == 2 and found == plain
 
 
 def test_backend_comes_from_the_environment():
