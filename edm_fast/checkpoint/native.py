@@ -34,10 +34,10 @@ def save_native(net: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     config = make_config(net)
     folder = path.suffix != ".safetensors"
-    with atomic_write(path / WEIGHTS_NAME if folder else path) as file:
+    with atomic_write(path / WEIGHTS_NAME if folder else path, kind="safetensors") as file:
         write_safetensors(file, net.state_dict(), {"format": "pt", METADATA_KEY: json.dumps(config)})
     if folder:
-        with atomic_write(path / CONFIG_NAME, "w") as file:
+        with atomic_write(path / CONFIG_NAME, "w", kind="json") as file:
             file.write(json.dumps(config, indent=2) + "\n")
 
 
