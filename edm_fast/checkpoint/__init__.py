@@ -59,7 +59,7 @@ def demo_path() -> Path:
 
 def save(net: torch.nn.Module, path: PathLike) -> None:
     """Write a network: a single file if `path` ends in .safetensors, else a folder in the Hugging Face hub layout."""
-    save_native(net, path)
+    save_native(net, user_path(path))
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:

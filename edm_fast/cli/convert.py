@@ -19,8 +19,8 @@ from edm_fast.files import same_file
 @click.argument("source", metavar="SRC", type=opt.INPUT_PATH_OR_URL)
 @click.argument("dest", metavar="[DST]", type=opt.OUTPUT_PATH, required=False)
 @click.option("--inspect", "inspect_only", help="Print the structure of SRC and write nothing", is_flag=True)
-@click.option("--key", help="Which network of SRC (default: ema; net for a training state)", metavar="NAME")
-@click.option("--sha256", help="Expected digest of SRC", metavar="HEX")
+@click.option("--key", help="Which network of SRC  [default: ema, or net for a training state]", metavar="NAME")
+@click.option("--sha256", help="Expected digest of SRC  [default: not checked]", metavar="HEX")
 @click.option("--overwrite", help="Replace DST if it exists", is_flag=True)
 def command(
     source: str, dest: str | None, inspect_only: bool, key: str | None, sha256: str | None, overwrite: bool
