@@ -79,7 +79,7 @@ def calc(
     where = resolve_device(device)
     distributed.init(where)
     mu_ref, sigma_ref = fid.load_statistics(fetch_once(ref_path))
-    dataset = fid.open_images(image_path, num_expected, seed)
+    dataset = fid.open_images(image_path, num_expected, seed, distributed.print0)
     detector = find_detector(detector)
     features = fid.load_detector(detector, where)
     height, width = dataset.image_shape[1:]
@@ -88,7 +88,7 @@ def calc(
         raise UserError(
             f"{ref_path} describes {mu_ref.size} features and the detector gives {dim}; expected equal counts"
         )
-    print_protocol(dataset, image_path, detector, batch, where, {"seed": seed, "reference": ref_path})
+    print_protocol(detector, batch, where, {"seed": seed, "reference": ref_path})
     if num_expected <= dim:
         distributed.print0(f"note: {num_expected} images for {dim} features: the distance is ill-conditioned")
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
@@ -110,10 +110,10 @@ def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, dev
     distributed.init(where)
     if Path(dest_path).is_dir():
         raise UserOSError(f"{dest_path} is a folder; expected the name of an .npz file")
-    dataset = fid.open_images(dataset_path)
+    dataset = fid.open_images(dataset_path, report=distributed.print0)
     detector = find_detector(detector)
     features = fid.load_detector(detector, where)
-    print_protocol(dataset, dataset_path, detector, batch, where, {"statistics": dest_path})
+    print_protocol(detector, batch, where, {"statistics": dest_path})
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
     if distributed.rank() == 0:
         fid.save_statistics(dest_path, mu, sigma)
@@ -131,12 +131,7 @@ def fetch_once(path: str) -> str:
     return local
 
 
-def print_protocol(
-    dataset: fid.ImageFolderDataset, path: str, detector: str, batch: int, device: torch.device, more: dict[str, object]
-) -> None:
-    channels, height, width = dataset.image_shape
-    repeated = ", gray repeated to RGB" if channels == 1 else ""
-    lines = {"images": f"{len(dataset)} of {path}, {width}x{height}{repeated}", **more, "detector": detector}
-    for key, value in lines.items():
+def print_protocol(detector: str, batch: int, device: torch.device, more: dict[str, object]) -> None:
+    for key, value in {**more, "detector": detector}.items():
         distributed.print0(f"{key}: {value}")
     distributed.print0(f"batch: {batch} x {distributed.world_size()} on {device.type}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -12,9 +11,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import PIL.Image
 
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write, umask
@@ -28,28 +24,28 @@ def member_name(index: int) -> str:
     return f"{digits[:5]}/img{digits}.png"
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG without compression of an image (H, W), (H, W, 1) or (H, W, 3) uint8; modes L and RGB."""
-    image = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="png", compress_level=0, optimize=False)
-    return buffer.getvalue()
-
-
-def encode_labels(labels: list[tuple[str, Any]]) -> bytes:
-    """The text of dataset.json; the labels are null as soon as one image lacks its own."""
+def encode_labels(labels: list[tuple[str, Any]], classes: dict[str, int]) -> bytes:
+    """The text of dataset.json; the labels are null as soon as one image lacks its own. `classes` names them."""
     complete = all(label is not None for _, label in labels)
-    return json.dumps({"labels": [list(pair) for pair in labels] if complete else None}).encode()
+    table: dict[str, Any] = {"labels": [list(pair) for pair in labels] if complete else None}
+    return json.dumps({**table, "classes": classes} if classes and complete else table).encode()
 
 
-def check_dest(dest: str | os.PathLike[str]) -> Path:
-    """The destination as a path. A folder has to be empty or absent; a zip may exist and is then replaced."""
+def check_dest(dest: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
+    """The destination as a path. A folder has to be empty or absent; a zip may exist and is then replaced.
+
+    Nothing may be written onto or into `source`.
+    """
     if not os.fspath(dest):
         raise UserError("the destination is empty text; expected a folder or a .zip file")
     path = Path(dest)
+    if source is not None and Path(source).exists():
+        real = Path(source).resolve()
+        if real in (path.resolve(), *path.resolve().parents) or (path.exists() and os.path.samefile(path, source)):
+            raise UserOSError(f"destination {path} is the source {source} or lies in it; expected another place")
     if path.suffix.lower() == ".zip":
-        if path.is_dir():
-            raise UserOSError(f"destination {path} is a folder; expected the name of a zip file")
+        if path.exists() and not (path.is_file() and zipfile.is_zipfile(path)):
+            raise UserOSError(f"destination {path} exists and is no zip file; expected a zip, or a new name")
     elif path.is_dir():
         if any(path.iterdir()):
             raise UserOSError(f"destination folder {path} is not empty; expected an empty or absent folder")
@@ -62,7 +58,8 @@ def check_dest(dest: str | os.PathLike[str]) -> Path:
 def output_at(dest: str | os.PathLike[str]) -> Iterator[Write]:
     """Yield write(name, data). What was written appears under `dest` only when the block ends without an error."""
     path = check_dest(dest)
-    with _open_zip(path) if path.suffix.lower() == ".zip" else _open_folder(path) as write:
+    target = Path(os.path.realpath(path))  # a link keeps leading there
+    with _open_zip(target) if path.suffix.lower() == ".zip" else _open_folder(target) as write:
         yield write
 
 

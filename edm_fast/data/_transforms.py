@@ -11,6 +11,7 @@ from edm_fast.errors import UserError
 
 Transform = Callable[[np.ndarray], np.ndarray | None]  # None: the image is skipped
 TRANSFORMS = ("center-crop", "center-crop-wide")
+MAX_SIDE = 8192  # pixels; an image of 8192x8192 takes 200 MB at each step
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -57,8 +58,10 @@ def transform_by_name(name: str | None, resolution: tuple[int, int] | None) -> T
             raise UserError(f"the transform {name} needs a resolution; expected --resolution=WxH")
         return lambda image: image
     width, height = resolution
-    if width < 1 or height < 1:
-        raise UserError(f"resolution {width}x{height} has no pixels; expected two positive numbers")
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise UserError(
+            f"resolution {width}x{height}; expected two numbers from 1 to {MAX_SIDE} (no pixels, no memory)"
+        )
     if name is None:
         return lambda image: resize(image, width, height)
     if name == "center-crop":
