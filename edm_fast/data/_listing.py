@@ -161,10 +161,10 @@ class ZipSource(Listing):
                 yield info.filename, "link" if stat.S_ISLNK(info.external_attr >> 16) else ""
 
     def _open(self, name: str) -> IO[bytes]:
-        info = self._zip().getinfo(name)
-        if info.file_size > MAX_MEMBER:
-            raise UserOSError(f"{name} in {self.path} claims {info.file_size} bytes; expected at most {MAX_MEMBER}")
-        return self._zip().open(info)
+        size = self._zip().getinfo(name).file_size
+        if size > MAX_MEMBER:
+            raise UserOSError(f"{name} in {self.path} claims {size} bytes; expected at most {MAX_MEMBER}")
+        return self._zip().open(name)
 
 
 def open_listing(path: str | os.PathLike[str]) -> FolderSource | ZipSource:
@@ -173,7 +173,7 @@ def open_listing(path: str | os.PathLike[str]) -> FolderSource | ZipSource:
     if os.path.isdir(path):
         return FolderSource(path)
     if not os.path.exists(path):
-        raise UserOSError(f"no file or folder {path}; expected a folder or a .zip file of images")
+        raise UserOSError(f"data set {path} does not exist; expected a folder or a .zip file")
     if not os.path.isfile(path) or os.path.splitext(path)[1].lower() != ".zip":
         raise UserOSError(f"{path} is neither a folder nor a .zip file; expected images in one of them")
     return ZipSource(path)

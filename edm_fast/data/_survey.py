@@ -29,7 +29,7 @@ def fault(shape: Shape, halvings: int = 2) -> str:
     if width % 4 or (width < 16 and width & (width - 1)):
         return f"the side {width} is not a power of two from 4 up, nor a multiple of 4 from 16 up"
     if width % 2**halvings:
-        return f"the side {width} cannot be halved {halvings} times, as the network does; expected another architecture"
+        return f"the side {width} cannot be halved {halvings} times (see --arch); expected a multiple of {2**halvings}"
     return ""
 
 
@@ -57,9 +57,12 @@ class Survey:
     def line(self, labels: str) -> str:
         """As "500 images of 32x32 RGB; labels: dataset.json, 10 classes, 3 without; left out: 4 hidden, 1 PDF"."""
         shapes = sorted(self.shapes)
-        kinds = f"{len(shapes)} kinds, {' to '.join(map(shape_text, (shapes[0], shapes[-1])))}" if shapes else "no kind"
-        number = count(sum(map(len, self.shapes.values())), "image")
-        parts = [f"{number} of {shape_text(shapes[0]) if len(shapes) == 1 else kinds}", labels]
+        kinds = f"{len(shapes)} kinds, " if len(shapes) > 1 else ""
+        ends = " to ".join(shape_text(shape) for shape in dict.fromkeys(shapes[:1] + shapes[-1:]))
+        parts = [
+            f"{count(sum(map(len, self.shapes.values())), 'image')} of {kinds}{ends or 'no readable kind'}",
+            labels,
+        ]
         if self.animated:
             parts.append(f"only the first frame of {count(self.animated, 'image')}")
         return "; ".join([*parts, self.listing.left_out_text()] if self.listing.left_out else parts)

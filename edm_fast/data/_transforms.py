@@ -59,9 +59,7 @@ def transform_by_name(name: str | None, resolution: tuple[int, int] | None) -> T
         return lambda image: image
     width, height = resolution
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise UserError(
-            f"resolution {width}x{height}; expected two numbers from 1 to {MAX_SIDE} (no pixels, no memory)"
-        )
+        raise UserError(f"resolution {width}x{height}; expected a width and a height from 1 to {MAX_SIDE}")
     if name is None:
         return lambda image: resize(image, width, height)
     if name == "center-crop":

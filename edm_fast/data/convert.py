@@ -50,11 +50,13 @@ def convert(
     progress(items, count) may wrap the loop; report(line) is told what was found, and of entries left out.
     """
     apply = transform_by_name(transform, resolution)
-    if check_dest(dest, source).is_file():
-        report(f"{dest} exists and is replaced")
+    replaces = check_dest(dest, source).is_file()
     found = open_source(source, max_images, report)
     changed = ((apply(image), label) for image, label in found.items)
-    return write_dataset(dest, progress(changed, found.count), found.classes, report)
+    kept = write_dataset(dest, progress(changed, found.count), found.classes, report)
+    if replaces:
+        report(f"{dest} was there and has been replaced")
+    return kept
 
 
 def write_dataset(

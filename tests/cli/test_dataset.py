@@ -71,7 +71,7 @@ def test_errors_are_one_line(source, tmp_path):
     assert "not square" in refused(good, dest) or "expected square" in refused(good, dest)
     assert "--transform" in refused(good, dest, "--transform=crop")
     assert "needs a resolution" in refused(good, dest, "--transform=center-crop")
-    assert "no file or folder" in refused("check", tmp_path / "none")
+    assert "does not exist" in refused("check", tmp_path / "none")
     (tmp_path / "bad.zip").write_bytes(b"PK")
     assert "expected an undamaged zip" in refused(f"--source={tmp_path}/bad.zip", dest)
     assert "not a readable zip" in refused("check", tmp_path / "bad.zip")

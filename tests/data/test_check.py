@@ -128,7 +128,7 @@ def test_flipped_bit_in_labels(tmp_path):
 def test_nothing_to_look_at(tmp_path):
     (tmp_path / "bad.zip").write_bytes(b"nonsense")
     (tmp_path / "file.txt").touch()
-    for name, message in [("none", "no file or folder"), ("bad.zip", "not a readable zip"), ("file.txt", "neither")]:
+    for name, message in [("none", "does not exist"), ("bad.zip", "not a readable zip"), ("file.txt", "neither")]:
         with pytest.raises(UserError, match=message):
             check(tmp_path / name)
 

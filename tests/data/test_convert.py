@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import zipfile
@@ -131,6 +132,48 @@ def test_bad_destinations(tmp_path):
         write_dataset("", [(picture(), None)])
 
 
+@pytest.mark.parametrize("dest", ["a.zip", "link.zip", "hard.zip", "./a.zip", "chain.zip"])
+def test_the_source_is_never_the_destination(tmp_path, monkeypatch, dest):
+    monkeypatch.chdir(tmp_path)
+    write_dataset("a.zip", [(picture(), 0)])
+    (tmp_path / "link.zip").symlink_to("a.zip")
+    (tmp_path / "chain.zip").symlink_to("link.zip")
+    (tmp_path / "hard.zip").hardlink_to("a.zip")
+    before = (tmp_path / "a.zip").read_bytes()
+    for source in ("a.zip", "link.zip"):
+        with pytest.raises(UserError, match="is the source"):
+            convert(source, dest)
+    assert (tmp_path / "a.zip").read_bytes() == before and (tmp_path / "link.zip").is_symlink()
+
+
+@pytest.mark.parametrize("dest", ["s", "s/new", "s/a/o.zip", "link/o.zip", "s/../s/o.zip"])
+def test_nothing_is_written_into_the_source(tmp_path, monkeypatch, dest):
+    monkeypatch.chdir(tmp_path)
+    save_pictures(tmp_path / "s", ["a/0.png"])
+    (tmp_path / "link").symlink_to("s")
+    with pytest.raises(UserError, match="is the source|not empty"):
+        convert("s", dest)
+    assert [p.name for p in (tmp_path / "s").rglob("*")] == ["a", "0.png"]
+
+
+def test_links_are_kept_and_other_kinds_of_files_too(tmp_path):
+    save_pictures(tmp_path / "s", ["0.png"])
+    said = []
+    for name, target in [("link.zip", "data"), ("folder", "deep")]:
+        (tmp_path / name).symlink_to(target)
+        convert(tmp_path / "s", tmp_path / name, report=said.append)
+        assert (tmp_path / name).is_symlink() and (tmp_path / target).exists()
+    assert not [line for line in said if "replaced" in line]
+    convert(tmp_path / "s", tmp_path / "link.zip", report=said.append)
+    assert said[-1] == f"{tmp_path / 'link.zip'} was there and has been replaced" and (tmp_path / "data").is_file()
+    (tmp_path / "text.zip").write_text("text")
+    os.mkfifo(tmp_path / "pipe.zip")
+    for name in ("text.zip", "pipe.zip"):
+        with pytest.raises(UserError, match=name):
+            convert(tmp_path / "s", tmp_path / name)
+    assert (tmp_path / "text.zip").read_text() == "text" and (tmp_path / "pipe.zip").is_fifo()
+
+
 # --- folders and zips -------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +265,8 @@ def test_bad_transforms():
     for name, resolution, message in [
         ("crop", (8, 8), "unknown transform"),
         ("center-crop", None, "needs a resolution"),
-        (None, (0, 8), "no pixels"),
+        (None, (0, 8), "from 1 to 8192"),
+        (None, (100000, 100000), "from 1 to 8192"),
         ("center-crop-wide", (8, 16), "not wide"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -188,7 +188,7 @@ def test_whatever_a_decoder_raises_is_one_line(path, monkeypatch, error):
 
 def test_missing_or_unknown_source(tmp_path):
     for name in ("nowhere", "nowhere.zip"):
-        with pytest.raises(UserOSError, match="no file or folder"):
+        with pytest.raises(UserOSError, match="does not exist"):
             ImageFolderDataset(tmp_path / name)
     (tmp_path / "file.bin").write_bytes(b"")
     with pytest.raises(UserOSError, match="neither a folder nor a .zip"):
