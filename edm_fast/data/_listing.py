@@ -167,21 +167,14 @@ class ZipSource(Listing):
         return self._zip().open(name)
 
 
-def open_listing(path: str | os.PathLike[str]) -> FolderSource | ZipSource:
-    """The files of the folder or .zip at `path`; anything else is an error."""
+def open_listing(path: str | os.PathLike[str], strict: bool = True) -> FolderSource | ZipSource:
+    """The files of the folder or .zip at `path`; UserOSError for anything else and, if strict, for problems."""
     path = os.fspath(path)
-    if os.path.isdir(path):
-        return FolderSource(path)
     if not os.path.exists(path):
         raise UserOSError(f"data set {path} does not exist; expected a folder or a .zip file")
-    if not os.path.isfile(path) or os.path.splitext(path)[1].lower() != ".zip":
+    if not os.path.isdir(path) and not (os.path.isfile(path) and path.lower().endswith(".zip")):
         raise UserOSError(f"{path} is neither a folder nor a .zip file; expected images in one of them")
-    return ZipSource(path)
-
-
-def open_images(path: str | os.PathLike[str]) -> FolderSource | ZipSource:
-    """As open_listing, of files that are a set of images."""
-    listing = open_listing(path)
-    for problem in listing.problems():
+    listing = FolderSource(path) if os.path.isdir(path) else ZipSource(path)
+    for problem in listing.problems() if strict else ():
         raise UserOSError(problem)
     return listing

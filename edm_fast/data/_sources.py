@@ -1,6 +1,7 @@
 """What the dataset conversion reads: folders, zips, the CIFAR-10 tarball, MNIST idx files, LSUN lmdb.
 
-open_source gives the number of images and an iterator of (image, label): (H, W) or (H, W, C) uint8, label or None.
+open_source gives the number of images, an iterator of (image, label): (H, W) or (H, W, C) uint8, label or None, and the
+numbers of classes by name, where they are known.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,19 @@ import numpy as np
 from edm_fast import pictures
 from edm_fast.data._cifar import read_cifar10
 from edm_fast.data._labels import read_labels
-from edm_fast.data._listing import open_images
+from edm_fast.data._listing import open_listing
 from edm_fast.data._survey import Survey
 from edm_fast.data._transforms import to_rgb
 from edm_fast.errors import UserError, UserOSError, one_line
 
 Report = Callable[[str], None]
+Source = tuple[int, Iterator[tuple[np.ndarray, Any]], dict[str, int]]
 MNIST_TRAIN_IMAGES = 60000
-
-
-@dataclass
-class Source:
-    """How many images there are, (image, label) pairs, and the names of the classes where they are known."""
-
-    count: int
-    items: Iterator[tuple[np.ndarray, Any]]
-    classes: dict[str, int] = field(default_factory=dict)
 
 
 def image_files(path: Path, max_images: int | None = None, report: Report = print) -> Source:
     """The images of a zip by name, of a folder by path, component by component. Reports the line about them."""
-    listing = open_images(path)
+    listing = open_listing(path)
     names = sorted(listing.images, key=lambda name: name.split("/")) if path.is_dir() else listing.images
     names = names[:max_images]
     labels = read_labels(listing, names, folders=True)
@@ -47,19 +39,17 @@ def image_files(path: Path, max_images: int | None = None, report: Report = prin
     report(survey.line(labels.text() + (", so that the result has no labels" if labels.missing() else "")))
     if labels.values and labels.values.count(None) == len(names):
         raise UserOSError(f"no label of {path} is for an image that is there: {labels.missing()}")
-    for shape, alike in survey.shapes.items():
-        if shape[2] not in (1, 3):
-            raise UserError(
-                f"images have {shape[2]} channels; expected 1 (gray) or 3 (RGB), unlike {alike[0]} of {path}"
-            )
+    for (_, _, channels), alike in survey.shapes.items():
+        if channels not in (1, 3):
+            raise UserError(f"{alike[0]} of {path} has {channels} channels; expected 1 (gray) or 3 (RGB)")
     values = labels.values or [None] * len(names)
     items = ((listing.picture(name), label) for name, label in zip(names, values, strict=True))
-    return Source(len(names), items, labels.classes)
+    return len(names), items, labels.classes
 
 
 def arrays(images: np.ndarray, labels: np.ndarray, max_images: int | None) -> Source:
     """Images (n, H, W) or (n, H, W, 3) uint8 with n integer labels."""
-    return Source(len(labels[:max_images]), zip(images[:max_images], labels[:max_images].tolist(), strict=True))
+    return len(labels[:max_images]), zip(images[:max_images], labels[:max_images].tolist(), strict=True), {}
 
 
 def _read_idx(path: Path, magic: int, dims: int) -> np.ndarray:
@@ -123,7 +113,7 @@ def lsun_images(path: Path, max_images: int | None = None, report: Report = prin
                     continue
                 yield image, None
 
-    return Source(entries if max_images is None else min(entries, max_images), islice(items(), max_images))
+    return entries if max_images is None else min(entries, max_images), islice(items(), max_images), {}
 
 
 def open_source(source: str | os.PathLike[str], max_images: int | None = None, report: Report = print) -> Source:

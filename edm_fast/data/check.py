@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from edm_fast.data._labels import read_labels
 from edm_fast.data._listing import Listing, ZipSource, open_listing
-from edm_fast.data._survey import Survey, fault, note, shape_text
+from edm_fast.data._survey import Survey, fault, shape_text
 from edm_fast.errors import UserError, count, some
+from edm_fast.networks.sides import side_note
 
 
 @dataclass
@@ -21,28 +22,21 @@ class Report:
 
 
 def _check_images(survey: Survey, report: Report) -> None:
-    """Decode every image of the listing."""
-    names, broken = survey.listing.images, []
-    for name in names:
-        try:
-            header = survey.listing.header(name)
-            survey.listing.picture(name)
-            survey.add(name, header)
-        except UserError as error:
-            broken.append(str(error))
-    if broken:
-        report.problems.append(f"{len(broken)} of {len(names)} images cannot be read, the first because: {broken[0]}")
+    if survey.broken:
+        of = len(survey.listing.images)
+        why = f"{len(survey.broken)} of {of} images cannot be read, the first because: {survey.broken[0]}"
+        report.problems.append(why)
     if not survey.shapes:
         return
     common = max(survey.shapes, key=lambda shape: len(survey.shapes[shape]))
-    for shape, where in survey.shapes.items():
+    for shape, names in survey.shapes.items():
         if shape != common:
-            text = f"{count(len(where), 'image')} of {shape_text(shape)} unlike the rest, {shape_text(common)}"
-            report.problems.append(f"{text}: {some(where)}")
+            text = f"{count(len(names), 'image')} of {shape_text(shape)} unlike the rest, {shape_text(common)}"
+            report.problems.append(f"{text}: {some(names)}")
     if fault(common):
         report.problems.append(fault(common))
-    elif note(common):
-        report.notes.append(note(common))
+    elif side_note(common[0]):
+        report.notes.append(side_note(common[0]))
 
 
 def _check_labels(listing: Listing, report: Report) -> str:
@@ -65,11 +59,11 @@ def _check_labels(listing: Listing, report: Report) -> str:
 
 def check(path: str | os.PathLike[str]) -> Report:
     """Look at every file of the dataset at `path`. UserError if there is nothing to look at."""
-    listing = open_listing(path)
+    listing = open_listing(path, strict=False)
     report = Report(problems=listing.problems())
     if isinstance(listing, ZipSource) and listing.packed:
         report.notes.append(f"{count(listing.packed, 'member')} compressed; stored ones are read faster")
-    survey = Survey(listing)
+    survey = Survey(listing, listing.images, pixels=True)
     _check_images(survey, report)
     report.facts.append(survey.line(_check_labels(listing, report)))
     return report

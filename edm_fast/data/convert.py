@@ -15,9 +15,10 @@ import numpy as np
 
 from edm_fast.data._output import check_dest, encode_labels, member_name, output_at
 from edm_fast.data._sources import open_source
-from edm_fast.data._survey import Shape, fault, note, shape_text
+from edm_fast.data._survey import Shape, fault, shape_text
 from edm_fast.data._transforms import transform_by_name
 from edm_fast.errors import UserError
+from edm_fast.networks.sides import side_note
 from edm_fast.pictures import encode_png
 
 Item = tuple[np.ndarray | None, Any]  # image (H, W) or (H, W, C) uint8, or None where skipped; label or None
@@ -51,9 +52,9 @@ def convert(
     """
     apply = transform_by_name(transform, resolution)
     replaces = check_dest(dest, source).is_file()
-    found = open_source(source, max_images, report)
-    changed = ((apply(image), label) for image, label in found.items)
-    kept = write_dataset(dest, progress(changed, found.count), found.classes, report)
+    count, items, classes = open_source(source, max_images, report)
+    changed = ((apply(image), label) for image, label in items)
+    kept = write_dataset(dest, progress(changed, count), classes, report)
     if replaces:
         report(f"{dest} was there and has been replaced")
     return kept
@@ -83,6 +84,6 @@ def write_dataset(
         if first is None:
             raise UserError("no image to write; expected at least one in the source that the transform does not skip")
         write("dataset.json", encode_labels(labels, classes or {}))
-    if note(first):
-        report(f"note: {note(first)}")
+    if side_note(first[0]):
+        report(f"note: {side_note(first[0])}")
     return len(labels)

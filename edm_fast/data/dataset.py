@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edm_fast.data._labels import Labels, read_labels
-from edm_fast.data._listing import open_images
+from edm_fast.data._listing import open_listing
 from edm_fast.data._survey import Survey, fault
 from edm_fast.errors import UserError, UserOSError
 
@@ -44,7 +44,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
     ) -> None:
         self.path = os.fspath(path)
         self.name = os.path.splitext(os.path.basename(os.path.normpath(self.path)))[0]
-        self._source = open_images(self.path)
+        self._source = open_listing(self.path)
         self.image_names = self._source.images
         self._wants_labels = use_labels
         self._all_labels: np.ndarray | None = None

@@ -181,16 +181,16 @@ def test_folder_order_is_by_path_component_and_top_folders_are_classes(tmp_path)
     # as text "a-b/..." comes before "a/...", as path components after
     save_pictures(tmp_path / "s", ["a-b/0.png", "a/z.png", "a/b/0.png", "root.PNG"])
     (tmp_path / "s" / "notes.txt").touch()
-    source = _sources.open_source(tmp_path / "s")
-    images, labels = zip(*source.items, strict=True)
-    assert source.count == 4 and list(labels) == [1, 1, 2, 0]
+    count, items, _ = _sources.open_source(tmp_path / "s")
+    images, labels = zip(*items, strict=True)
+    assert count == 4 and list(labels) == [1, 1, 2, 0]
     for image, seed in zip(images, [2, 1, 0, 3], strict=True):
         np.testing.assert_array_equal(image, picture(seed=seed))
 
 
 def test_one_top_folder_gives_no_classes(tmp_path):
     save_pictures(tmp_path, ["a/0.png", "a/1.png"])
-    assert [label for _, label in _sources.open_source(tmp_path).items] == [None, None]
+    assert [label for _, label in _sources.open_source(tmp_path)[1]] == [None, None]
 
 
 def test_labels_of_dataset_json_win_and_max_images_takes_the_first(tmp_path):

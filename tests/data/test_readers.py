@@ -143,7 +143,7 @@ def test_given_pictures(tmp_path):
         folder = make_folder(tmp_path / name, {name: (FAULTS / name).read_bytes()})
         for reader, said in readers.read(folder, tmp_path / "o.zip").items():
             assert re.search(message, said) or (reader == "fid" and "expected at least 2" in said), (reader, said)
-    with pytest.raises(UserError, match="4 channels; expected 1 .* unlike rgba.png"):
+    with pytest.raises(UserError, match="rgba.png of .* has 4 channels; expected 1"):
         convert(tmp_path / "rgba.png", tmp_path / "p.zip", transform="center-crop-wide", resolution=(16, 8))
     assert "left out: 3 hidden" in readers.train(FAULTS / "macosx.zip")
 
@@ -252,7 +252,7 @@ def test_links_are_followed_without_going_in_circles(tmp_path):
     for reader, said in readers.read(folder, tmp_path / "o.zip").items():
         assert "7 images of 8x8 RGB; " in said, (reader, said)
         assert said.endswith("left out: 3 broken link or special file, 2 link to a folder above it"), (reader, said)
-    assert [label for _, label in _sources.open_source(folder).items] == [0, 1, 1, 1, 2, 2, 2]
+    assert [label for _, label in _sources.open_source(folder)[1]] == [0, 1, 1, 1, 2, 2, 2]
 
 
 TABLE = {"labels": [[name, i] for i, name in enumerate(GOOD)]}
