@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write, umask
+from edm_fast.errors import UserOSError
+from edm_fast.files import PathLike, atomic_write, check_output, link_target, same_file, umask, user_path
 
 Write = Callable[[str, bytes], None]
 
@@ -31,49 +31,45 @@ def encode_labels(labels: list[tuple[str, Any]], classes: dict[str, int]) -> byt
     return json.dumps({**table, "classes": classes} if classes and complete else table).encode()
 
 
-def check_dest(dest: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
-    """The destination as a path. A folder has to be empty or absent; a zip may exist and is then replaced.
-
-    Nothing may be written onto or into `source`.
-    """
-    if not os.fspath(dest):
-        raise UserError("the destination is empty text; expected a folder or a .zip file")
-    path = Path(dest)
-    if source is not None and Path(source).exists():
-        real = Path(source).resolve()
-        if real in (path.resolve(), *path.resolve().parents) or (path.exists() and os.path.samefile(path, source)):
-            raise UserOSError(f"destination {path} is the source {source} or lies in it; expected another place")
-    if path.suffix.lower() == ".zip":
-        if path.exists() and not (path.is_file() and zipfile.is_zipfile(path)):
-            raise UserOSError(f"destination {path} exists and is no zip file; expected a zip, or a new name")
-    elif path.is_dir():
-        if any(path.iterdir()):
-            raise UserOSError(f"destination folder {path} is not empty; expected an empty or absent folder")
-    elif path.exists():
+def check_dest(dest: PathLike, source: PathLike | None = None) -> bool:
+    """Whether a zip is going to be replaced. A folder has to be empty or absent, and `source` is left alone."""
+    path = link_target(dest)
+    if source is not None:
+        inside = Path(user_path(source)).resolve() in path.resolve().parents
+        if inside or same_file(source, dest):
+            raise UserOSError(f"destination {dest} is the source {source} or lies in it; expected another place")
+    if is_zip_name(dest):
+        return check_output(dest, "zip")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserOSError(f"destination folder {path} is not empty; expected an empty or absent folder")
+    if path.exists() and not path.is_dir():
         raise UserOSError(f"destination {path} is a file; expected a folder or a name that ends in .zip")
-    return path
+    return False
+
+
+def is_zip_name(dest: PathLike) -> bool:
+    return Path(dest).suffix.lower() == ".zip"
 
 
 @contextlib.contextmanager
-def output_at(dest: str | os.PathLike[str]) -> Iterator[Write]:
+def output_at(dest: PathLike) -> Iterator[Write]:
     """Yield write(name, data). What was written appears under `dest` only when the block ends without an error."""
-    path = check_dest(dest)
-    target = Path(os.path.realpath(path))  # a link keeps leading there
-    with _open_zip(target) if path.suffix.lower() == ".zip" else _open_folder(target) as write:
+    check_dest(dest)
+    target = link_target(dest)
+    with _open_zip(target) if is_zip_name(dest) else _open_folder(target) as write:
         yield write
 
 
 @contextlib.contextmanager
 def _open_zip(path: Path) -> Iterator[Write]:
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        # ZipInfo's fixed date of 1980 makes equal inputs give equal bytes
-        yield lambda name, data: archive.writestr(_zip_info(name), data)
+    with atomic_write(path, kind="zip") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
+        def write(name: str, data: bytes) -> None:
+            info = zipfile.ZipInfo(name)  # its fixed date of 1980 makes equal inputs give equal bytes
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
 
-def _zip_info(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = 0o644 << 16
-    return info
+        yield write
 
 
 @contextlib.contextmanager

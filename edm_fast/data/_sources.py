@@ -19,10 +19,10 @@ import numpy as np
 from edm_fast import pictures
 from edm_fast.data._cifar import read_cifar10
 from edm_fast.data._labels import read_labels
-from edm_fast.data._listing import open_listing
-from edm_fast.data._survey import Survey
+from edm_fast.data._listing import Survey, open_listing
 from edm_fast.data._transforms import to_rgb
 from edm_fast.errors import UserError, UserOSError, one_line
+from edm_fast.files import user_path
 
 Report = Callable[[str], None]
 Source = tuple[int, Iterator[tuple[np.ndarray, Any]], dict[str, int]]
@@ -118,7 +118,7 @@ def lsun_images(path: Path, max_images: int | None = None, report: Report = prin
 
 def open_source(source: str | os.PathLike[str], max_images: int | None = None, report: Report = print) -> Source:
     """The reader for `source`, chosen by its kind and name in the published order."""
-    path = Path(source)
+    path = Path(user_path(source))
     if max_images is not None and max_images < 1:
         raise UserError(f"max-images is {max_images}; expected at least 1")
     if path.is_dir():

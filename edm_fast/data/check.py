@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
-from edm_fast.data._labels import read_labels
-from edm_fast.data._listing import Listing, ZipSource, open_listing
-from edm_fast.data._survey import Survey, fault, shape_text
+from edm_fast.data._labels import Labels, read_labels
+from edm_fast.data._listing import Survey, ZipSource, fault, open_listing, shape_text
 from edm_fast.errors import UserError, count, some
+from edm_fast.files import PathLike
 from edm_fast.networks.sides import side_note
 
 
@@ -23,9 +22,8 @@ class Report:
 
 def _check_images(survey: Survey, report: Report) -> None:
     if survey.broken:
-        of = len(survey.listing.images)
-        why = f"{len(survey.broken)} of {of} images cannot be read, the first because: {survey.broken[0]}"
-        report.problems.append(why)
+        number = f"{len(survey.broken)} of {count(len(survey.listing.images), 'image')}"
+        report.problems.append(f"{number} cannot be read, the first because: {survey.broken[0]}")
     if not survey.shapes:
         return
     common = max(survey.shapes, key=lambda shape: len(survey.shapes[shape]))
@@ -39,13 +37,7 @@ def _check_images(survey: Survey, report: Report) -> None:
         report.notes.append(side_note(common[0]))
 
 
-def _check_labels(listing: Listing, report: Report) -> str:
-    """Text about the labels."""
-    try:
-        labels = read_labels(listing, listing.images)
-    except UserError as error:
-        report.problems.append(str(error))
-        return "labels: unusable"
+def _check_labels(labels: Labels, report: Report) -> None:
     numbers = {label for label in labels.values if isinstance(label, int)}
     unused = [str(number) for number in range(max(numbers, default=0)) if number not in numbers]
     if not labels.values:
@@ -54,10 +46,9 @@ def _check_labels(listing: Listing, report: Report) -> str:
         report.problems.append(labels.missing())
     elif unused:
         report.notes.append(f"classes without an image: {some(unused, 10)}")
-    return labels.text()
 
 
-def check(path: str | os.PathLike[str]) -> Report:
+def check(path: PathLike) -> Report:
     """Look at every file of the dataset at `path`. UserError if there is nothing to look at."""
     listing = open_listing(path, strict=False)
     report = Report(problems=listing.problems())
@@ -65,5 +56,11 @@ def check(path: str | os.PathLike[str]) -> Report:
         report.notes.append(f"{count(listing.packed, 'member')} compressed; stored ones are read faster")
     survey = Survey(listing, listing.images, pixels=True)
     _check_images(survey, report)
-    report.facts.append(survey.line(_check_labels(listing, report)))
+    try:
+        labels = read_labels(listing, listing.images)
+        _check_labels(labels, report)
+        report.facts.append(survey.line(labels.text()))
+    except UserError as error:
+        report.problems.append(str(error))
+        report.facts.append(survey.line("labels: unusable"))
     return report

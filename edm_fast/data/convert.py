@@ -13,27 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from edm_fast.data._listing import Shape, fault, shape_text
 from edm_fast.data._output import check_dest, encode_labels, member_name, output_at
 from edm_fast.data._sources import open_source
-from edm_fast.data._survey import Shape, fault, shape_text
 from edm_fast.data._transforms import transform_by_name
 from edm_fast.errors import UserError
 from edm_fast.networks.sides import side_note
 from edm_fast.pictures import encode_png
 
 Item = tuple[np.ndarray | None, Any]  # image (H, W) or (H, W, C) uint8, or None where skipped; label or None
-
-
-def check_shape(image: np.ndarray, first: Shape | None) -> Shape:
-    """The shape of an image, which has to be as the first; that one has to be fit for training."""
-    height, width = image.shape[:2]
-    shape = (width, height, image.shape[2] if image.ndim == 3 else 1)
-    why = fault(shape) if first is None else ""
-    if first is not None and shape != first:
-        why = f"an image of {shape_text(shape)} follows ones of {shape_text(first)}, not as the first"
-    if why:
-        raise UserError(f"{why}; see --resolution and --transform")
-    return shape
 
 
 def convert(
@@ -51,7 +39,7 @@ def convert(
     progress(items, count) may wrap the loop; report(line) is told what was found, and of entries left out.
     """
     apply = transform_by_name(transform, resolution)
-    replaces = check_dest(dest, source).is_file()
+    replaces = check_dest(dest, source)
     count, items, classes = open_source(source, max_images, report)
     changed = ((apply(image), label) for image, label in items)
     kept = write_dataset(dest, progress(changed, count), classes, report)
@@ -68,17 +56,19 @@ def write_dataset(
 ) -> int:
     """Write (image, label) items to a folder or .zip; the number of images written. A skipped item leaves a gap."""
     labels: list[tuple[str, Any]] = []
-    first = None
+    first: Shape | None = None
     with output_at(dest) as write:
         for index, (image, label) in enumerate(items):
             if image is None:
                 continue
-            name = member_name(index)
-            try:
-                shape = check_shape(image, first)
-            except UserError as error:
-                raise UserError(f"image {index}: {error}") from None
+            shape = (image.shape[1], image.shape[0], image.shape[2] if image.ndim == 3 else 1)
             first = first or shape
+            why = fault(shape)
+            if shape != first:
+                why = f"an image of {shape_text(shape)} follows ones of {shape_text(first)}"
+            if why:
+                raise UserError(f"image {index}: {why}; see --resolution and --transform")
+            name = member_name(index)
             write(name, encode_png(image, compress_level=0, optimize=False))
             labels.append((name, label))
         if first is None:

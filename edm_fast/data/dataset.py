@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from edm_fast.data._labels import Labels, read_labels
-from edm_fast.data._listing import open_listing
-from edm_fast.data._survey import Survey, fault
+from edm_fast.data._listing import Survey, fault, open_listing
 from edm_fast.errors import UserError, UserOSError
 
 
@@ -42,9 +41,9 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         cache: bool = False,
         use_pyspng: bool = True,
     ) -> None:
-        self.path = os.fspath(path)
+        self._source = open_listing(path)
+        self.path = self._source.path
         self.name = os.path.splitext(os.path.basename(os.path.normpath(self.path)))[0]
-        self._source = open_listing(self.path)
         self.image_names = self._source.images
         self._wants_labels = use_labels
         self._all_labels: np.ndarray | None = None

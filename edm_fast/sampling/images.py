@@ -30,7 +30,7 @@ def image_name(seed: int, subdirs: bool = False) -> str:
 def save_png(path: str | os.PathLike[str], image: np.ndarray, made_with: str = "") -> None:
     """Write an image (H, W, 1) as mode L or (H, W, 3) as RGB, whole or not at all; `made_with` becomes a text chunk."""
     data = pictures.encode_png(image, made_with)
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="png") as file:
         file.write(data)
 
 

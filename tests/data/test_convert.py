@@ -125,7 +125,7 @@ def test_bad_destinations(tmp_path):
     (tmp_path / "folder.zip").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    for dest, message in [("file", "is a file"), ("folder.zip", "is no zip file"), ("full", "not empty")]:
+    for dest, message in [("file", "is a file"), ("folder.zip", "is a folder"), ("full", "not empty")]:
         with pytest.raises(UserError, match=message):
             write_dataset(tmp_path / dest, [(picture(), None)])
     with pytest.raises(UserError, match="empty text"):
