@@ -42,16 +42,14 @@ class Labels:
         """For people: "labels: dataset.json, 10 classes, 3 without"."""
         if not self.values:
             return f"labels: none ({self.origin})"
-        parts = [f"labels: {self.origin}"]
         numbers = [label for label in self.values if isinstance(label, int)]
         vectors = [label for label in self.values if isinstance(label, list)]
-        if numbers:
-            named = [f"{name or 'files at the top'} = {number}" for name, number in self.classes.items()]
-            parts.append(count(max(numbers) + 1, "class") + (f" ({some(named, 10)})" if named else ""))
-        elif vectors:
-            parts.append(f"vectors of {count(len(vectors[0]), 'number')}")
-        parts += [f"{self.values.count(None)} without"] * (None in self.values)
-        return ", ".join(parts + [f"{self.absent} for images that are not there"] * (self.absent > 0))
+        named = [f"{name or 'files at the top'} = {number}" for name, number in self.classes.items()]
+        parts = [f"labels: {self.origin}"]
+        parts += [count(max(numbers) + 1, "class") + f" ({some(named, 10)})" * bool(named)] if numbers else []
+        parts += [_kind(vectors[0])] if vectors else []
+        parts += [f"{self.values.count(None)} without"] if None in self.values else []
+        return ", ".join(parts + [f"{self.absent} for images that are not there"] * bool(self.absent))
 
 
 def _kind(label: Any) -> str:
@@ -81,9 +79,8 @@ def parse(text: bytes, where: str) -> tuple[dict[str, Label] | None, dict[str, i
             return None, {}
         pairs = [(plain_name(name), label) for name, label in (pairs.items() if isinstance(pairs, dict) else pairs)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserOSError(
-            f'{where} is damaged ({one_line(error)}); expected {{"labels": [[name, label], ...]}} or null labels'
-        ) from None
+        why = f'{where} is damaged ({one_line(error)}); expected {{"labels": [[name, label], ...]}} or null labels'
+        raise UserOSError(why) from None
     whole = {name: int(x) if isinstance(x, float) and x.is_integer() else x for name, x in pairs}
     values = {name: label for name, label in whole.items() if label is not None}
     kinds = {_kind(label) for label in values.values()}
@@ -114,20 +111,16 @@ def read_labels(listing: Listing, names: Sequence[str], folders: bool = False) -
             absent = len(labels.keys() - set(map(plain_name, listing.images)))
             return Labels(LABEL_FILE, names, [labels.get(plain_name(name)) for name in names], classes, absent)
     reason = f"{listing.tables[0]} does not lie at the top" if listing.tables else f"no {LABEL_FILE}"
-    tops = sorted({_top(name) for name in listing.images})
-    if len(tops) < 2 or not folders:
+    tops = {name: name.rpartition("/")[0].split("/")[0] for name in listing.images}
+    classes = {top: number for number, top in enumerate(sorted(set(tops.values())))}
+    if len(classes) < 2 or not folders:
         return Labels(reason)
     if isinstance(listing, ZipSource):
         return Labels(f"{reason}; folders inside a zip are no classes, unpack it for that")
-    splits = [top for top in tops if top.lower() in SPLITS]
-    if len(splits) > 1 or (splits and set(tops) - {""} == set(splits)):
+    splits = [top for top in classes if top.lower() in SPLITS]
+    if len(splits) > 1 or (splits and classes.keys() - {""} == set(splits)):
         raise UserOSError(
-            f"the folders {some(splits)} of {listing.path} are parts of a data set, not classes; "
-            f"expected one of them, as in --source={listing.path.rstrip('/')}/{splits[0]}"
+            f"{some(splits)} in {listing.path} are parts of a data set, not classes; expected one of them, "
+            f"as in --source={listing.path.rstrip('/')}/{splits[0]}, or a {LABEL_FILE}"
         )
-    classes = {top: number for number, top in enumerate(tops)}
-    return Labels("folders", names, [classes[_top(name)] for name in names], classes)
-
-
-def _top(name: str) -> str:
-    return name.split("/")[0] if "/" in name else ""
+    return Labels("folders", names, [classes[tops[name]] for name in names], classes)

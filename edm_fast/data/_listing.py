@@ -74,9 +74,9 @@ class Listing:
     def problems(self) -> list[str]:
         """Why these files are no set of images."""
         found = []
-        twice = [name for name, number in Counter(map(plain_name, self.images + self.tables)).items() if number > 1]
-        if twice:
-            found.append(f"names that occur more than once: {some(twice)}")
+        names = Counter(map(plain_name, self.images + self.tables))
+        if len(names) < names.total():
+            found.append(f"names that occur more than once: {some(name for name in names if names[name] > 1)}")
         if not self.images:
             left_out = f" ({self.left_out_text()})" if self.left_out else ""
             found.append(f"no image files in {self.path}{left_out}; expected PNG, JPEG or another format of pictures")
@@ -112,10 +112,7 @@ class Listing:
 class FolderSource(Listing):
     """Files below a folder, named by their path relative to it with forward slashes. Links are followed."""
 
-    def _files(self) -> Iterator[tuple[str, str]]:
-        return self._below("", ())
-
-    def _below(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str]]:
+    def _files(self, folder: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, str]]:
         top = os.path.join(self.path, folder)
         status = os.stat(top)
         here = (status.st_dev, status.st_ino)
@@ -126,7 +123,7 @@ class FolderSource(Listing):
             for entry in entries:
                 linked = entry.is_symlink()  # os.path answers for links that lead nowhere or in a circle
                 if os.path.isdir(entry) if linked else entry.is_dir():
-                    yield from self._below(f"{folder}{entry.name}/", (*above, here))
+                    yield from self._files(f"{folder}{entry.name}/", (*above, here))
                 else:
                     good = os.path.isfile(entry) if linked else entry.is_file()
                     yield folder + entry.name, "" if good else "broken link or special file"
@@ -142,8 +139,7 @@ class ZipSource(Listing):
         self._handle: zipfile.ZipFile | None = None
         self._pid = -1
         super().__init__(path)
-        members = self._zip().infolist()
-        self.packed = sum(not info.is_dir() and info.compress_type != zipfile.ZIP_STORED for info in members)
+        self.packed = sum(info.compress_type != 0 and not info.is_dir() for info in self._zip().infolist())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_pid": -1}
@@ -199,28 +195,19 @@ def fault(shape: Shape, halvings: int = 2) -> str:
 
 
 class Survey:
-    """Names of images by shape, and how many of them hold more frames than the first.
+    """Names of images by shape, and how many of them hold more frames than the first, told by their headers."""
 
-    Headers are looked at, and pixels too if asked for; what cannot be read is an error, or else goes into `broken`.
-    """
-
-    def __init__(self, listing: Listing, names: Iterable[str], pixels: bool = False) -> None:
+    def __init__(self, listing: Listing, names: Iterable[str] = ()) -> None:
         self.listing = listing
         self.shapes: dict[Shape, list[str]] = {}
         self.animated = 0
-        self.broken: list[str] = []
         for name in names:
-            try:
-                header = listing.header(name)
-                if pixels:
-                    listing.picture(name)
-            except UserError as error:
-                if not pixels:
-                    raise
-                self.broken.append(str(error))
-                continue
-            self.shapes.setdefault(header.shape, []).append(name)
-            self.animated += header.animated
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        header = self.listing.header(name)
+        self.shapes.setdefault(header.shape, []).append(name)
+        self.animated += header.animated
 
     def line(self, labels: str) -> str:
         """As "500 images of 32x32 RGB; labels: dataset.json, 10 classes, 3 without; left out: 4 hidden, 1 PDF"."""

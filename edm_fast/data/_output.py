@@ -38,7 +38,7 @@ def check_dest(dest: PathLike, source: PathLike | None = None) -> bool:
         inside = Path(user_path(source)).resolve() in path.resolve().parents
         if inside or same_file(source, dest):
             raise UserOSError(f"destination {dest} is the source {source} or lies in it; expected another place")
-    if is_zip_name(dest):
+    if Path(dest).suffix.lower() == ".zip":
         return check_output(dest, "zip")
     if path.is_dir() and any(path.iterdir()):
         raise UserOSError(f"destination folder {path} is not empty; expected an empty or absent folder")
@@ -47,16 +47,12 @@ def check_dest(dest: PathLike, source: PathLike | None = None) -> bool:
     return False
 
 
-def is_zip_name(dest: PathLike) -> bool:
-    return Path(dest).suffix.lower() == ".zip"
-
-
 @contextlib.contextmanager
 def output_at(dest: PathLike) -> Iterator[Write]:
     """Yield write(name, data). What was written appears under `dest` only when the block ends without an error."""
     check_dest(dest)
     target = link_target(dest)
-    with _open_zip(target) if is_zip_name(dest) else _open_folder(target) as write:
+    with _open_zip(target) if Path(dest).suffix.lower() == ".zip" else _open_folder(target) as write:
         yield write
 
 

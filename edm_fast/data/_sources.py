@@ -42,9 +42,8 @@ def image_files(path: Path, max_images: int | None = None, report: Report = prin
     for (_, _, channels), alike in survey.shapes.items():
         if channels not in (1, 3):
             raise UserError(f"{alike[0]} of {path} has {channels} channels; expected 1 (gray) or 3 (RGB)")
-    values = labels.values or [None] * len(names)
-    items = ((listing.picture(name), label) for name, label in zip(names, values, strict=True))
-    return len(names), items, labels.classes
+    pairs = zip(names, labels.values or [None] * len(names), strict=True)
+    return len(names), ((listing.picture(name), label) for name, label in pairs), labels.classes
 
 
 def arrays(images: np.ndarray, labels: np.ndarray, max_images: int | None) -> Source:

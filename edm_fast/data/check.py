@@ -21,9 +21,16 @@ class Report:
 
 
 def _check_images(survey: Survey, report: Report) -> None:
-    if survey.broken:
-        number = f"{len(survey.broken)} of {count(len(survey.listing.images), 'image')}"
-        report.problems.append(f"{number} cannot be read, the first because: {survey.broken[0]}")
+    broken = []
+    for name in survey.listing.images:
+        try:
+            survey.listing.picture(name)
+            survey.add(name)
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        number = f"{len(broken)} of {count(len(survey.listing.images), 'image')}"
+        report.problems.append(f"{number} cannot be read, the first because: {broken[0]}")
     if not survey.shapes:
         return
     common = max(survey.shapes, key=lambda shape: len(survey.shapes[shape]))
@@ -54,7 +61,7 @@ def check(path: PathLike) -> Report:
     report = Report(problems=listing.problems())
     if isinstance(listing, ZipSource) and listing.packed:
         report.notes.append(f"{count(listing.packed, 'member')} compressed; stored ones are read faster")
-    survey = Survey(listing, listing.images, pixels=True)
+    survey = Survey(listing)
     _check_images(survey, report)
     try:
         labels = read_labels(listing, listing.images)

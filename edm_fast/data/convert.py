@@ -1,8 +1,7 @@
 """Datasets in the published layout, from other layouts.
 
 Output: image number i at `{i:08d}[:5]/img{i:08d}.png` (PNG, compression level 0, mode L or RGB), then `dataset.json`
-with [name, label] pairs or null, and the names of the classes where they are known; a folder, or a zip whose members
-are stored.
+with [name, label] pairs or null, and the classes by name where they are known; a folder, or a zip of stored members.
 """
 
 from __future__ import annotations

@@ -92,12 +92,10 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         With `halvings`, also if a network that halves the side so often cannot be trained on them.
         """
         survey = Survey(self._source, [self.image_names[i] for i in np.unique(self._file_of_item)])
-        for shape, names in survey.shapes.items():
-            self._check_shape(names[0], list(shape[::-1]))
-        channels, height, width = self.image_shape
-        why = fault((width, height, channels), halvings) if halvings is not None else ""
-        if why:
-            raise UserError(f"{self.path}: {why}")
+        for (width, height, channels), names in survey.shapes.items():
+            self._check_shape(names[0], [channels, height, width])
+            if halvings is not None and fault((width, height, channels), halvings):
+                raise UserError(f"{self.path}: {fault((width, height, channels), halvings)}")
         return survey.line(self._labels().text() if self._wants_labels else "labels: not used")
 
     def _labels(self) -> Labels:

@@ -429,7 +429,7 @@ def test_class_folders(tmp_path, tops, classes):
     folder = make_folder(tmp_path / "f", {name: data for top in tops for name, data in below(top).items()})
     said = []
     if isinstance(classes, str):
-        with pytest.raises(UserError, match=f"{classes} of .* parts of a data set.*--source=") as caught:
+        with pytest.raises(UserError, match=f"{classes} in .* parts of a data set.*--source=") as caught:
             convert(folder, tmp_path / "o.zip", report=said.append)
         assert "\n" not in str(caught.value)
         return
