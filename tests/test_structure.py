@@ -16,7 +16,7 @@ LAYERS = [  # an import points to a later line; names on one line do not know ea
     {"networks"},
     {"ops", "diffusion"},
     {"backend", "native"},
-    {"files", "distributed"},
+    {"files", "distributed", "pictures"},
     {"errors", "cases"},
     {"kernels", "_C"},
 ]

@@ -11,7 +11,6 @@ import click
 import tqdm
 
 from edm_fast.cli import _options as opt
-from edm_fast.cli._outputs import expect_output
 from edm_fast.data import check as checking
 from edm_fast.data import convert as conversion
 
@@ -30,7 +29,7 @@ def parse_resolution(ctx: click.Context, param: click.Parameter, text: str | Non
     """WxH or W,H -> (width, height)."""
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]+)[x,]([0-9]+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})[x,]([0-9]{1,9})", text)
     if match is None:
         raise click.BadParameter(f"{text!r}; expected WxH, for example 64x64", ctx, param)
     return int(match[1]), int(match[2])
@@ -72,16 +71,15 @@ def convert(source: str, dest: str, **options: Any) -> None:
 
     \b
     Sources:
-      FOLDER                      all images below it; labels from dataset.json or the top-level folders
+      FOLDER                      all images below it; labels from dataset.json or, without one, the top-level folders
       FILE.zip                    all images in it; labels from dataset.json
       cifar-10-python.tar.gz      CIFAR-10, python version
       train-images-idx3-ubyte.gz  MNIST, with train-labels-idx1-ubyte.gz beside it
       NAME_lmdb                   LSUN
 
-    The result is written under a temporary name first, and appears when it is complete.
+    Hidden files and what is no image are left out and counted. The result is written under a temporary name first,
+    and appears when it is complete.
     """
-    if dest.lower().endswith(".zip"):
-        expect_output(dest, "zip", source)
     kept = conversion.convert(source, dest, progress=show_progress, report=report, **options)
     click.echo(f"{kept} image{'' if kept == 1 else 's'} in {dest}")
 
@@ -91,7 +89,7 @@ def show_progress(items: Iterable[conversion.Item], count: int) -> Iterable[conv
 
 
 def report(line: str) -> None:
-    tqdm.tqdm.write(line, file=sys.stderr)
+    tqdm.tqdm.write(line)
 
 
 @command.command()

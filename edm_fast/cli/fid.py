@@ -89,7 +89,7 @@ def calc(
     where = resolve_device(device)
     distributed.init(where)
     mu_ref, sigma_ref = read_fetched(ref_path, fetch_once(ref_path), fid.load_statistics)
-    dataset = fid.open_images(image_path, num_expected, seed)
+    dataset = fid.open_images(image_path, num_expected, seed, distributed.print0)
     asked, detector = detector, find_detector(detector)
     features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
     height, width = dataset.image_shape[1:]
@@ -98,7 +98,7 @@ def calc(
         raise UserError(
             f"{ref_path} describes {mu_ref.size} features and the detector gives {dim}; expected equal counts"
         )
-    print_protocol(dataset, image_path, detector, batch, where, {"seed": seed, "reference": ref_path})
+    print_protocol(detector, batch, where, {"seed": seed, "reference": ref_path})
     if num_expected <= dim:
         distributed.print0(f"note: {num_expected} images for {dim} features: the distance is ill-conditioned")
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
@@ -122,10 +122,10 @@ def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, dev
     distributed.init(where)
     if distributed.rank() == 0:
         expect_output(dest_path, "npz", dataset_path)
-    dataset = fid.open_images(dataset_path)
+    dataset = fid.open_images(dataset_path, report=distributed.print0)
     asked, detector = detector, find_detector(detector)
     features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
-    print_protocol(dataset, dataset_path, detector, batch, where, {"statistics": dest_path})
+    print_protocol(detector, batch, where, {"statistics": dest_path})
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
     if distributed.rank() == 0:
         fid.save_statistics(dest_path, mu, sigma)
@@ -151,12 +151,7 @@ def read_fetched(asked: str | None, local: str, read: Callable[[str], T]) -> T:
         raise UserError(f"{error}{files.kept_as(asked or '', local)}") from None
 
 
-def print_protocol(
-    dataset: fid.ImageFolderDataset, path: str, detector: str, batch: int, device: torch.device, more: dict[str, object]
-) -> None:
-    channels, height, width = dataset.image_shape
-    repeated = ", gray repeated to RGB" if channels == 1 else ""
-    lines = {"images": f"{len(dataset)} of {path}, {width}x{height}{repeated}", **more, "detector": detector}
-    for key, value in lines.items():
+def print_protocol(detector: str, batch: int, device: torch.device, more: dict[str, object]) -> None:
+    for key, value in {**more, "detector": detector}.items():
         distributed.print0(f"{key}: {value}")
     distributed.print0(f"batch: {batch} x {distributed.world_size()} on {device.type}")

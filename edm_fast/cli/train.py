@@ -50,6 +50,7 @@ def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[d
         "cache": cache,
     }
     dataset = ImageFolderDataset(**{key: value for key, value in kwargs.items() if key != "class_name"})
+    distributed.print0(dataset.survey(halvings=2))
     if cond and not dataset.has_labels:
         raise UserError(f"--cond=1 needs labels; {data} has none (expected a dataset.json with labels)")
     return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset.name

@@ -82,14 +82,25 @@ def _collate(items: list[np.ndarray | str]) -> torch.Tensor | str:
     return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]
 
 
-def open_images(path: str | os.PathLike[str], num: int | None = None, seed: int = 0) -> ImageFolderDataset:
-    """The images of a folder or zip, by name; `num` of them at random (sorted) if given. Fewer are an error."""
+def open_images(
+    path: str | os.PathLike[str],
+    num: int | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> ImageFolderDataset:
+    """The images of a folder or zip, by name; `num` of them at random (sorted) if given. Fewer are an error.
+
+    The header of each is looked at, so that an image of another size or kind stops a run before it begins;
+    report(line) is told what was found.
+    """
     dataset = ImageFolderDataset(path=str(path), max_size=num, random_seed=seed)
     wanted = 2 if num is None else num
     if len(dataset) < wanted:
         raise UserError(f"{path} holds {len(dataset)} images; expected at least {wanted}")
     if dataset.num_channels not in (1, 3):
         raise UserError(f"images of {path} have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
+    line = dataset.survey()
+    report(f"images: {path}: {line}" + ("; gray is repeated to RGB" if dataset.num_channels == 1 else ""))
     return dataset
 
 
