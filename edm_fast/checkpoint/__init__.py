@@ -19,7 +19,7 @@ from edm_fast.checkpoint.export import save_pkl
 from edm_fast.checkpoint.native import NativeFile, save_native
 from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict
 from edm_fast.errors import UserError
-from edm_fast.files import fetch, is_url
+from edm_fast.files import fetch, is_url, kept_as, user_path
 
 __all__ = [
     "CheckpointError",
@@ -89,7 +89,7 @@ def save(net: torch.nn.Module, path: PathLike) -> None:
     if form == "pkl":
         save_pkl(net, path)
     else:
-        save_native(plain_copy(net), Path(path), folder=form == "folder")
+        save_native(plain_copy(net), Path(user_path(path)), folder=form == "folder")
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
@@ -146,12 +146,11 @@ def _open(path: Path) -> PublishedFile | NativeFile:
 
 
 def _locate(path_or_url: PathLike, sha256: str | None) -> tuple[Path, str]:
-    name = os.fspath(path_or_url)
-    if not name or "\0" in name:
-        raise CheckpointError(f"{quote(name)} is not a path")
+    try:
+        name = user_path(path_or_url, url=True)
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
     if not is_url(name) and not Path(name).exists():
         raise CheckpointError(f"{name}: no such file or folder")
     path = fetch(name, sha256=sha256)
-    if is_url(name):
-        name = f"{name} (kept as {path}; delete it to download again)"
-    return path, name if name.isprintable() else ascii(name)
+    return path, (name if name.isprintable() else ascii(name)) + kept_as(name, path)

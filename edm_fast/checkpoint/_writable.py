@@ -15,6 +15,7 @@ from edm_fast.checkpoint._notes import other_attributes
 from edm_fast.checkpoint._rebuild import WRAPPERS, StoredNetwork, clean_name, rebuild
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.errors import UserOSError
+from edm_fast.files import user_path
 
 FORMS = "expected NAME.safetensors, NAME.pkl (the published structure), or a folder without such an ending"
 FILE_ENDING = re.compile(r"\.([a-z]+|h5|hdf5|pt2|7z)", re.IGNORECASE)  # model-v1.5 and run.2024 are folders
@@ -22,9 +23,7 @@ FILE_ENDING = re.compile(r"\.([a-z]+|h5|hdf5|pt2|7z)", re.IGNORECASE)  # model-v
 
 def destination(path: str | os.PathLike[str]) -> str:
     """The form to write by its name: "safetensors", "pkl" or "folder". UserError for other endings of files."""
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise UserOSError(f"{quote(text)} is not a path; {FORMS}")
+    text = user_path(path)
     suffix = Path(text).suffix
     form = suffix[1:].lower()
     if form in ("safetensors", "pkl"):

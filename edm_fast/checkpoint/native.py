@@ -40,7 +40,7 @@ def save_native(net: torch.nn.Module, path: Path, folder: bool) -> None:
     config = make_config(net)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(config)}
     if not folder:
-        with atomic_write(path) as file:
+        with atomic_write(path, kind="safetensors") as file:
             write_safetensors(file, net.state_dict(), metadata)
         return
     with whole_folder(path) as inside:

@@ -11,15 +11,16 @@ import click
 
 from edm_fast import checkpoint
 from edm_fast.checkpoint.native import WEIGHTS_NAME
+from edm_fast.cli import _options as opt
 from edm_fast.errors import UserError
-from edm_fast.files import is_url
+from edm_fast.files import same_file
 
 MAX_LINE = 1000
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("dest", metavar="[DST]", required=False)
+@click.argument("source", metavar="SRC", type=opt.INPUT_PATH_OR_URL)
+@click.argument("dest", metavar="[DST]", type=opt.OUTPUT_PATH, required=False)
 @click.option("--inspect", "inspect_only", help="Print the structure of SRC and write nothing", is_flag=True)
 @click.option("--key", help="Which network of SRC  [default: ema, or the only one]", metavar="NAME")
 @click.option("--preset", help="Published model whose weights SRC holds, if it is a state_dict", metavar="NAME")
@@ -46,7 +47,7 @@ def command(
     edm-fast convert --inspect network-snapshot-200000.pkl
     edm-fast convert --preset=edm-cifar10-32x32-cond-vp state_dict.pt my-model.safetensors
     """
-    if (dest is None) != inspect_only or dest == "":
+    if (dest is None) != inspect_only:
         raise click.UsageError("expected SRC and DST, or --inspect and SRC")
     if dest is None and preset is not None:
         raise click.UsageError("--preset says how to read SRC; expected DST, too")
@@ -75,16 +76,15 @@ def default_key(networks: Mapping[str, Any]) -> str:
 
 
 def refuse_overwrite(source: str, dest: str, overwrite: bool) -> None:
-    if not is_url(source) and _files(source) & _files(dest):
+    if any(same_file(a, b) for a in _files(source) for b in _files(dest)):
         raise UserError(f"{dest}: source and destination are the same")
     if os.path.exists(dest) and not overwrite:
         raise UserError(f"{dest} exists already; expected a new name, or --overwrite")
 
 
-def _files(path: str) -> set[tuple[int, int]]:
-    """Device and inode of a checkpoint: of the folder as well as of the weights in it."""
-    found = (os.stat(name) for name in (path, os.path.join(path, WEIGHTS_NAME)) if os.path.exists(name))
-    return {(status.st_dev, status.st_ino) for status in found}
+def _files(path: str) -> tuple[str, str]:
+    """A checkpoint's name, and that of the weights in it if it is a folder."""
+    return path, os.path.join(path, WEIGHTS_NAME)
 
 
 def describe(name: str, content: dict[str, Any], tensors: bool) -> list[str]:

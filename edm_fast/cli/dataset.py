@@ -10,6 +10,7 @@ from typing import Any
 import click
 import tqdm
 
+from edm_fast.cli import _options as opt
 from edm_fast.data import check as checking
 from edm_fast.data import convert as conversion
 
@@ -34,12 +35,6 @@ def parse_resolution(ctx: click.Context, param: click.Parameter, text: str | Non
     return int(match[1]), int(match[2])
 
 
-def not_empty(ctx: click.Context, param: click.Parameter, text: str) -> str:
-    if not text:
-        raise click.BadParameter("empty text; expected a folder or a .zip file", ctx, param)
-    return text
-
-
 @click.group(cls=DefaultGroup)
 def command() -> None:
     """Convert images to a dataset, or check one.
@@ -52,9 +47,13 @@ def command() -> None:
 
 @command.command()
 @click.option(
-    "--source", help="Folder, zip, CIFAR-10 or MNIST archive, or LSUN *_lmdb folder", metavar="PATH", required=True
+    "--source",
+    help="Folder, zip, CIFAR-10 or MNIST archive, or LSUN *_lmdb folder",
+    metavar="PATH",
+    type=opt.INPUT_PATH,
+    required=True,
 )
-@click.option("--dest", help="Folder (empty or absent) or .zip", metavar="PATH", required=True, callback=not_empty)
+@click.option("--dest", help="Folder (empty or absent) or .zip", metavar="PATH", type=opt.OUTPUT_PATH, required=True)
 @click.option("--max-images", help="Take only the first images", metavar="INT", type=int)
 @click.option("--transform", help="Crop every image", type=click.Choice(["center-crop", "center-crop-wide"]))
 @click.option("--resolution", help="Width and height of the result", metavar="WxH", callback=parse_resolution)
@@ -84,7 +83,7 @@ def report(line: str) -> None:
 
 
 @command.command()
-@click.argument("path", metavar="FILE")
+@click.argument("path", metavar="FILE", type=opt.INPUT_PATH)
 def check(path: str) -> None:
     """Explain what is wrong with the dataset in a folder or zip. Exit code 0 if nothing is, else 2."""
     result = checking.check(path)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import click
 import torch
 import tqdm
 
 from edm_fast import distributed, files
+from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
+from edm_fast.cli._outputs import expect_output
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.evaluation import fid
 
+T = TypeVar("T")
 DETECTOR_HELP = f"""no detector; expected --detector FILE: the TorchScript archive of the 2015 Inception-v3 network, \
 published as {fid.DETECTOR_FILE} with the metrics of the StyleGAN family"""
 
@@ -34,7 +37,10 @@ def progress(batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
 
 
 detector_option = click.option(
-    "--detector", help="TorchScript file of the Inception detector (a program: use a trusted one)", metavar="PATH|URL"
+    "--detector",
+    help="TorchScript file of the Inception detector (a program: use a trusted one)",
+    metavar="PATH|URL",
+    type=opt.INPUT_PATH_OR_URL,
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 batch_option = click.option(
@@ -63,8 +69,12 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--images", "image_path", help="Folder or zip of images", metavar="PATH|ZIP", required=True)
-@click.option("--ref", "ref_path", help="Reference statistics", metavar="NPZ|URL", required=True)
+@click.option(
+    "--images", "image_path", help="Folder or zip of images", metavar="PATH|ZIP", type=opt.INPUT_PATH, required=True
+)
+@click.option(
+    "--ref", "ref_path", help="Reference statistics", metavar="NPZ|URL", type=opt.INPUT_PATH_OR_URL, required=True
+)
 @click.option(
     "--num", "num_expected", help="How many images", type=click.IntRange(min=2), default=50000, show_default=True
 )
@@ -78,10 +88,10 @@ def calc(
     """Print the FID of images; the number is alone on the last line."""
     where = resolve_device(device)
     distributed.init(where)
-    mu_ref, sigma_ref = fid.load_statistics(fetch_once(ref_path))
+    mu_ref, sigma_ref = read_fetched(ref_path, fetch_once(ref_path), fid.load_statistics)
     dataset = fid.open_images(image_path, num_expected, seed)
-    detector = find_detector(detector)
-    features = fid.load_detector(detector, where)
+    asked, detector = detector, find_detector(detector)
+    features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
     height, width = dataset.image_shape[1:]
     dim = fid.feature_dim(features, height, width, where)
     if dim != mu_ref.size:
@@ -99,8 +109,10 @@ def calc(
 
 
 @command.command()
-@click.option("--data", "dataset_path", help="Folder or zip of images", metavar="PATH|ZIP", required=True)
-@click.option("--dest", "dest_path", help="Statistics to write", metavar="NPZ", required=True)
+@click.option(
+    "--data", "dataset_path", help="Folder or zip of images", metavar="PATH|ZIP", type=opt.INPUT_PATH, required=True
+)
+@click.option("--dest", "dest_path", help="Statistics to write", metavar="NPZ", type=opt.OUTPUT_PATH, required=True)
 @batch_option
 @detector_option
 @device_option
@@ -108,11 +120,11 @@ def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, dev
     """Compute reference statistics of all images of a dataset."""
     where = resolve_device(device)
     distributed.init(where)
-    if Path(dest_path).is_dir():
-        raise UserOSError(f"{dest_path} is a folder; expected the name of an .npz file")
+    if distributed.rank() == 0:
+        expect_output(dest_path, "npz", dataset_path)
     dataset = fid.open_images(dataset_path)
-    detector = find_detector(detector)
-    features = fid.load_detector(detector, where)
+    asked, detector = detector, find_detector(detector)
+    features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
     print_protocol(dataset, dataset_path, detector, batch, where, {"statistics": dest_path})
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
     if distributed.rank() == 0:
@@ -129,6 +141,14 @@ def fetch_once(path: str) -> str:
     if distributed.rank() == 0:
         distributed.barrier()
     return local
+
+
+def read_fetched(asked: str | None, local: str, read: Callable[[str], T]) -> T:
+    """read(local); an error about a download says where it is kept."""
+    try:
+        return read(local)
+    except UserError as error:
+        raise UserError(f"{error}{files.kept_as(asked or '', local)}") from None
 
 
 def print_protocol(

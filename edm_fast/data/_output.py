@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write, umask
+from edm_fast.errors import UserOSError
+from edm_fast.files import atomic_write, link_target, umask
 
 Write = Callable[[str, bytes], None]
 
@@ -44,9 +44,7 @@ def encode_labels(labels: list[tuple[str, Any]]) -> bytes:
 
 def check_dest(dest: str | os.PathLike[str]) -> Path:
     """The destination as a path. A folder has to be empty or absent; a zip may exist and is then replaced."""
-    if not os.fspath(dest):
-        raise UserError("the destination is empty text; expected a folder or a .zip file")
-    path = Path(dest)
+    path = link_target(dest)
     if path.suffix.lower() == ".zip":
         if path.is_dir():
             raise UserOSError(f"destination {path} is a folder; expected the name of a zip file")
@@ -68,7 +66,7 @@ def output_at(dest: str | os.PathLike[str]) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _open_zip(path: Path) -> Iterator[Write]:
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path, kind="zip") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         # ZipInfo's fixed date of 1980 makes equal inputs give equal bytes
         yield lambda name, data: archive.writestr(_zip_info(name), data)
 

@@ -15,6 +15,7 @@ import torch
 
 from edm_fast.data._sources import DAMAGED
 from edm_fast.errors import UserError, UserOSError
+from edm_fast.files import user_path
 
 LABEL_FILE = "dataset.json"
 MAX_CLASS = 999_999  # a label becomes a one-hot vector of this length; networks take no more classes either
@@ -157,7 +158,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         cache: bool = False,
         use_pyspng: bool = True,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = user_path(path)
         self.name = os.path.splitext(os.path.basename(os.path.normpath(self.path)))[0]
         self._source = open_source(self.path)
         PIL.Image.init()

@@ -156,7 +156,7 @@ def frechet_distance(mu: np.ndarray, sigma: np.ndarray, mu_ref: np.ndarray, sigm
 
 def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndarray) -> None:
     """Write `mu` and `sigma` to an uncompressed .npz, whole or not at all; missing folders are made."""
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="npz") as file:
         np.savez(file, mu=np.asarray(mu, np.float64), sigma=np.asarray(sigma, np.float64))
 
 

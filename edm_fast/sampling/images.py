@@ -39,7 +39,7 @@ def save_png(path: str | os.PathLike[str], image: np.ndarray, made_with: str = "
         info.add_text(KEY, made_with)
     buffer = io.BytesIO()
     PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, format="png", pnginfo=info)
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="png") as file:
         file.write(buffer.getvalue())
 
 
