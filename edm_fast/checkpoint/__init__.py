@@ -12,7 +12,7 @@ import torch
 
 from edm_fast.checkpoint._notes import CheckpointWarning, other_attributes
 from edm_fast.checkpoint._rebuild import rebuild
-from edm_fast.checkpoint._records import CheckpointError, damaged, quote
+from edm_fast.checkpoint._records import CheckpointError, damaged
 from edm_fast.checkpoint._source import map_file, recognise
 from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
@@ -57,7 +57,8 @@ def load(
             raise CheckpointError('a training state: it holds the trained weights, not their average; pass key="net"')
         stored = file.network(key)
         net = rebuild(stored, preset)
-        notes = [*stored.notes, *other_attributes(net, stored.attributes)[:1]]
+        others = other_attributes(net, stored.attributes)[:1]
+        notes = [*stored.notes, *(f"{text}, which is used" for text in others)]
     for note in notes:
         warnings.warn(f"{name}: {note}", CheckpointWarning, stacklevel=2)
     if device is None:

@@ -84,6 +84,7 @@ def canonical(module: str, name: str) -> tuple[str, str]:
     for known in ("torch_utils.persistence", "dnnlib.util"):
         if module.endswith("." + known):
             return known, name
-    if module.startswith("edm_fast.networks."):
-        return "edm_fast.networks", name
+    for own in ("edm_fast.networks", "edm_fast.plan"):
+        if module.startswith(own + "."):
+            return own, name
     return module, name

@@ -251,6 +251,13 @@ def _encode(rules: SnapshotRules, args: tuple[Any, ...]) -> memoryview:
     return memoryview(args[0].encode("latin1"))
 
 
+def _accelerated(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
+    """An accelerated network is stored as the network it was made of, and how."""
+    if not args:
+        raise CheckpointError("an accelerated network without arguments")
+    return args[0]
+
+
 CALLS: dict[tuple[str, str], Callable[[SnapshotRules, tuple[Any, ...]], Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -264,6 +271,7 @@ CALLS: dict[tuple[str, str], Callable[[SnapshotRules, tuple[Any, ...]], Any]] = 
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
     ("_codecs", "encode"): _encode,
+    ("edm_fast.plan", "PlannedUNet"): _accelerated,
 }
 CLASSES: dict[tuple[str, str], Callable[[], Any]] = {
     ("torch.nn.modules.container", "ModuleDict"): ModuleDictRecord,

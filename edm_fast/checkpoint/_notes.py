@@ -90,5 +90,6 @@ def other_attributes(net: torch.nn.Module, stored: Mapping[str, Mapping[str, Any
             else:
                 changed = isinstance(value, str) and isinstance(other, str) and other != value
             if changed:
-                found.append(f"{quote(f'{where}.{name}' if where else name)} is {quote(str(other))}, not {value}")
+                path = quote(f"{where}.{name}" if where else name, 100)
+                found.append(f"its {path} is {str(other)[:40]!a}; a network of its keywords has {value!r}")
     return found

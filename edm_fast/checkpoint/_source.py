@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from typing import Any
 
 from edm_fast.checkpoint._globals import MAGIC, read_storage_id
 from edm_fast.checkpoint._records import CheckpointError, Storage, quote
+from edm_fast.files import mistaken
 
 FORMATS = "expected a published .pkl, a training-state .pt, a .safetensors file or a folder holding one"
 
@@ -28,6 +30,7 @@ def map_file(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
+GLOBAL = re.compile(rb"c[\w.]+\n[\w.]+\n")  # a pickle of protocol 0 that is an object; other text may begin with c, too
 OLD_LAYOUT = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."  # the first of its pickles
 
 # other kinds of files by their first bytes: what they are, what to do
@@ -55,14 +58,12 @@ def recognise(data: memoryview) -> str:
         return "safetensors"
     if head.startswith(OLD_LAYOUT):
         return "old layout"
-    if head[0] == 0x80 or head[:1] in b"(c}":  # protocol 2 and later; protocols 0 and 1
+    if head[0] == 0x80 or head[:1] in b"(}" or GLOBAL.match(head):  # protocol 2 and later; protocols 0 and 1
         return "pickle"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--", b"<script", b"<body")):
-        raise CheckpointError("a web page, not a checkpoint; was the download link right?")
-    if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError("a Git LFS pointer, not the checkpoint itself; run `git lfs pull`")
-    if text.startswith((b"{", b"[")):
+    found = mistaken(head)
+    if found is not None:
+        raise CheckpointError(f"{found}; {FORMATS}")
+    if head.lstrip().startswith((b"{", b"[")):
         raise CheckpointError("JSON text, not a checkpoint; a configuration is read with the weights it belongs to")
     for starts, what in OTHERS:
         if head.startswith(starts):

@@ -39,7 +39,7 @@ def destination(path: str | os.PathLike[str]) -> str:
 
 def unwrapped(net: torch.nn.Module) -> torch.nn.Module:
     """The network inside torch.compile's module, DataParallel, DistributedDataParallel or AveragedModel."""
-    while type(net).__name__ not in PRECONDITIONERS:
+    while isinstance(net, torch.nn.Module) and type(net).__name__ not in PRECONDITIONERS:
         inner = [net._modules[name] for name in WRAPPERS if net._modules.get(name) is not None]
         if len(inner) != 1 or len(net._modules) != 1:
             break

@@ -10,7 +10,7 @@ import torch
 from edm_fast.checkpoint import _notes
 from edm_fast.checkpoint._foreign import Foreign
 from edm_fast.checkpoint._globals import LAYERS, NETWORKS, PRECONDITIONERS, SnapshotRules, read_old_layout
-from edm_fast.checkpoint._rebuild import StoredNetwork
+from edm_fast.checkpoint._rebuild import WRAPPERS, StoredNetwork
 from edm_fast.checkpoint._records import (
     MAX_DEPTH,
     Budget,
@@ -58,18 +58,19 @@ class PublishedFile:
         return [key for key in self.objects if isinstance(key, str)]
 
     def networks(self) -> list[str]:
-        """Keys that hold a preconditioned network, or the weights of one."""
-        return [
-            key
-            for key in self.keys()
-            if _is_network(self.objects[key]) or _is_state_dict(self.objects[key], self.budget)
-        ]
+        """Keys that hold a network, or the weights of one; `network` says why if it cannot be read."""
+        return [key for key in self.keys() if _is_module(self.objects[key]) or self._readable(key)]
+
+    def _readable(self, key: str) -> bool:
+        record = _unwrapped(self.objects[key])
+        return _is_network(record) or _is_state_dict(record, self.budget)
 
     def network(self, key: str) -> StoredNetwork:
         if key not in self.objects:
-            names = ", ".join(quote(k) for k in self.networks())
-            raise CheckpointError(f"holds no {quote(key)}; networks in it: {names or 'none'}")
-        record = self.objects[key]
+            names = ", ".join(quote(k) for k in self.keys() if self._readable(k))
+            choose = " (choose with key=..., or --key)" if names else ""
+            raise CheckpointError(f"holds no {quote(key)}; networks in it: {names or 'none'}{choose}")
+        record = _unwrapped(self.objects[key])
         if _is_state_dict(record, self.budget):
             return self._stored(*self._own_configuration(), record)
         if not _is_network(record):
@@ -125,6 +126,7 @@ def read_published(data: memoryview, kind: str) -> PublishedFile:
         storages.fill(data, keys, position)
     else:
         objects = Reader(data, SnapshotRules(budget), budget).load()
+    objects = _unwrapped(objects)
     if isinstance(objects, Foreign):
         raise CheckpointError(f"cannot be read: {objects.why}")
     if isinstance(objects, Persistent):
@@ -132,7 +134,8 @@ def read_published(data: memoryview, kind: str) -> PublishedFile:
     if _is_state_dict(objects, budget):
         return PublishedFile("state_dict", {"ema": objects}, budget)
     if not isinstance(objects, dict):
-        raise CheckpointError(f"holds a {type(objects).__name__}; expected a dict with the key 'ema'")
+        found = type(objects).__name__.removesuffix("Record").lower()
+        raise CheckpointError(f"holds a {found}; expected a dict with the key 'ema'")
     return PublishedFile(_format(objects, kind), objects, budget)
 
 
@@ -176,6 +179,21 @@ def optimizer_state(file: PublishedFile) -> dict[str, Any]:
 
 def _is_network(record: Any) -> TypeGuard[Persistent]:
     return isinstance(record, Persistent) and record.class_name in PRECONDITIONERS
+
+
+def _is_module(record: Any) -> bool:
+    """Any stored torch module, of whatever class."""
+    return isinstance(record, Persistent | Foreign) and isinstance(record.state, dict) and "_modules" in record.state
+
+
+def _unwrapped(record: Any) -> Any:
+    """The module inside DataParallel, torch.compile's module and their like."""
+    for _ in range(MAX_DEPTH):
+        inner = record.state.get("_modules") if isinstance(record, Foreign) and _is_module(record) else None
+        if not isinstance(inner, dict) or len(inner) != 1 or not WRAPPERS & inner.keys():
+            break
+        record = next(iter(inner.values()))
+    return record
 
 
 def _is_state_dict(value: Any, budget: Budget) -> TypeGuard[Tensors]:
