@@ -76,7 +76,7 @@ class StorageRules:
 class SnapshotRules:
     """The objects of a snapshot or training state. `storage_of` resolves persistent ids (files of torch.save only)."""
 
-    def __init__(self, budget: Budget, storage_of: Callable[[Any], Storage] | None = None):
+    def __init__(self, budget: Budget, storage_of: Callable[[Any], Any] | None = None):
         self.budget = budget
         self.storage_of = storage_of
 
@@ -120,7 +120,7 @@ class SnapshotRules:
         else:
             raise CheckpointError("damaged pickle: state for an object that takes none")
 
-    def persistent_id(self, pid: Any) -> Storage:
+    def persistent_id(self, pid: Any) -> Any:
         if self.storage_of is None:
             raise CheckpointError("damaged pickle: a reference to data outside the pickle")
         return self.storage_of(pid)

@@ -158,7 +158,10 @@ class OldStorages:
     def __init__(self) -> None:
         self.named: dict[str, Storage] = {}
 
-    def storage(self, pid: Any) -> Storage:
+    def storage(self, pid: Any) -> Any:
+        """The storage of a persistent id, or the class of a stored module: ('module', class, file name, source)."""
+        if isinstance(pid, tuple) and len(pid) == 4 and isinstance(pid[0], str) and pid[0] == "module":
+            return pid[1]
         key, dtype, numel = read_storage_id(pid)
         storage = self.named.setdefault(key, Storage(dtype, memoryview(b""), numel))
         if storage.dtype != dtype or storage.numel != numel:
