@@ -300,7 +300,7 @@ def mistaken(head: bytes, content_type: str = "") -> str | None:
     if page or ("html" in content_type.lower() and b"\0" not in head and head[:1] != b"\x80"):
         return "a web page, not a file (was the link right, and does it need no login?)"
     if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself"
+        return "a Git LFS pointer, not the file itself (run `git lfs pull`)"
     return None if head else "an empty file"
 
 

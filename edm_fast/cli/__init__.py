@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from edm_fast.cli import _streams
-from edm_fast.cli._errors import error_line
+from edm_fast.cli._errors import error_line, plain_warnings
 
 # the summaries stand here so that listing the verbs imports none of them
 VERBS = {
@@ -62,7 +62,8 @@ class Program(click.Group):
             return super().main(args, prog_name, standalone_mode=False, **kw)
         _streams.prepare()
         try:
-            status = super().main(args, prog_name, standalone_mode=False, **kw)
+            with plain_warnings():
+                status = super().main(args, prog_name, standalone_mode=False, **kw)
             sys.stdout.flush()
         except (click.Abort, KeyboardInterrupt):
             _stop("interrupted", 130)

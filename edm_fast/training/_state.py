@@ -62,6 +62,8 @@ def save_state(run: Run, path: Path, stats_lines: int, elapsed_sec: float) -> No
         return
     state = {
         "format": FORMAT,
+        "class_name": type(run.net).__name__,  # with these two, load() builds the networks
+        "init_kwargs": run.net.init_kwargs,
         "net": run.net.state_dict(),
         "ema": run.ema.state_dict(),
         "optimizer_state": run.optimizer.state_dict(),
