@@ -95,7 +95,7 @@ class Exact:
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         x, sigma = x.double(), sigma.double().reshape(-1, 1, 1, 1)
-        labels = self.net.labels(labels, x.device)
+        labels = self.net.labels(labels, x)
         c_skip, c_out, c_in, c_noise = self.net.coefficients(sigma)
         with use_backend("reference"):
             F_x = self.model(
