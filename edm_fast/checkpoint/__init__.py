@@ -28,8 +28,9 @@ def load(
 ) -> torch.nn.Module:
     """Load a network: eval mode, float32, no gradients.
 
-    `path_or_url`: a published snapshot (.pkl), a training state (.pt, with key="net"), a safetensors file or folder
-    of `save`, or the http(s) address of a file. Recognised by content. `key`: which network of a snapshot.
+    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (.pt,
+    with key="net"), a safetensors file or folder of `save`, or the http(s) address of a file. Recognised by content.
+    `key`: which network of a snapshot.
     """
     path, name = _locate(path_or_url, sha256)
     with damaged(name):
@@ -47,6 +48,11 @@ def load(
         if type(error) not in (RuntimeError, AssertionError):
             raise  # out of memory has a class and a message of its own
         raise UserError(f"device {device} cannot be used: {str(error).splitlines()[0][:160]}") from None
+
+
+DEMO = "demo"
+"""Names the demo model wherever a network is named, whatever the folder holds. A file of that name is "./demo" or a
+Path."""
 
 
 def demo_path() -> Path:
@@ -98,6 +104,8 @@ def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:
 
 
 def _locate(path_or_url: PathLike, sha256: str | None) -> tuple[Path, str]:
+    if path_or_url == DEMO:
+        return fetch(demo_path(), sha256=sha256), DEMO
     name = os.fspath(path_or_url)
     if not name or "\0" in name:
         raise CheckpointError(f"{quote(name)} is not a path")

@@ -19,7 +19,7 @@ import tqdm
 
 from edm_fast import distributed, native
 from edm_fast.backend import requested
-from edm_fast.checkpoint import demo_path, load
+from edm_fast.checkpoint import DEMO, load
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
@@ -205,7 +205,7 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
 def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
     """The first rank loads (and downloads) before the others do."""
     if name is None:
-        name = str(demo_path())
+        name = DEMO
         distributed.print0("No --network given: using the demo model that comes with edm-fast (MNIST digits, 32x32).")
     first: list[torch.nn.Module] = []
     on_first_rank(lambda: first.append(load(name, device=device)))

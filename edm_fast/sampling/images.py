@@ -70,9 +70,20 @@ def grid_shape(count: int) -> tuple[int, int]:
     return -(-count // columns), columns
 
 
-def arrange(images: Sequence[np.ndarray]) -> np.ndarray:
-    """One picture (rows H, columns W, C) of images (H, W, C), row by row; what is left over stays white."""
-    if not images:
+def arrange(images: torch.Tensor | Sequence[np.ndarray]) -> np.ndarray:
+    """One picture (rows H, columns W, C) of images, row by row; what is left over stays white.
+
+    Images as samplers return them, (N, C, H, W) in [-1, 1], or of bytes, each (H, W, C).
+    """
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+            raise UserError(
+                f"images are {images.dtype} {tuple(images.shape)}; expected floating-point numbers (N, 1 or 3, H, W)"
+            )
+        if not images.isfinite().all():
+            raise UserError("images hold numbers that are not finite; expected [-1, 1]")
+        images = list(to_uint8(images.detach()))
+    if not len(images):
         raise UserError("no images to arrange in a grid")
     rows, columns = grid_shape(len(images))
     height, width, channels = images[0].shape

@@ -140,9 +140,11 @@ def test_grid(gray, tmp_path):
 
 
 def test_the_demo_model_is_used_and_named(gray, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "demo_path", lambda: gray)
-    result = succeed(f"--outdir={tmp_path}", "--seeds=0", "--steps=2")
+    monkeypatch.setattr(checkpoint, "demo_path", lambda: gray)
+    result = succeed(f"--outdir={tmp_path / 'unnamed'}", "--seeds=0", "--steps=2")
     assert "demo model" in result.output.splitlines()[0]
+    succeed("--network=demo", f"--outdir={tmp_path / 'named'}", "--seeds=0", "--steps=2")
+    assert contents(tmp_path / "unnamed") == contents(tmp_path / "named")
 
 
 def test_a_missing_demo_model_is_one_line(monkeypatch, tmp_path):
