@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
@@ -24,6 +24,21 @@ def deal_seeds(seeds: Sequence[int], max_batch: int, world: int = 1) -> list[lis
     size, larger = divmod(len(seeds), max(count, 1))
     starts = [i * size + min(i, larger) for i in range(count + 1)]
     return [list(seeds[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def deal_missing(seeds: Sequence[int], finished: Set[int], max_batch: int, world: int = 1) -> list[list[int]]:
+    """What is left of a run: the parts of `deal_seeds` of which nothing is finished, then the rest, dealt anew.
+
+    A batch of another size may round otherwise, so whole batches stay as they were cut. No part is empty.
+    """
+    whole, rest = [], []
+    for part in deal_seeds(seeds, max_batch, world):
+        missing = [seed for seed in part if seed not in finished]
+        if len(missing) == len(part):
+            whole.append(part)
+        else:
+            rest += missing
+    return [part for part in (*whole, *deal_seeds(rest, max_batch, world)) if part]
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:

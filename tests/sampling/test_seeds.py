@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edm_fast.errors import UserError
-from edm_fast.sampling import StackedRandomGenerator, deal_seeds, edm_sampler, sample_seeds
+from edm_fast.sampling import StackedRandomGenerator, deal_missing, deal_seeds, edm_sampler, sample_seeds
 
 
 def test_each_image_has_its_own_stream():
@@ -84,6 +84,14 @@ def test_dealing(n, max_batch, world):
     if n:
         assert max(sizes) <= max_batch and max(sizes) - min(sizes) <= 1
     assert sizes == sorted(sizes, reverse=True)
+
+
+@given(st.integers(0, 60), st.sets(st.integers(0, 60)), st.integers(1, 9), st.integers(1, 4))
+def test_dealing_what_is_missing(n, finished, max_batch, world):
+    parts, whole = deal_missing(range(n), finished, max_batch, world), deal_seeds(range(n), max_batch, world)
+    assert sorted(seed for part in parts for seed in part) == sorted(set(range(n)) - finished)
+    assert all(0 < len(part) <= max_batch for part in parts)
+    assert all(part in parts for part in whole if part and finished.isdisjoint(part))
 
 
 class Probe:
