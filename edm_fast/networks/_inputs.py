@@ -51,8 +51,8 @@ def checked_labels(labels: Any, n: int, label_dim: int, device: torch.device) ->
         if labels.shape == (label_dim,) and labels.is_floating_point() and (n == 1 or n != label_dim):
             return labels.to(torch.float32)[None]
     raise UserError(
-        f"class_labels is {described(labels)} for {n} images; expected {_rows(n, label_dim, device)}; class numbers "
-        f"become rows by torch.nn.functional.one_hot(numbers, {label_dim})"
+        f"class_labels is {described(labels)} for {n} images; expected a row of {label_dim} numbers for each, or one "
+        f"for all, on {device}; class numbers become rows by torch.nn.functional.one_hot(numbers, {label_dim})"
     )
 
 
@@ -62,8 +62,7 @@ def check_augment_labels(labels: Any, n: int, augment_dim: int, device: torch.de
         rows, width = labels.shape
         if width == augment_dim and (rows == n or rows == 1):
             return
-    raise UserError(f"augment_labels is {described(labels)} for {n} images; expected {_rows(n, augment_dim, device)}")
-
-
-def _rows(n: int, width: int, device: torch.device) -> str:
-    return f"a tensor ({n}, {width}){f' or (1, {width})' if n != 1 else ''} on {device}"
+    raise UserError(
+        f"augment_labels is {described(labels)} for {n} images; expected a row of {augment_dim} numbers for each, or "
+        f"one for all, on {device}"
+    )

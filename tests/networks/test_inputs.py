@@ -67,7 +67,10 @@ def test_labels_that_are_no_rows_for_the_batch(nets):
     for net in nets:
         for labels in BAD_LABELS.values():
             refused(lambda net=net, labels=labels: net(X, SIGMA, labels), "class_labels", "one_hot(numbers, 4)")
-        refused(lambda net=net: net(X.repeat(40, 1, 1, 1), SIGMA, torch.zeros(81, K)), "(160, 4) or (1, 4)")
+        refused(
+            lambda net=net: net(X.repeat(40, 1, 1, 1), SIGMA, torch.zeros(81, K)),
+            "(81, 4) on cpu for 160 images; expected a row of 4 numbers for each, or one for all",
+        )
         refused(lambda net=net: net(X[:1], SIGMA, EYE), "for 1 images")
 
 
@@ -93,6 +96,18 @@ def test_what_may_be_given(nets):
             assert net(X.repeat(1, 1, 2, 1), SIGMA).shape == (N, 3, 16, 8)  # other sizes that can be halved
             assert net(X[:0], SIGMA, EYE[:0]).shape == (0, 3, 8, 8)
             assert net(X, SIGMA, EYE, augment_labels=torch.zeros(1, A)).shape == X.shape
+
+
+@pytest.mark.parametrize(
+    "changes", [{"class_labels": torch.arange(N)}, BAD_INPUTS["augment_labels as a vector"][1]], ids=lambda c: [*c][0]
+)
+def test_compiled_networks_refuse_them_in_the_same_words(changes):
+    net = tiny(label_dim=K, augment_dim=A)
+    inputs = {"x": X, "sigma": SIGMA, "class_labels": EYE, **changes}
+    with pytest.raises(UserError) as caught:
+        net(**inputs)
+    # sizes as symbols, as they are from the second shape on
+    refused(lambda: torch.compile(net, backend="eager", dynamic=True)(**inputs), str(caught.value))
 
 
 def test_a_network_without_classes_passes_over_labels():
