@@ -85,6 +85,9 @@ def arrange(images: torch.Tensor | Sequence[np.ndarray]) -> np.ndarray:
         images = list(to_uint8(images.detach()))
     if not len(images):
         raise UserError("no images to arrange in a grid")
+    for image in images:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] > 3:
+            raise UserError("images are no bytes (H, W, 1 or 3); expected these, or a tensor as samplers return it")
     rows, columns = grid_shape(len(images))
     height, width, channels = images[0].shape
     picture = np.full((rows, height, columns, width, channels), 255, dtype=np.uint8)
@@ -95,6 +98,8 @@ def arrange(images: torch.Tensor | Sequence[np.ndarray]) -> np.ndarray:
     return picture.reshape(rows * height, columns * width, channels)
 
 
-def save_grid(path: str | os.PathLike[str], images: Sequence[np.ndarray]) -> None:
+def save_grid(path: str | os.PathLike[str], images: torch.Tensor | Sequence[np.ndarray]) -> None:
     """Write `arrange(images)` as a PNG."""
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"{path} is no name for a grid of images; expected one that ends in .png")
     save_png(Path(path), arrange(images))

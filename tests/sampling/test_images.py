@@ -78,9 +78,20 @@ def test_a_grid_of_what_a_sampler_returns(tmp_path):
         torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
         torch.full((2, 3, 4, 4), float("nan")),
         torch.zeros(0, 3, 4, 4),
+        [torch.zeros(3, 4, 4)],
+        [np.zeros([4, 4, 3])],
+        np.zeros([2, 3, 4, 4], dtype=np.uint8),
+        "images",
     ],
 )
 def test_what_makes_no_grid(tmp_path, images):
     with pytest.raises(UserError, match="images") as caught:
         edm_fast.save_grid(tmp_path / "grid.png", images)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["grid.jpg", "grid", "grid.png.txt"])
+def test_a_grid_is_a_png(tmp_path, name):
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        edm_fast.save_grid(tmp_path / name, torch.zeros(1, 1, 4, 4))
+    assert not list(tmp_path.iterdir())
