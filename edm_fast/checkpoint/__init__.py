@@ -16,7 +16,7 @@ from edm_fast.checkpoint.export import save_pkl
 from edm_fast.checkpoint.native import inspect_native, load_native, save_native
 from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict
 from edm_fast.errors import UserError
-from edm_fast.files import fetch, is_url
+from edm_fast.files import fetch, is_url, kept_as, user_path
 
 __all__ = ["CheckpointError", "demo_path", "inspect", "load", "load_training_state", "save", "save_pkl"]
 
@@ -65,7 +65,7 @@ def demo_path() -> Path:
 
 def save(net: torch.nn.Module, path: PathLike) -> None:
     """Write a network: a single file if `path` ends in .safetensors, else a folder in the Hugging Face hub layout."""
-    save_native(net, path)
+    save_native(net, user_path(path))
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
@@ -106,12 +106,14 @@ def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:
 def _locate(path_or_url: PathLike, sha256: str | None) -> tuple[Path, str]:
     if path_or_url == DEMO:
         return fetch(demo_path(), sha256=sha256), DEMO
-    name = os.fspath(path_or_url)
-    if not name or "\0" in name:
-        raise CheckpointError(f"{quote(name)} is not a path")
+    try:
+        name = user_path(path_or_url, url=True)
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
     if not is_url(name) and not Path(name).exists():
         raise CheckpointError(f"{name}: no such file or folder")
-    return fetch(name, sha256=sha256), name if name.isprintable() else ascii(name)
+    path = fetch(name, sha256=sha256)
+    return path, (name if name.isprintable() else ascii(name)) + kept_as(name, path)
 
 
 def _load_published(file: PublishedFile, key: str) -> torch.nn.Module:

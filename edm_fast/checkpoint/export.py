@@ -37,7 +37,7 @@ def save_pkl(
         "augment_pipe": _object_record(augment_pipe),
         "dataset_kwargs": dict(dataset_kwargs or {}),
     }
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="pickle") as file:
         Emitter(file).dump(content)
 
 

@@ -20,7 +20,7 @@ import torch
 from edm_fast import __version__
 from edm_fast.checkpoint._rebuild import rebuild
 from edm_fast.checkpoint._records import CheckpointError, quote
-from edm_fast.files import atomic_write
+from edm_fast.files import atomic_write, utf8_name
 
 FORMAT_VERSION = 1
 METADATA_KEY = "edm_fast"
@@ -34,10 +34,10 @@ def save_native(net: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     config = make_config(net)
     folder = path.suffix != ".safetensors"
-    with atomic_write(path / WEIGHTS_NAME if folder else path) as file:
+    with atomic_write(path / WEIGHTS_NAME if folder else path, kind="safetensors") as file:
         write_safetensors(file, net.state_dict(), {"format": "pt", METADATA_KEY: json.dumps(config)})
     if folder:
-        with atomic_write(path / CONFIG_NAME, "w") as file:
+        with atomic_write(path / CONFIG_NAME, "w", kind="json") as file:
             file.write(json.dumps(config, indent=2) + "\n")
 
 
@@ -75,7 +75,7 @@ def make_config(net: torch.nn.Module) -> dict[str, Any]:
 def load_native(path: Path) -> torch.nn.Module:
     """Read a file or folder that `save_native` wrote; names, shapes and types must match exactly."""
     weights = weights_path(path)
-    with safetensors.safe_open(weights, framework="pt") as file:
+    with utf8_name(weights) as readable, safetensors.safe_open(readable, framework="pt") as file:
         config = read_config(path, file.metadata() or {})
         shapes = {}
         for name in file.keys():
@@ -87,7 +87,7 @@ def load_native(path: Path) -> torch.nn.Module:
 
 
 def inspect_native(path: Path) -> dict[str, Any]:
-    with safetensors.safe_open(weights_path(path), framework="pt") as file:
+    with utf8_name(weights_path(path)) as readable, safetensors.safe_open(readable, framework="pt") as file:
         config = read_config(path, file.metadata() or {})
         tensors = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
     network = {"class_name": config["class_name"], "init_kwargs": config["init_kwargs"], "tensors": tensors}

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edm_fast.errors import UserError
+from edm_fast.files import user_path
 
 # far above any published use (50,000 images); a slip such as 0-99999999999 must not fill the memory
 MAX_INTS = 10_000_000
@@ -64,6 +65,24 @@ class Float(click.FloatRange):
         return "" if self.min is None and self.max is None else super()._describe_range()
 
 
+class UserPath(click.ParamType):
+    """A path, or an http(s) address where `url` allows one, with ~ expanded; empty text is none."""
+
+    name = "path"
+
+    def __init__(self, url: bool = False) -> None:
+        self.url = url
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return user_path(value, self.url)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
+INPUT_PATH = UserPath()
+INPUT_PATH_OR_URL = UserPath(url=True)
+OUTPUT_PATH = UserPath()
 INT_LIST = IntList()
 POSITIVE_INT = click.IntRange(min=1)
 NON_NEGATIVE_INT = click.IntRange(min=0)

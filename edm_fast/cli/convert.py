@@ -10,16 +10,17 @@ from typing import Any
 import click
 
 from edm_fast import checkpoint
+from edm_fast.cli import _options as opt
 from edm_fast.errors import UserError
-from edm_fast.files import is_url
+from edm_fast.files import same_file
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("dest", metavar="[DST]", required=False)
+@click.argument("source", metavar="SRC", type=opt.INPUT_PATH_OR_URL)
+@click.argument("dest", metavar="[DST]", type=opt.OUTPUT_PATH, required=False)
 @click.option("--inspect", "inspect_only", help="Print the structure of SRC and write nothing", is_flag=True)
-@click.option("--key", help="Which network of SRC (default: ema; net for a training state)", metavar="NAME")
-@click.option("--sha256", help="Expected digest of SRC", metavar="HEX")
+@click.option("--key", help="Which network of SRC  [default: ema, or net for a training state]", metavar="NAME")
+@click.option("--sha256", help="Expected digest of SRC  [default: not checked]", metavar="HEX")
 @click.option("--overwrite", help="Replace DST if it exists", is_flag=True)
 def command(
     source: str, dest: str | None, inspect_only: bool, key: str | None, sha256: str | None, overwrite: bool
@@ -34,7 +35,7 @@ def command(
     edm-fast convert network-snapshot-200000.pkl my-model.safetensors
     edm-fast convert --inspect network-snapshot-200000.pkl
     """
-    if (dest is None) != inspect_only or dest == "":
+    if (dest is None) != inspect_only:
         raise click.UsageError("expected SRC and DST, or --inspect and SRC")
     content = checkpoint.inspect(source, sha256=sha256)
     for line in describe(source, content, tensors=inspect_only):
@@ -56,7 +57,7 @@ def default_key(content: dict[str, Any]) -> str:
 
 
 def refuse_overwrite(source: str, dest: str, overwrite: bool) -> None:
-    if os.path.exists(dest) and not is_url(source) and os.path.samefile(source, dest):
+    if same_file(source, dest):
         raise UserError(f"{dest}: source and destination are the same")
     if os.path.exists(dest) and not overwrite:
         raise UserError(f"{dest} exists already; expected a new name, or --overwrite")

@@ -23,8 +23,10 @@ from edm_fast.checkpoint import DEMO, load
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
+from edm_fast.cli._outputs import expect_output
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, UserOSError
+from edm_fast.files import check_output
 from edm_fast.plan import PRECISIONS as ACCELERATED
 from edm_fast.plan import accelerate
 from edm_fast.sampling import (
@@ -47,8 +49,14 @@ T = TypeVar("T")
 
 
 @click.command()
-@click.option("--network", "network_pkl", metavar="PATH|URL", help="Checkpoint.  [default: the demo model inside]")
-@click.option("--outdir", metavar="DIR", required=True, help="Where to write the images.")
+@click.option(
+    "--network",
+    "network_pkl",
+    metavar="PATH|URL",
+    type=opt.INPUT_PATH_OR_URL,
+    help="Checkpoint.  [default: the demo model inside]",
+)
+@click.option("--outdir", metavar="DIR", type=opt.OUTPUT_PATH, required=True, help="Where to write the images.")
 @click.option("--seeds", metavar="LIST", type=opt.INT_LIST, default="0-63", show_default=True, help="As in 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="Make a folder for each thousand seeds.")
 @click.option("--class", "class_idx", metavar="INT", type=opt.NON_NEGATIVE_INT, help="Class.  [default: by seed]")
@@ -77,13 +85,17 @@ T = TypeVar("T")
     "--S_max", "S_max", metavar="FLOAT", type=opt.NON_NEGATIVE_OR_INF, default="inf", show_default=True, help="To this."
 )
 @click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
-@click.option("--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.")
-@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).")
-@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).")
+@click.option(
+    "--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.  [default: heun]"
+)
+@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.  [default: edm]")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).  [default: linear]")
+@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).  [default: none]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: fp32 on CPUs, as stored on GPUs]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--grid", metavar="FILE.png", help="Also write all images as one picture.")
+@click.option(
+    "--grid", metavar="FILE.png", type=opt.OUTPUT_PATH, help="Also write all images as one picture.  [default: none]"
+)
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
 def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.
@@ -224,8 +236,17 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-    if not options["skip_existing"]:
-        return set()
+    finished = finished_seeds(outdir, names, mark) if options["skip_existing"] else set()
+    targets = [outdir / name for seed, name in names.items() if seed not in finished]
+    if replaced := sum(check_output(path, "png") for path in targets):
+        click.echo(f"note: {replaced} images in {outdir} will be replaced")
+    if options["grid"] is not None:
+        expect_output(options["grid"], "png", *(str(outdir / name) for name in names.values()))
+    return finished
+
+
+def finished_seeds(outdir: Path, names: dict[int, str], mark: str) -> set[int]:
+    """Of a stopped run: the seeds whose images are there. UserError for an image made otherwise."""
     finished = set()
     for seed, name in names.items():
         found = made_with(outdir / name)
@@ -285,6 +306,8 @@ def naming(path: Path) -> Iterator[None]:
     """Errors of the operating system say which file they are about (a full disk does not)."""
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         raise UserOSError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -16,7 +16,17 @@ import torch
 
 from edm_fast import distributed
 from edm_fast.cli._device import resolve_device
-from edm_fast.cli._options import INT_LIST, NON_NEGATIVE, NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, PROBABILITY
+from edm_fast.cli._options import (
+    INPUT_PATH,
+    INPUT_PATH_OR_URL,
+    INT_LIST,
+    NON_NEGATIVE,
+    NON_NEGATIVE_INT,
+    OUTPUT_PATH,
+    POSITIVE,
+    POSITIVE_INT,
+    PROBABILITY,
+)
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
 from edm_fast.networks import ARCHITECTURES
@@ -40,6 +50,7 @@ def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[d
         "cache": cache,
     }
     dataset = ImageFolderDataset(**{key: value for key, value in kwargs.items() if key != "class_name"})
+    distributed.print0(dataset.survey(halvings=2))
     if cond and not dataset.has_labels:
         raise UserError(f"--cond=1 needs labels; {data} has none (expected a dataset.json with labels)")
     return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset.name
@@ -165,7 +176,10 @@ class Tee:
 @contextlib.contextmanager
 def console_log(path: Path) -> Iterator[None]:
     """Copy the console to a file, and the reason if the run ends with an error."""
-    with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(Tee(sys.stdout, file)):  # type: ignore
+    with (
+        open(path, "a", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.redirect_stdout(Tee(sys.stdout, file)),
+    ):  # type: ignore
         try:
             yield
         except Exception as error:
@@ -206,7 +220,7 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
         return
     try:
         os.makedirs(run_dir, exist_ok=True)
-        with atomic_write(Path(run_dir) / "training_options.json", "w") as file:
+        with atomic_write(Path(run_dir) / "training_options.json", "w", kind="json") as file:
             json.dump({**settings, "run_dir": run_dir}, file, indent=2)
     except OSError as error:
         raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
@@ -217,8 +231,8 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
 
 
 @click.command()
-@click.option("--outdir", help="Where the results go", metavar="DIR", required=True)
-@click.option("--data", help="Data set", metavar="ZIP|DIR", required=True)
+@click.option("--outdir", help="Where the results go", metavar="DIR", type=OUTPUT_PATH, required=True)
+@click.option("--data", help="Data set", metavar="ZIP|DIR", type=INPUT_PATH, required=True)
 @click.option("--cond", help="Class-conditional, by the labels of the data set", type=bool, default=False)
 @click.option("--arch", help="Architecture", type=click.Choice(list(ARCHITECTURES)), default="ddpmpp")
 @click.option("--precond", help="Preconditioning and loss", type=click.Choice(list(PRECONDS)), default="edm")
@@ -244,8 +258,13 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
 @click.option("--snap", help="Ticks between snapshots", metavar="TICKS", type=POSITIVE_INT, default=50)
 @click.option("--dump", help="Ticks between training states", metavar="TICKS", type=POSITIVE_INT, default=500)
 @click.option("--seed", help="Random seed  [default: random]", metavar="INT", type=int)
-@click.option("--transfer", help="Start from the weights of a snapshot", metavar="FILE|URL")
-@click.option("--resume", help="Go on from a training state; auto: the newest in the run's folder", metavar="PT|auto")
+@click.option("--transfer", help="Start from the weights of a snapshot", metavar="FILE|URL", type=INPUT_PATH_OR_URL)
+@click.option(
+    "--resume",
+    help="Go on from a training state; auto: the newest in the run's folder",
+    metavar="PT|auto",
+    type=INPUT_PATH,
+)
 @click.option("--lr-rampup", help="Learning rate ramp, in million images  [default: 10]", type=NON_NEGATIVE)
 @click.option("--snapshot-format", type=click.Choice(["safetensors", "pkl"]), default="safetensors", show_default=True)
 @click.option("--preview", help="Samples drawn beside each snapshot, 0 = none", type=NON_NEGATIVE_INT, default=32)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.PngImagePlugin
 import torch
 
+from edm_fast import pictures
 from edm_fast.errors import UserError
 from edm_fast.files import atomic_write
-
-# the text chunk that names the settings an image was made with
-KEY = "edm-fast"
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
@@ -34,31 +29,25 @@ def image_name(seed: int, subdirs: bool = False) -> str:
 
 def save_png(path: str | os.PathLike[str], image: np.ndarray, made_with: str = "") -> None:
     """Write an image (H, W, 1) as mode L or (H, W, 3) as RGB, whole or not at all; `made_with` becomes a text chunk."""
-    info = PIL.PngImagePlugin.PngInfo()
-    if made_with:
-        info.add_text(KEY, made_with)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, format="png", pnginfo=info)
-    with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+    data = pictures.encode_png(image, made_with)
+    with atomic_write(path, kind="png") as file:
+        file.write(data)
 
 
 def made_with(path: str | os.PathLike[str]) -> str | None:
     """The text save_png stored in the file, "" if it holds none, None if there is no file."""
     try:
-        with PIL.Image.open(path) as image:
-            return str(image.info.get(KEY, ""))
+        with open(path, "rb") as file:
+            return pictures.header(file, str(path)).text
     except FileNotFoundError:
         return None
-    except PIL.UnidentifiedImageError:
+    except UserError:  # some other file
         return ""
 
 
 def read_png(path: str | os.PathLike[str]) -> np.ndarray:
     """(H, W, C) uint8."""
-    with PIL.Image.open(path) as image:
-        pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return np.atleast_3d(pictures.decode(Path(path).read_bytes(), str(path)))
 
 
 def grid_shape(count: int) -> tuple[int, int]:
@@ -99,7 +88,7 @@ def arrange(images: torch.Tensor | Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_grid(path: str | os.PathLike[str], images: torch.Tensor | Sequence[np.ndarray]) -> None:
-    """Write `arrange(images)` as a PNG."""
+    """Write `arrange(images)` as a PNG, marked so that no data set takes it for one of its images."""
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{path} is no name for a grid of images; expected one that ends in .png")
-    save_png(Path(path), arrange(images))
+    save_png(Path(path), arrange(images), pictures.GRID)

@@ -15,6 +15,7 @@ from torch import Tensor
 from edm_fast import distributed
 from edm_fast.data import ImageFolderDataset, InfiniteSampler
 from edm_fast.errors import UserError
+from edm_fast.files import user_path
 from edm_fast.training import _build
 from edm_fast.training._stats import Stats
 
@@ -48,7 +49,7 @@ class Options:
     progress: bool
 
     def __post_init__(self) -> None:
-        self.run_dir = Path(self.run_dir)
+        self.run_dir = Path(user_path(self.run_dir))
         for name in ("dataset_kwargs", "data_loader_kwargs", "network_kwargs", "loss_kwargs", "optimizer_kwargs"):
             setattr(self, name, dict(getattr(self, name) or {}))
 

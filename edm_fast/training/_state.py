@@ -77,7 +77,7 @@ def save_state(run: Run, path: Path, stats_lines: int, elapsed_sec: float) -> No
         "stats_lines": stats_lines,
         "elapsed_sec": elapsed_sec,
     }
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="torch") as file:
         torch.save(state, file)
 
 

@@ -241,6 +241,14 @@ def test_continued_runs_keep_what_is_there(conditional, tmp_path):
     assert "0 images in" in succeed(*options, f"--outdir={out}", "--skip-existing").output
 
 
+def test_a_grid_never_replaces_an_image_that_is_kept(gray, tmp_path):
+    options = (f"--network={gray}", f"--outdir={tmp_path}", "--seeds=0-1", "--steps=1", "--skip-existing")
+    succeed(*options)
+    before = contents(tmp_path)
+    result = run(*options, f"--grid={tmp_path / '000000.png'}")
+    assert result.exit_code == 2 and "000000.png" in result.stderr and contents(tmp_path) == before
+
+
 def damage(path):
     path.write_bytes(path.read_bytes()[:-30])
 
