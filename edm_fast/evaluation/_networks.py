@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
     """UserError unless `name` may be a network: "demo", a preset, an address, or something on the disk."""
     if name not in PRESETS and name != DEMO and not is_url(name) and not (name and Path(name).exists()):
         raise UserError(
-            f"network {name!r} is no file{near(name, PRESETS)}; expected a checkpoint, {DEMO}, or one of "
+            f"network {name!r} is no file{near(name, [DEMO, *PRESETS])}; expected a checkpoint, {DEMO}, or one of "
             f"{', '.join(PRESETS)}"
         )
 

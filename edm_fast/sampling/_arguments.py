@@ -28,15 +28,10 @@ def check_network(net: Any) -> None:
         )
 
 
-def check_latents(net: Any, latents: Any) -> None:
-    """Normal deviates of a floating type, where the network is."""
+def check_latents(latents: Any) -> None:
+    """Normal deviates of a floating type."""
     if not isinstance(latents, Tensor) or not latents.is_floating_point():
         raise UserError(f"latents is {described(latents)}; expected floating-point normal deviates (N, C, H, W)")
-    weights = net.parameters() if isinstance(net, torch.nn.Module) else ()
-    devices = {weight.device for weight in weights} - {torch.device("meta")}  # there until they are needed
-    if devices and latents.device not in devices:
-        places = ", ".join(sorted(map(str, devices)))
-        raise UserError(f"latents is {described(latents)}; expected a tensor where the network is, on {places}")
 
 
 def checked_noise(eps: Any, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def ablation_sampler(
         S_max,
         S_noise,
     )
-    _arguments.check_latents(net, latents)
+    _arguments.check_latents(latents)
     return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
 
 

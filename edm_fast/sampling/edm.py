@@ -33,7 +33,7 @@ def edm_sampler(
     float64, not clipped.
     """
     start, steps = edm_steps(net, num_steps, sigma_min, sigma_max, rho, S_churn, S_min, S_max, S_noise)
-    _arguments.check_latents(net, latents)
+    _arguments.check_latents(latents)
     return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
 
 

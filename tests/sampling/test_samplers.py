@@ -244,12 +244,6 @@ def test_latents_that_are_no_normal_deviates(latents):
             sampler(gauss(), latents)
 
 
-def test_latents_where_the_network_is_not():
-    net = tiny()
-    with pytest.raises(UserError, match="where the network is, on cpu"):
-        edm_sampler(net, torch.empty(2, 3, 8, 8, device="meta"))
-
-
 @pytest.mark.parametrize(
     ("net", "words"),
     [
