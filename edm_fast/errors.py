@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -28,3 +29,10 @@ def some(names: Iterable[str], limit: int = 3) -> str:
     """The first few names, as text."""
     listed = list(names)
     return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """ " (near names: a, b)" for a name that is not among the known ones, or nothing."""
+    lower = {word.lower(): word for word in known}
+    found = [lower[word] for word in difflib.get_close_matches(str(name).lower(), lower, cutoff=0.7)]
+    return f" (near names: {', '.join(found)})" if found else ""

@@ -28,6 +28,30 @@ def test_import_is_quiet_and_light():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_public_names():
+    import edm_fast
+
+    assert {"load", "accelerate", "edm_sampler", "StackedRandomGenerator", "sample_seeds", "save_grid"} <= set(
+        dir(edm_fast)
+    )
+    names = {}
+    exec("from edm_fast import *", names)
+    assert set(edm_fast.__all__) <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("lode", "load"), ("acelerate", "accelerate"), ("EDM_sampler", "edm_sampler"), ("zzz", None)]
+)
+def test_a_name_that_is_not_there(name, near):
+    import edm_fast
+
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'") as caught:
+        getattr(edm_fast, name)
+    assert (f"near names: {near}" in str(caught.value)) if near else str(caught.value).endswith("'zzz'")
+    with pytest.raises(ImportError):
+        exec(f"from edm_fast import {name}")
+
+
 def test_import_survives_without_the_optional_parts():
     """No compiled part, no triton, and none of the packages that only some verbs need."""
     hidden = ["edm_fast._C", "triton", "lmdb", "tensorboard", "matplotlib", "mlxtend", "sklearn"]

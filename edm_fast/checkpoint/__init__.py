@@ -45,10 +45,11 @@ def load(
 ) -> torch.nn.Module:
     """Load a network: eval mode, float32, no gradients.
 
-    `path_or_url`: a published snapshot (.pkl), a training state (.pt, with key="net"), a safetensors file or folder
-    of `save`, a state_dict of torch.save or safetensors (with `preset`, the name of the published model whose weights
-    they are: see networks.PRESETS), or the http(s) address of a file. Recognised by content. `key`: which network of a
-    file that holds several. CheckpointWarning if the network may not be the one its author had.
+    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (.pt,
+    with key="net"), a safetensors file or folder of `save`, a state_dict of torch.save or safetensors (with `preset`,
+    the name of the published model whose weights they are: see networks.PRESETS), or the http(s) address of a file.
+    Recognised by content. `key`: which network of a file that holds several. CheckpointWarning if the network may not
+    be the one its author had.
     """
     path, name = _locate(path_or_url, sha256)
     with damaged(name):
@@ -69,6 +70,11 @@ def load(
         if type(error) not in (RuntimeError, AssertionError):
             raise  # out of memory has a class and a message of its own
         raise UserError(f"device {device} cannot be used: {str(error).splitlines()[0][:160]}") from None
+
+
+DEMO = "demo"
+"""Names the demo model wherever a network is named, whatever the folder holds. A file of that name is "./demo" or a
+Path."""
 
 
 def demo_path() -> Path:
@@ -147,6 +153,8 @@ def _open(path: Path) -> PublishedFile | NativeFile:
 
 
 def _locate(path_or_url: PathLike, sha256: str | None) -> tuple[Path, str]:
+    if path_or_url == DEMO:
+        return fetch(demo_path(), sha256=sha256), DEMO
     try:
         name = user_path(path_or_url, url=True)
     except UserError as error:

@@ -59,10 +59,24 @@ def grid_shape(count: int) -> tuple[int, int]:
     return -(-count // columns), columns
 
 
-def arrange(images: Sequence[np.ndarray]) -> np.ndarray:
-    """One picture (rows H, columns W, C) of images (H, W, C), row by row; what is left over stays white."""
-    if not images:
+def arrange(images: torch.Tensor | Sequence[np.ndarray]) -> np.ndarray:
+    """One picture (rows H, columns W, C) of images, row by row; what is left over stays white.
+
+    Images as samplers return them, (N, C, H, W) in [-1, 1], or of bytes, each (H, W, C).
+    """
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+            raise UserError(
+                f"images are {images.dtype} {tuple(images.shape)}; expected floating-point numbers (N, 1 or 3, H, W)"
+            )
+        if not images.isfinite().all():
+            raise UserError("images hold numbers that are not finite; expected [-1, 1]")
+        images = list(to_uint8(images.detach()))
+    if not len(images):
         raise UserError("no images to arrange in a grid")
+    for image in images:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] > 3:
+            raise UserError("images are no bytes (H, W, 1 or 3); expected these, or a tensor as samplers return it")
     rows, columns = grid_shape(len(images))
     height, width, channels = images[0].shape
     picture = np.full((rows, height, columns, width, channels), 255, dtype=np.uint8)
@@ -73,6 +87,8 @@ def arrange(images: Sequence[np.ndarray]) -> np.ndarray:
     return picture.reshape(rows * height, columns * width, channels)
 
 
-def save_grid(path: str | os.PathLike[str], images: Sequence[np.ndarray]) -> None:
+def save_grid(path: str | os.PathLike[str], images: torch.Tensor | Sequence[np.ndarray]) -> None:
     """Write `arrange(images)` as a PNG, marked so that no data set takes it for one of its images."""
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"{path} is no name for a grid of images; expected one that ends in .png")
     save_png(Path(path), arrange(images), pictures.GRID)

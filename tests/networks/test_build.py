@@ -36,6 +36,8 @@ def test_presets_build(name):
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(UserError, match="edm-cifar10-32x32-cond-vp"):
         networks.preset("edm-cifar10")
+    with pytest.raises(UserError, match=r"near names: edm-cifar10-32x32-cond-vp[,)]"):
+        networks.preset("cifar10-32x32-cond-vp")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,7 @@ BAD = {
     "unknown network class": ("Sequential", {}),
     "model_type": ("EDMPrecond", {"model_type": "os.system"}),
     "takes no keyword": ("EDMPrecond", {"colour": 1}),
+    "near names: model_channels": ("EDMPrecond", {"model_chanels": 1}),
     "encoder_type": ("EDMPrecond", {"model_type": "DhariwalUNet", "encoder_type": "skip"}),
     "img_channels is missing": ("EDMPrecond", {"img_channels": None}),
     "img_resolution=": ("EDMPrecond", {"img_resolution": 10**9}),
