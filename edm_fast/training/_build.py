@@ -104,8 +104,7 @@ def attention(net: torch.nn.Module) -> str:
     return f"nowhere{f' but in the middle block, {middle}' if middle else ''} ({found})"
 
 
-def describe_network(network_kwargs: Kwargs, dataset_kwargs: Kwargs) -> str:
-    """describe() of the network for a data set, whose weights are not made. UserError where they do not fit."""
-    dataset = build_dataset(dataset_kwargs)
+def describe_network(network_kwargs: Kwargs, dataset: ImageFolderDataset) -> str:
+    """describe() of the network for a data set, without making its weights. UserError where the two do not fit."""
     with torch.device("meta"):
         return describe(build_network(network_kwargs, dataset))

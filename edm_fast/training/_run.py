@@ -28,6 +28,19 @@ LOWEST = {"seed": 0, "batch_size": 1, "total_kimg": 0, "ema_halflife_kimg": 0, "
 LOWEST |= {"preview_images": 0, "dump_minutes": 0, "keep_states": 1}
 
 
+def deal_batch(batch_size: int, batch_gpu: int | None) -> tuple[int, int]:
+    """A batch among the processes: (images of one backward pass on one rank, backward passes of a step)."""
+    world = distributed.world_size()
+    per_rank = batch_size // world
+    size = min(batch_gpu or per_rank, per_rank)
+    if size < 1 or size * (per_rank // size) * world != batch_size:
+        raise UserError(
+            f"batch size {batch_size} cannot be dealt to {world} process(es) in rounds of "
+            f"{batch_gpu or per_rank}; expected a multiple of processes times round size"
+        )
+    return size, per_rank // size
+
+
 @dataclass
 class Options:
     """Settings of a run; names as the keywords of training_loop."""
@@ -67,15 +80,7 @@ class Options:
 
     def rounds(self) -> tuple[int, int]:
         """(images of one backward pass on one rank, backward passes of a step)."""
-        world = distributed.world_size()
-        per_rank = self.batch_size // world
-        size = min(self.batch_gpu or per_rank, per_rank)
-        if size < 1 or size * (per_rank // size) * world != self.batch_size:
-            raise UserError(
-                f"batch size {self.batch_size} cannot be dealt to {world} process(es) in rounds of "
-                f"{self.batch_gpu or per_rank}; expected a multiple of processes times round size"
-            )
-        return size, per_rank // size
+        return deal_batch(self.batch_size, self.batch_gpu)
 
 
 @dataclass
