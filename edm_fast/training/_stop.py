@@ -74,9 +74,9 @@ class Signals:
         self.wish = max(self.wish, DUMP + number)
         if first:
             self._noted = time.monotonic()
-            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            with contextlib.suppress(OSError):  # os.write, since the signal may have come in the middle of a print()
-                os.write(2, f"\n{signal_name(self.wish)}: stopping at the next step{again}\n".encode())
+            if number == signal.SIGINT:
+                with contextlib.suppress(OSError):  # not print(): the signal may have come in the middle of one
+                    os.write(2, b"\nCtrl-C: stopping at the next step; once more stops at once\n")
 
 
 def _numbers() -> list[signal.Signals]:

@@ -76,12 +76,11 @@ def training_loop(
         given["ema_rampup_ratio"] = stored.get("ema_rampup_ratio", ema_rampup_ratio)
     options = Options(**{field.name: given[field.name] for field in dataclasses.fields(Options)})
     set_numerics(cudnn_benchmark)
-    with _stop.Signals() as signals:
+    with _stop.Signals() as signals, one_line_for_lost_ranks():
         run = start_run(options, device, data_position=stored["data_position"] if stored else 0)
         resume(run, stored, resume_pkl, resume_state_dump, resume_kimg)
         check_free(options.run_dir, resume_state_dump)
-        with one_line_for_lost_ranks():
-            train(run, signals, stats_lines=stored["stats_lines"] if stored else None)
+        train(run, signals, stats_lines=stored["stats_lines"] if stored else None)
     return run
 
 
@@ -123,6 +122,7 @@ def train(run: Run, signals: _stop.Signals, stats_lines: int | None) -> None:
         distributed.print0("Done.", flush=True)
     if wish > _stop.DUMP:
         if not run.done:
+            distributed.barrier()  # a rank that ends may be started anew, and read what rank 0 has written
             say_stopped(run, _stop.signal_name(wish), state if run.cur_nimg > first else None)
         raise _stop.ending(wish)
 
