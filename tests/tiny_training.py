@@ -8,6 +8,9 @@ import zipfile
 
 import numpy as np
 import PIL.Image
+import torch
+
+from edm_fast import training
 
 NETWORK = {
     "class_name": "EDMPrecond",
@@ -38,3 +41,44 @@ def write_dataset(path, count=12, size=4, channels=1, classes=3, seed=0):
 
 def read_stats(run_dir):
     return [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir):
+    """(tick, mean and spread of the loss) of each tick."""
+    return [(row["Progress/tick"]["mean"], row["Loss/loss"]) for row in read_stats(run_dir)]
+
+
+def same_state(a, b, path="state"):
+    """Equal to the bit, but for the time that a run took."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key != "elapsed_sec":
+                same_state(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same_state(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def run_loop(data, run_dir, **changes):
+    """Ten steps in five ticks on the CPU."""
+    settings = {
+        "dataset_kwargs": {"path": str(data), "use_labels": True},
+        "network_kwargs": NETWORK,
+        "batch_size": 10,
+        "kimg_per_tick": 0.02,
+        "snapshot_ticks": None,
+        "state_dump_ticks": 2,
+        "lr_rampup_kimg": 0.02,
+        "total_kimg": 0.1,
+        "seed": 2,
+        "preview_images": 0,
+        "progress": False,
+        "device": "cpu",
+    }
+    return training.training_loop(run_dir=run_dir, **{**settings, **changes})

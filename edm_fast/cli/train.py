@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import errno
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from edm_fast import distributed
 from edm_fast.cli._device import resolve_device
@@ -30,18 +38,28 @@ from edm_fast.cli._options import (
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
 from edm_fast.networks import ARCHITECTURES
-from edm_fast.training import ImageFolderDataset, latest_state, training_loop
+from edm_fast.training import (
+    ImageFolderDataset,
+    Interrupted,
+    Stopped,
+    check_free,
+    clear_leftovers,
+    deal_batch,
+    describe_network,
+    latest_state,
+    run_results,
+    training_loop,
+)
 
 PRECONDS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm": ("EDMPrecond", "EDMLoss")}
 # plain coin flips, and the rest with the probability given by --augment
 AUGMENT = {"xflip": 1e8, "yflip": 1, "scale": 1, "rotate_frac": 1, "aniso": 1, "translate_frac": 1}
 AUGMENT_LABELS = 9
 RUN_NAME = re.compile(r"(\d+)-?(.*)")
-OWN_FILES = re.compile(r"\.(training-state-|network-snapshot-|preview-|training_options\.json\.|stats\.jsonl\.)")
 
 
-def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[dict[str, Any], str]:
-    """The data set's keywords, with size and resolution as found, and its name."""
+def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[dict[str, Any], ImageFolderDataset]:
+    """The data set's keywords, with size and resolution as found, and the data set."""
     kwargs: dict[str, Any] = {
         "class_name": "training.dataset.ImageFolderDataset",
         "path": data,
@@ -53,7 +71,7 @@ def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[d
     distributed.print0(dataset.survey(halvings=2))
     if cond and not dataset.has_labels:
         raise UserError(f"--cond=1 needs labels; {data} has none (expected a dataset.json with labels)")
-    return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset.name
+    return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset
 
 
 def network_settings(opts: dict[str, Any]) -> dict[str, Any]:
@@ -86,9 +104,15 @@ def resume_settings(opts: dict[str, Any]) -> dict[str, Any]:
     return {"resume_pkl": snapshot, "resume_kimg": int(match[1]), "resume_state_dump": opts["resume"]}
 
 
-def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Keywords of the training loop in the published layout, and the run's name without its number."""
-    dataset_kwargs, name = dataset_settings(opts["data"], opts["cond"], opts["xflip"], opts["cache"])
+def kimg(million_images: float) -> float:
+    """Thousands of images, to the image; an integer where it is whole, as published."""
+    images = round(million_images * 1e6)
+    return images // 1000 if images % 1000 == 0 else images / 1000
+
+
+def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolderDataset]:
+    """Keywords of the training loop in the published layout, and the data set."""
+    dataset_kwargs, dataset = dataset_settings(opts["data"], opts["cond"], opts["xflip"], opts["cache"])
     settings: dict[str, Any] = {
         "dataset_kwargs": dataset_kwargs,
         "data_loader_kwargs": {"pin_memory": True, "num_workers": opts["workers"], "prefetch_factor": 2},
@@ -100,8 +124,8 @@ def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], str]:
         pipe = {"class_name": "training.augment.AugmentPipe", "p": opts["augment"]}
         settings["augment_kwargs"] = {**pipe, **AUGMENT}
     settings |= {
-        "total_kimg": max(int(opts["duration"] * 1000), 1),
-        "ema_halflife_kimg": int(opts["ema"] * 1000),
+        "total_kimg": max(kimg(opts["duration"]), 1),
+        "ema_halflife_kimg": kimg(opts["ema"]),
         "batch_size": opts["batch"],
         "batch_gpu": opts["batch_gpu"],
         "loss_scaling": opts["ls"],
@@ -113,11 +137,20 @@ def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], str]:
     }
     settings |= resume_settings(opts)
     settings |= own_settings(opts)
+    return settings, dataset
+
+
+def run_name(opts: dict[str, Any], dataset: ImageFolderDataset) -> str:
+    """The run folder's name without its number."""
     kind = "cond" if opts["cond"] else "uncond"
     precision = "fp16" if opts["fp16"] else "fp32"
-    run = f"{name}-{kind}-{opts['arch']}-{opts['precond']}"
-    run += f"-gpus{distributed.world_size()}-batch{opts['batch']}-{precision}"
-    return settings, f"{run}-{opts['desc']}" if opts["desc"] is not None else run
+    name = f"{dataset.name}-{kind}-{opts['arch']}-{opts['precond']}"
+    name += f"-gpus{distributed.world_size()}-batch{opts['batch']}-{precision}"
+    if opts["desc"] is None:
+        return name
+    if "/" in opts["desc"] or os.sep in opts["desc"]:
+        raise UserError(f"--desc={opts['desc']} has a slash; expected text that may stand in a folder's name")
+    return f"{name}-{opts['desc']}"
 
 
 def own_settings(opts: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +162,10 @@ def own_settings(opts: dict[str, Any]) -> dict[str, Any]:
         settings["snapshot_format"] = opts["snapshot_format"]
     if opts["preview"] != 32:
         settings["preview_images"] = opts["preview"]
+    if opts["dump_minutes"] != 10:
+        settings["dump_minutes"] = opts["dump_minutes"]
+    if opts["keep_states"] != 2:
+        settings["keep_states"] = opts["keep_states"]
     return settings
 
 
@@ -139,98 +176,146 @@ def common_seed(seed: int | None) -> int:
     return distributed.broadcast_object(seed)
 
 
+def numbered_runs(outdir: str) -> list[tuple[int, str, str]]:
+    """(number, name, folder) of the run folders in outdir."""
+    folders = [entry.name for entry in os.scandir(outdir) if entry.is_dir()] if os.path.isdir(outdir) else []
+    return [(int(match[1]), match[2], folder) for folder in folders if (match := RUN_NAME.fullmatch(folder))]
+
+
 def pick_run_dir(outdir: str, name: str, nosubdir: bool, auto: bool) -> str:
-    """outdir itself, or a numbered folder in it: with --resume auto the newest of this name, otherwise a new one."""
+    """outdir itself, or a numbered folder in it: with --resume auto the newest of this name, otherwise a new one.
+
+    The newest with results, that is: a start that failed in between is no reason to begin again.
+    """
     if nosubdir:
         return outdir
-    found: list[tuple[int, str, str]] = []
-    if os.path.isdir(outdir):
-        folders = [entry.name for entry in os.scandir(outdir) if entry.is_dir()]
-        found = [(int(match[1]), match[2], folder) for folder in folders if (match := RUN_NAME.fullmatch(folder))]
+    found = numbered_runs(outdir)
+    same = [(number, folder) for number, other, folder in found if other == name]
+    if auto and same:
+        results = [(number, folder) for number, folder in same if run_results(os.path.join(outdir, folder))]
+        return os.path.join(outdir, max(results or same)[1])
+    new = os.path.join(outdir, f"{max((number for number, _, _ in found), default=-1) + 1:05d}-{name}")
     if auto:
-        same = [(number, folder) for number, other, folder in found if other == name]
-        if same:
-            return os.path.join(outdir, max(same)[1])
-    return os.path.join(outdir, f"{max((number for number, _, _ in found), default=-1) + 1:05d}-{name}")
+        others = {other: folder for _, other, folder in sorted(found) if run_results(os.path.join(outdir, folder))}
+        near = difflib.get_close_matches(name, others, n=3, cutoff=0)
+        if near and distributed.rank() == 0:
+            names = ", ".join(others[other] for other in near)
+            click.echo(
+                f"Warning: {outdir} has no run named {name}, so {new} is a new one; others there: {names}", err=True
+            )
+    return new
 
 
 class Tee:
-    """Standard output that is also appended to a file."""
+    """Standard output that is also appended to a file, as long as that can be written."""
 
     def __init__(self, stream: TextIO, file: TextIO) -> None:
         self._stream = stream
-        self._file = file
+        self._file: TextIO | None = file
 
     def write(self, text: str) -> int:
-        self._file.write(text)
+        self._copy(lambda file: file.write(text))
         return self._stream.write(text)
 
     def flush(self) -> None:
         self._stream.flush()
-        self._file.flush()
+        self._copy(lambda file: file.flush())
+
+    def _copy(self, action: Callable[[TextIO], object]) -> None:
+        if self._file is not None:
+            try:
+                action(self._file)
+            except OSError as error:
+                self._file = None
+                self._stream.write(f"The console is no longer copied to log.txt: {error.strerror or error}\n")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
-def console_log(path: Path) -> Iterator[None]:
-    """Copy the console to a file, and the reason if the run ends with an error."""
-    with (
-        open(path, "a", encoding="utf-8", errors="backslashreplace") as file,
-        contextlib.redirect_stdout(Tee(sys.stdout, file)),
-    ):  # type: ignore
+def console_log(run_dir: Path) -> Iterator[None]:
+    """Make the run folder and copy the console to its log.txt, and the reason if the run ends with an error.
+
+    The log is locked: two processes in one folder would overwrite each other's files.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / "log.txt", "a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+    with file, contextlib.redirect_stdout(Tee(sys.stdout, file)):  # type: ignore[type-var]
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # otherwise the file system knows no locks
+                raise UserError(f"another process is training in {run_dir}; expected a folder of its own") from error
         try:
             yield
         except Exception as error:
-            file.write(f"{type(error).__name__}: {error}\n")
+            with contextlib.suppress(OSError):
+                file.write(f"{type(error).__name__}: {error}\n")
             raise
 
 
-def print_settings(settings: dict[str, Any], run_dir: str) -> None:
-    """What the run will do, for people."""
-    print("Settings:")
-    print(json.dumps({**settings, "run_dir": run_dir}, indent=2))
-    processes = distributed.world_size()
-    print(f"{run_dir}: {settings['total_kimg']} kimg of {settings['dataset_kwargs']['path']}, {processes} process(es)")
+def length_line(settings: dict[str, Any]) -> str:
+    """How much is trained, in whole steps."""
+    total, batch = settings["total_kimg"], settings["batch_size"]
+    steps = math.ceil(round(total * 1000) / batch)
+    line = f"{total:g} kimg in {steps:,} step{'s' * (steps != 1)} of {batch:,} images"
+    return line if steps * batch == round(total * 1000) else f"{line} (whole steps: {steps * batch / 1000:g} kimg)"
+
+
+def print_summary(settings: dict[str, Any], dataset: ImageFolderDataset, run_dir: str, minutes: float) -> None:
+    """What the run will do, for people; everything else is in training_options.json."""
+    colours = {1: "gray", 3: "RGB"}.get(dataset.num_channels, f"{dataset.num_channels} channels")
+    size = f"{len(dataset):,} images of {dataset.resolution}x{dataset.resolution}, {colours}"
+    labels = f"labels of length {dataset.label_dim}" if dataset.label_dim else "no labels"
+    states = f"a training state every {settings['state_dump_ticks']} ticks"
+    states += f" and every {minutes:g} minutes" if minutes else ""
+    print(f"Run folder: {run_dir} ({distributed.world_size()} process(es); settings: training_options.json)")
+    print(f"Data: {settings['dataset_kwargs']['path']}: {size}, {labels}")
+    print(f"Length: {length_line(settings)}")
+    print(f"Ticks: every {settings['kimg_per_tick']} kimg; a snapshot every {settings['snapshot_ticks']}, {states}")
     print(flush=True)
 
 
 def prepare_auto(run_dir: str) -> dict[str, Any]:
     """--resume auto: settings that name the newest whole state in run_dir; what a killed process left is cleared."""
-    for leftover in Path(run_dir).glob(".*.tmp"):
-        if OWN_FILES.match(leftover.name):  # the folder may be shared: with --nosubdir it is whatever the user says
-            leftover.unlink(missing_ok=True)
+    clear_leftovers(run_dir)
     found = latest_state(run_dir)
     if found is None:
-        print("Nothing to resume: starting anew", flush=True)
-        Path(run_dir, "stats.jsonl").unlink(missing_ok=True)
+        if not run_results(run_dir):
+            print("Nothing to resume: starting anew", flush=True)
         return {}
     path, seed = found
     return {"resume_state_dump": str(path), "seed": seed}
 
 
-def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.device) -> None:
+def launch(
+    settings: dict[str, Any], dataset: ImageFolderDataset, run_dir: str, opts: dict[str, Any], device: torch.device
+) -> None:
     """Make the run folder, find the dump to go on from, and train."""
-    if auto:
-        settings |= distributed.broadcast_object(prepare_auto(run_dir) if distributed.rank() == 0 else None)
-    if distributed.rank() != 0:
+    auto, main = opts["resume"] == "auto", distributed.rank() == 0
+    if not auto:
+        check_free(run_dir, settings.get("resume_state_dump"))
+    with console_log(Path(run_dir)) if main else contextlib.nullcontext():
+        if auto:
+            settings |= distributed.broadcast_object(prepare_auto(run_dir) if main else None)
+            check_free(run_dir, settings.get("resume_state_dump"))
+        if main:
+            try:
+                with atomic_write(Path(run_dir) / "training_options.json", "w", kind="json") as file:
+                    json.dump({**settings, "run_dir": run_dir}, file, indent=2)
+            except OSError as error:
+                raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+            print_summary(settings, dataset, run_dir, opts["dump_minutes"])
         distributed.barrier()
         training_loop(run_dir=run_dir, device=device, **settings)
-        return
-    try:
-        os.makedirs(run_dir, exist_ok=True)
-        with atomic_write(Path(run_dir) / "training_options.json", "w", kind="json") as file:
-            json.dump({**settings, "run_dir": run_dir}, file, indent=2)
-    except OSError as error:
-        raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-    distributed.barrier()
-    with console_log(Path(run_dir) / "log.txt"):
-        print_settings(settings, run_dir)
-        training_loop(run_dir=run_dir, device=device, **settings)
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.option("--outdir", help="Where the results go", metavar="DIR", type=OUTPUT_PATH, required=True)
 @click.option("--data", help="Data set", metavar="ZIP|DIR", type=INPUT_PATH, required=True)
 @click.option("--cond", help="Class-conditional, by the labels of the data set", type=bool, default=False)
@@ -251,27 +336,44 @@ def launch(settings: dict[str, Any], run_dir: str, auto: bool, device: torch.dev
 @click.option("--ls", help="Loss scaling", metavar="FLOAT", type=POSITIVE, default=1.0)
 @click.option("--bench", help="cuDNN benchmarking", type=bool, default=True)
 @click.option("--cache", help="Keep decoded images in memory", type=bool, default=True)
-@click.option("--workers", help="Data loader processes", metavar="INT", type=POSITIVE_INT, default=1)
-@click.option("--desc", help="Text at the end of the run folder's name", metavar="TEXT")
-@click.option("--nosubdir", help="Write into the output folder itself", is_flag=True)
+@click.option("--workers", help="Data loader processes, 0 = none", metavar="INT", type=NON_NEGATIVE_INT, default=1)
+@click.option("--desc", help="Text at the end of the run folder's name  [default: none]", metavar="TEXT")
+@click.option(
+    "--nosubdir", help="Write into the output folder itself  [default: off]", is_flag=True, show_default=False
+)
 @click.option("--tick", help="Thousand images between status lines", metavar="KIMG", type=POSITIVE_INT, default=50)
 @click.option("--snap", help="Ticks between snapshots", metavar="TICKS", type=POSITIVE_INT, default=50)
 @click.option("--dump", help="Ticks between training states", metavar="TICKS", type=POSITIVE_INT, default=500)
-@click.option("--seed", help="Random seed  [default: random]", metavar="INT", type=int)
-@click.option("--transfer", help="Start from the weights of a snapshot", metavar="FILE|URL", type=INPUT_PATH_OR_URL)
+@click.option(
+    "--dump-minutes", help="Minutes between states of which the newest stay, 0 = none", type=NON_NEGATIVE, default=10
+)
+@click.option("--keep-states", help="How many of those, and of states on signals, stay", type=POSITIVE_INT, default=2)
+@click.option("--seed", help="Random seed  [default: random]", metavar="INT", type=click.IntRange(0, (1 << 32) - 1))
+@click.option(
+    "--transfer",
+    help="Start from the weights of a snapshot  [default: none]",
+    metavar="FILE|URL",
+    type=INPUT_PATH_OR_URL,
+)
 @click.option(
     "--resume",
-    help="Go on from a training state; auto: the newest in the run's folder",
+    help="Go on from a training state; auto: the newest of this run  [default: none]",
     metavar="PT|auto",
     type=INPUT_PATH,
 )
 @click.option("--lr-rampup", help="Learning rate ramp, in million images  [default: 10]", type=NON_NEGATIVE)
-@click.option("--snapshot-format", type=click.Choice(["safetensors", "pkl"]), default="safetensors", show_default=True)
+@click.option(
+    "--snapshot-format", help="Format of snapshots", type=click.Choice(["safetensors", "pkl"]), default="safetensors"
+)
 @click.option("--preview", help="Samples drawn beside each snapshot, 0 = none", type=NON_NEGATIVE_INT, default=32)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("-n", "--dry-run", help="Print the settings and stop", is_flag=True)
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+@click.option("-n", "--dry-run", help="Print the settings and stop  [default: off]", is_flag=True, show_default=False)
 def command(**opts: Any) -> None:
     """Train a network with the recipe of Karras et al. 2022.
+
+    SIGTERM, SIGUSR1 and SIGHUP, to any process, write a training state after the next step and end all processes with
+    exit code 0; so does Ctrl-C, with 130 (a second one stops at once). --resume=auto with the same options goes on to
+    the same bits. Bad input ends with exit code 2. Results of another run are never overwritten.
 
     \b
     Example: the paper's class-conditional CIFAR-10 model on 8 GPUs
@@ -280,12 +382,22 @@ def command(**opts: Any) -> None:
     """
     device = resolve_device(opts["device"])
     distributed.init(device)
-    settings, name = training_settings(opts)
-    auto = opts["resume"] == "auto"
-    run_dir = distributed.broadcast_object(pick_run_dir(opts["outdir"], name, opts["nosubdir"], auto))
-    if not opts["dry_run"]:
-        launch(settings, run_dir, auto, device)
-    elif distributed.rank() == 0:
-        print_settings(settings, run_dir)
-        print("Dry run; stopping.")
+    settings, dataset = training_settings(opts)
+    deal_batch(settings["batch_size"], settings["batch_gpu"])
+    network = describe_network(settings["network_kwargs"], dataset)
+    run_dir = pick_run_dir(opts["outdir"], run_name(opts, dataset), opts["nosubdir"], opts["resume"] == "auto")
+    run_dir = distributed.broadcast_object(run_dir)
+    if opts["dry_run"]:
+        if distributed.rank() == 0:
+            print("Settings:")
+            print(json.dumps({**settings, "run_dir": run_dir}, indent=2))
+            print(f"Network: {network}")
+            print_summary(settings, dataset, run_dir, opts["dump_minutes"])
+            print("Dry run; stopping.")
+    else:
+        try:
+            launch(settings, dataset, run_dir, opts, device)
+        except (Stopped, Interrupted):  # on all ranks
+            distributed.shutdown()
+            raise
     distributed.shutdown()  # not after an error: other ranks may be waiting in a collective, and torchrun ends them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +38,9 @@ def build(known: Mapping[str, Callable[..., Any]], kwargs: Kwargs, what: str, de
         raise UserError(f"unknown {what} {name}; expected one of {', '.join(known)}")
     try:
         return known[name](*args, **rest)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{what} {name}: {error}") from error
 
 
@@ -60,11 +63,48 @@ def build_optimizer(kwargs: Kwargs, parameters: Any) -> torch.optim.Optimizer:
 def build_network(kwargs: Kwargs, dataset: ImageFolderDataset) -> torch.nn.Module:
     """The network for the images and labels of `dataset`, in training mode."""
     name, rest = split(kwargs, "network", "EDMPrecond")
+    if dataset.num_channels not in (1, 3):
+        raise UserError(f"images have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
     rest.update(img_resolution=dataset.resolution, img_channels=dataset.num_channels, label_dim=dataset.label_dim)
-    levels = rest.get("channel_mult")
-    if isinstance(levels, list | tuple) and levels and dataset.resolution % 2 ** (len(levels) - 1):
+    net = networks.build(name, rest)
+    sides = levels(net)
+    if dataset.resolution % 2 ** (len(sides) - 1):
         raise UserError(
             f"images are {dataset.resolution}x{dataset.resolution}; expected a side that is a multiple of "
-            f"{2 ** (len(levels) - 1)}, since the network has {len(levels)} resolutions"
+            f"{2 ** (len(sides) - 1)}, since the network has {len(sides)} resolutions"
         )
-    return networks.build(name, rest).train().requires_grad_(True)
+    return net.train().requires_grad_(True)
+
+
+def levels(net: torch.nn.Module) -> list[int]:
+    """The sides of the network's resolutions, largest first."""
+    encoder = net.get_submodule("model.enc")
+    return list(dict.fromkeys(int(name.partition("x")[0]) for name, _ in encoder.named_children()))
+
+
+def describe(net: torch.nn.Module) -> str:
+    """ "EDMPrecond, 55,733,891 parameters, images of 32x32; attention at: ..." """
+    parameters = sum(p.numel() for p in net.parameters())
+    side = levels(net)[0]
+    return f"{type(net).__name__}, {parameters:,} parameters, images of {side}x{side}; attention at: {attention(net)}"
+
+
+def attention(net: torch.nn.Module) -> str:
+    """Where blocks have attention: levels of a listed size, and always the middle block at the lowest level."""
+    model: Any = net.get_submodule("model")
+    blocks = [*model.enc.named_children(), *model.dec.named_children()]
+    attentive = [name for name, block in blocks if getattr(block, "num_heads", 0)]
+    sides = dict.fromkeys(name.partition("_")[0] for name in attentive if "_in" not in name)
+    middle = next((name.partition("_")[0] for name in attentive if "_in" in name), None)
+    if sides:
+        return ", ".join(sides) + (f"; middle block: {middle}" if middle else "")
+    default = inspect.signature(type(model)).parameters["attn_resolutions"].default
+    listed = getattr(net, "init_kwargs", {}).get("attn_resolutions", default)
+    found = f"levels are {', '.join(map(str, levels(net)))}; listed: {', '.join(map(str, listed)) or 'none'}"
+    return f"nowhere{f' but in the middle block, {middle}' if middle else ''} ({found})"
+
+
+def describe_network(network_kwargs: Kwargs, dataset: ImageFolderDataset) -> str:
+    """describe() of the network for a data set, without making its weights. UserError where the two do not fit."""
+    with torch.device("meta"):
+        return describe(build_network(network_kwargs, dataset))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,25 @@ from edm_fast.errors import UserError
 from edm_fast.files import user_path
 from edm_fast.training import _build
 from edm_fast.training._stats import Stats
+from edm_fast.training._stop import outlive_signals
 
 Batch = tuple[Tensor, Tensor]
+
+LOWEST = {"seed": 0, "batch_size": 1, "total_kimg": 0, "ema_halflife_kimg": 0, "lr_rampup_kimg": 0, "kimg_per_tick": 0}
+LOWEST |= {"preview_images": 0, "dump_minutes": 0, "keep_states": 1}
+
+
+def deal_batch(batch_size: int, batch_gpu: int | None) -> tuple[int, int]:
+    """A batch among the processes: (images of one backward pass on one rank, backward passes of a step)."""
+    world = distributed.world_size()
+    per_rank = batch_size // world
+    size = min(batch_gpu or per_rank, per_rank)
+    if size < 1 or size * (per_rank // size) * world != batch_size:
+        raise UserError(
+            f"batch size {batch_size} cannot be dealt to {world} process(es) in rounds of "
+            f"{batch_gpu or per_rank}; expected a multiple of processes times round size"
+        )
+    return size, per_rank // size
 
 
 @dataclass
@@ -47,23 +67,21 @@ class Options:
     snapshot_format: str
     preview_images: int
     progress: bool
+    dump_minutes: float
+    keep_states: int
 
     def __post_init__(self) -> None:
         self.run_dir = Path(user_path(self.run_dir))
+        for name, low in LOWEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not low <= float(value) < float("inf"):
+                raise UserError(f"{name} {value}; expected a finite number, at least {low}")
         for name in ("dataset_kwargs", "data_loader_kwargs", "network_kwargs", "loss_kwargs", "optimizer_kwargs"):
             setattr(self, name, dict(getattr(self, name) or {}))
 
     def rounds(self) -> tuple[int, int]:
         """(images of one backward pass on one rank, backward passes of a step)."""
-        world = distributed.world_size()
-        per_rank = self.batch_size // world
-        size = min(self.batch_gpu or per_rank, per_rank)
-        if size < 1 or size * (per_rank // size) * world != self.batch_size:
-            raise UserError(
-                f"batch size {self.batch_size} cannot be dealt to {world} process(es) in rounds of "
-                f"{self.batch_gpu or per_rank}; expected a multiple of processes times round size"
-            )
-        return size, per_rank // size
+        return deal_batch(self.batch_size, self.batch_gpu)
 
 
 @dataclass
@@ -87,6 +105,8 @@ class Run:
     tick_start_nimg: int = 0
     data_position: int = 0  # places of the common index stream used up
     elapsed_sec: float = 0.0  # by earlier parts of an interrupted run
+    tick_sec: float = 0.0  # the same, of the current tick
+    automatic_states: list[str] = field(default_factory=list)  # oldest first: dumps that make room for newer ones
 
     @property
     def done(self) -> bool:
@@ -108,12 +128,22 @@ def endless_batches(dataset: ImageFolderDataset, options: Options, device: torch
     kwargs["pin_memory"] = bool(kwargs.get("pin_memory", False)) and device.type == "cuda"
     if kwargs.get("num_workers", 0) == 0:
         kwargs.pop("prefetch_factor", None)
+    kwargs["worker_init_fn"] = functools.partial(start_loader_process, kwargs.get("worker_init_fn"))
     # a generator of its own, and the draw made here: how often a loader draws is torch's business and may change
-    loader = torch.utils.data.DataLoader(
-        dataset, sampler=sampler, batch_size=options.rounds()[0], generator=torch.Generator(), **kwargs
-    )
+    try:
+        loader = torch.utils.data.DataLoader(
+            dataset, sampler=sampler, batch_size=options.rounds()[0], generator=torch.Generator(), **kwargs
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data loader: {error}") from error
     torch.empty([], dtype=torch.int64).random_()
     return _with_short_errors(loader)
+
+
+def start_loader_process(own: Callable[[int], None] | None, index: int) -> None:
+    outlive_signals()
+    if own is not None:
+        own(index)
 
 
 def _with_short_errors(loader: torch.utils.data.DataLoader[Batch]) -> Iterator[Batch]:
@@ -136,21 +166,27 @@ def summarize(net: torch.nn.Module, dataset: ImageFolderDataset, batch: int, dev
     """One pass over zeros in training mode, as published (it may draw dropout masks), and a line about the network."""
     images = torch.zeros([batch, *dataset.image_shape], device=device)
     net(images, torch.ones([batch], device=device), torch.zeros([batch, dataset.label_dim], device=device))
-    parameters = sum(p.numel() for p in net.parameters())
-    print(f"Network: {type(net).__name__}, {parameters:,} parameters; images {dataset.image_shape}", flush=True)
+    print(f"Network: {_build.describe(net)}", flush=True)
+
+
+@torch.no_grad()
+def same_as_rank0(net: torch.nn.Module) -> None:
+    """Parameters and buffers of rank 0, on every rank: each drew its own, such as the Fourier frequencies of NCSN++."""
+    if distributed.world_size() > 1:
+        for tensor in [*net.parameters(), *net.buffers()]:
+            torch.distributed.broadcast(tensor, src=0)
 
 
 def distribute(net: torch.nn.Module, device: torch.device, augmented: bool) -> torch.nn.Module:
     """`net` as DistributedDataParallel where there are several processes."""
     if distributed.world_size() == 1:
         return net
+    ddp = torch.nn.parallel.DistributedDataParallel
     idle = not augmented and any("map_augment" in name for name, _ in net.named_parameters())
-    return torch.nn.parallel.DistributedDataParallel(
-        net,
-        device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=idle,
-        broadcast_buffers=False,  # they are constants
-    )
+    # buffers are constants: not sent at each step. The keyword has a new name since torch 2.13
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(ddp).parameters else ""
+    kwargs: dict[str, Any] = {buffers or "broadcast_buffers": False, "find_unused_parameters": idle}
+    return ddp(net, device_ids=[device] if device.type == "cuda" else None, **kwargs)
 
 
 def start_run(options: Options, device: torch.device, data_position: int = 0) -> Run:
@@ -160,6 +196,7 @@ def start_run(options: Options, device: torch.device, data_position: int = 0) ->
     dataset = _build.build_dataset(options.dataset_kwargs)
     batches = endless_batches(dataset, options, device, data_position)
     net = _build.build_network(options.network_kwargs, dataset).to(device)
+    same_as_rank0(net)
     if distributed.rank() == 0:
         summarize(net, dataset, round_size, device)
     augment_pipe = _build.build_augment(options.augment_kwargs)

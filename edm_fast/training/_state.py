@@ -1,12 +1,15 @@
 """State dumps: all that a run needs to go on as if it had never stopped. Plain tensors and numbers, no code.
 
-Besides network, average and optimizer a dump holds the exact image count, the place in the data stream and the random
-generators of every rank, so that a run on the CPU that is killed and resumed ends bit-identical to one that is not.
+Besides network, average and optimizer a dump holds the exact image count, the place in the data stream, and of every
+rank the random generators and the sums of the current tick's statistics, so that a run on the CPU that is stopped or
+killed and resumed ends bit-identical to one that is not, wherever in a tick the dump was made.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,10 @@ NAME = re.compile(r"training-state-(\d+)\.pt")
 
 KEYS = {"net", "ema", "optimizer_state", "cur_nimg", "tick", "tick_start_nimg", "data_position", "seed"}
 KEYS |= {"dataset_size", "rng", "stats_lines", "elapsed_sec"}
+
+# settings that a resumed run is compared by, as the keywords of training_loop
+COMPARED = ["network_kwargs", "loss_kwargs", "optimizer_kwargs", "augment_kwargs", "batch_size", "ema_halflife_kimg"]
+COMPARED += ["lr_rampup_kimg", "loss_scaling"]
 
 State = dict[str, Any]
 
@@ -55,11 +62,18 @@ def _gather(value: Any) -> list[Any]:
     return values
 
 
-def save_state(run: Run, path: Path, stats_lines: int, elapsed_sec: float) -> None:
-    """Write a dump (rank 0; the other ranks hand over their generators)."""
-    generators = _gather(_rng_state(run.device))
+def save_state(run: Run, path: Path, automatic: bool, **progress: float) -> None:
+    """Write a dump (rank 0; the other ranks hand over their generators and sums).
+
+    progress: stats_lines, elapsed_sec (of the run) and tick_sec (of the current tick). The newest keep_states
+    `automatic` ones stay; a dump that replaces one the user asked for (of the same thousand images) counts as such.
+    """
+    ranks = _gather({"rng": _rng_state(run.device), "stats": run.stats.state()})
     if distributed.rank() != 0:
         return
+    automatic = automatic and (path.name in run.automatic_states or not path.exists())
+    run.automatic_states = [name for name in run.automatic_states if name != path.name]
+    run.automatic_states += [path.name] if automatic else []
     state = {
         "format": FORMAT,
         "class_name": type(run.net).__name__,  # with these two, load() builds the networks
@@ -72,15 +86,46 @@ def save_state(run: Run, path: Path, stats_lines: int, elapsed_sec: float) -> No
         "tick_start_nimg": run.tick_start_nimg,
         "data_position": run.data_position,
         "seed": run.options.seed,
+        "ema_rampup_ratio": run.options.ema_rampup_ratio,
         "dataset_size": len(run.dataset),
         "batch_size": run.options.batch_size,
         "batch_gpu": run.options.batch_gpu,
-        "rng": generators,
-        "stats_lines": stats_lines,
-        "elapsed_sec": elapsed_sec,
+        "settings": settings_text(run),
+        "rng": [rank["rng"] for rank in ranks],
+        "stats": [rank["stats"] for rank in ranks],
+        "automatic": automatic,
+        **progress,
     }
     with atomic_write(path, kind="torch") as file:
         torch.save(state, file)
+    keep = run.options.keep_states
+    for name in run.automatic_states[:-keep]:
+        path.with_name(name).unlink(missing_ok=True)
+    run.automatic_states = run.automatic_states[-keep:]
+
+
+def settings_text(run: Run) -> str:
+    """COMPARED settings as JSON, one entry for each keyword inside them; class names without their modules."""
+    flat: dict[str, Any] = {}
+    for name in COMPARED:
+        value = getattr(run.options, name)
+        inner = dict(value) if isinstance(value, Mapping) else {"": value}
+        if isinstance(inner.get("class_name"), str):
+            inner["class_name"] = inner["class_name"].rpartition(".")[2]
+        flat |= {f"{name.removesuffix('_kwargs')}.{key}".rstrip("."): item for key, item in inner.items()}
+    return json.dumps(flat, default=str, sort_keys=True)
+
+
+def compare_settings(run: Run, stored: str) -> None:
+    """Another preconditioner or loss is refused (their tensors would fit); other differences are said."""
+    before, now = json.loads(stored), json.loads(settings_text(run))
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    for key in ("network.class_name", "loss.class_name"):
+        if key in changed:
+            raise UserError(f"the training state is of a run with {before.get(key)}; the options say {now.get(key)}")
+    if changed:
+        pairs = ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in changed)
+        distributed.print0(f"Settings other than those of the run that goes on: {pairs}", flush=True)
 
 
 def read_state(path: str | Path) -> State | None:
@@ -102,8 +147,7 @@ def latest_state(run_dir: str | Path) -> tuple[Path, int] | None:
     folder = Path(run_dir)
     if not folder.is_dir():
         return None
-    found = [(int(m[1]), entry) for entry in folder.iterdir() if (m := NAME.fullmatch(entry.name))]
-    for _, path in sorted(found, reverse=True):
+    for _, path in reversed(_numbered(folder)):
         state = read_state(path)
         if state is not None:
             return path, state["seed"]
@@ -111,12 +155,30 @@ def latest_state(run_dir: str | Path) -> tuple[Path, int] | None:
     return None
 
 
-def restore(run: Run, state: State) -> None:
-    """Bring a fresh run to where `state` was dumped."""
+def automatic_states(folder: Path) -> list[str]:
+    """Names of the automatic dumps in a run folder, oldest first. Tensors are mapped, not read."""
+    names = []
+    for _, path in _numbered(folder):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # damaged, or of a kind that cannot be mapped
+            continue
+        names += [path.name] if isinstance(state, dict) and state.get("automatic") is True else []
+    return names
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    return sorted((int(m[1]), entry) for entry in folder.iterdir() if (m := NAME.fullmatch(entry.name)))
+
+
+def restore(run: Run, state: State, path: str | Path) -> None:
+    """Bring a fresh run to where `state` was dumped; `path` is its file."""
     if state["dataset_size"] != len(run.dataset):
         raise UserError(
             f"the training state was made with {state['dataset_size']} images; the data set has {len(run.dataset)}"
         )
+    if "settings" in state:
+        compare_settings(run, state["settings"])
     try:
         run.net.load_state_dict(state["net"])
         run.ema.load_state_dict(state["ema"])
@@ -127,9 +189,16 @@ def restore(run: Run, state: State) -> None:
     run.cur_nimg = state["cur_nimg"]
     run.tick = state["tick"]
     run.tick_start_nimg = state["tick_start_nimg"]
-    run.elapsed_sec = state["elapsed_sec"]
+    run.elapsed_sec, run.tick_sec = state["elapsed_sec"], state.get("tick_sec", 0.0)
+    if Path(path).resolve().parent == run.options.run_dir.resolve():
+        run.automatic_states = automatic_states(run.options.run_dir)
+    stats = state.get("stats", [])
     if len(state["rng"]) == distributed.world_size():
         _set_rng_state(state["rng"][distributed.rank()], run.device)
+        stats = stats[distributed.rank() :][:1]
     else:
         torch.manual_seed((torch.initial_seed() + run.cur_nimg) % (1 << 31))  # not the numbers of the first steps again
         distributed.print0("The training state is of another number of processes: random numbers start anew")
+        stats = stats if distributed.rank() == 0 else []
+    for sums in stats:
+        run.stats.add(sums, run.device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from edm_fast.errors import UserOSError
 from edm_fast.files import atomic_write
 
 
@@ -26,6 +29,22 @@ class Stats:
         """Add all elements of `value`; they pass through float32."""
         x = torch.as_tensor(value).detach().to(torch.float32).flatten()
         moments = torch.stack([torch.full_like(x.sum(), x.numel()), x.sum(), x.square().sum()]).to(torch.float64)
+        self._add(name, moments)
+
+    def sums(self, name: str) -> Tensor | None:
+        """(number, sum, sum of squares) of a quantity on this rank since the last collect(), on its device."""
+        return self._sums.get(name)
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums, in the host's memory."""
+        return {name: sums.cpu() for name, sums in self._sums.items()}
+
+    def add(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Sums of state(), counted in."""
+        for name, sums in state.items():
+            self._add(name, sums.to(device))
+
+    def _add(self, name: str, moments: Tensor) -> None:
         self._sums[name] = self._sums[name] + moments if name in self._sums else moments
 
     def collect(self, shared: list[str]) -> dict[str, dict[str, float]]:
@@ -51,31 +70,52 @@ class StatsWriter:
         self.path = run_dir / "stats.jsonl"
         self.lines = 0
         if keep_lines is not None and self.path.exists():
-            rows = self.path.read_text().splitlines()[:keep_lines]
-            with atomic_write(self.path, "w") as file:
-                file.writelines(row + "\n" for row in rows)
+            rows = self.path.read_bytes().splitlines()[:keep_lines]
+            with atomic_write(self.path) as file:
+                file.writelines(row + b"\n" for row in rows)
             self.lines = len(rows)
-        self._board: Any = _tensorboard(run_dir / "tensorboard")
+        self._board: Any = None
+        self._try_board(lambda: self._open_board(run_dir / "tensorboard"))
 
     def write(self, row: dict[str, dict[str, float]], cur_nimg: int) -> None:
-        line = json.dumps({**row, "timestamp": time.time()})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """One more line, whole or not at all."""
+        line = json.dumps({**row, "timestamp": time.time()}) + "\n"
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, before)
+            raise UserOSError(f"cannot write to {self.path}: {error.strerror or error}") from error
         self.lines += 1
         if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value["mean"], global_step=cur_nimg)
-            self._board.flush()
+            self._try_board(lambda: self._write_board(row, cur_nimg))
 
+    def _open_board(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] in ("torch", "tensorboard"):
+                return  # an optional extra
+            raise
+        self._board = SummaryWriter(str(folder))
 
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # an optional extra
-        return None
-    return SummaryWriter(str(folder))
+    def _write_board(self, row: dict[str, dict[str, float]], cur_nimg: int) -> None:
+        for name, value in row.items():
+            self._board.add_scalar(name, value["mean"], global_step=cur_nimg)
+        self._board.flush()
+
+    def _try_board(self, action: Callable[[], None]) -> None:
+        """TensorBoard is an extra: however it fails, training goes on without it, after one line."""
+        try:
+            action()
+        except Exception as error:
+            self._board = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            print(f"Going on without TensorBoard, which failed ({reason}); stats.jsonl has all numbers", flush=True)
 
 
 def resident_gb() -> float:

@@ -21,16 +21,26 @@ PREVIEW_STEPS = 18
 
 
 class Clock:
-    """Time since the start, since the last tick, and spent between the last tick's end and the next tick's start."""
+    """Time since the start, since the last tick, spent between the last tick's end and the next tick's start, and
+    since the last training state.
+    """
 
-    def __init__(self, elapsed_sec: float = 0.0) -> None:
-        self.start = time.time() - elapsed_sec
-        self.tick_start = time.time()
-        self.maintenance = self.tick_start - self.start - elapsed_sec
+    def __init__(self, run: Run) -> None:
+        now = time.time()
+        self.start, self.tick_start = now - run.elapsed_sec, now - run.tick_sec
+        self.maintenance = 0.0
+        self.state_written = time.monotonic()
 
     def next_tick(self, tick_end: float) -> None:
         self.tick_start = time.time()
         self.maintenance = self.tick_start - tick_end
+
+    def wants_state(self, minutes: float) -> bool:
+        """Once every so many minutes; never if 0."""
+        due = minutes > 0 and time.monotonic() >= self.state_written + 60 * minutes
+        if due:
+            self.state_written = time.monotonic()
+        return due
 
 
 def tick_is_due(run: Run) -> bool:
@@ -43,10 +53,10 @@ def is_multiple(run: Run, ticks: int | None) -> bool:
     return bool(ticks) and (run.done or run.tick % ticks == 0)  # type: ignore[operator]
 
 
-def report_progress(run: Run, clock: Clock, tick_end: float) -> None:
-    """Rank 0: the quantities of stats.jsonl other than the loss, and the status line."""
+def report_progress(run: Run, clock: Clock, tick_end: float) -> dict[str, dict[str, float]]:
+    """The row of stats.jsonl for this tick, and on rank 0 the status line."""
     seconds = tick_end - clock.tick_start
-    per_kimg = seconds / (run.cur_nimg - run.tick_start_nimg) * 1e3
+    images = run.cur_nimg - run.tick_start_nimg
     gpu = reserved = 0.0
     if run.device.type == "cuda":
         gpu = torch.cuda.max_memory_allocated(run.device) / 2**30
@@ -57,28 +67,43 @@ def report_progress(run: Run, clock: Clock, tick_end: float) -> None:
         "Progress/kimg": run.cur_nimg / 1e3,
         "Timing/total_sec": tick_end - clock.start,
         "Timing/sec_per_tick": seconds,
-        "Timing/sec_per_kimg": per_kimg,
+        "Timing/sec_per_kimg": seconds / images * 1e3,
         "Timing/maintenance_sec": clock.maintenance,
         "Resources/cpu_mem_gb": resident_gb(),
         "Resources/peak_gpu_mem_gb": gpu,
         "Resources/peak_gpu_mem_reserved_gb": reserved,
     }
-    if distributed.rank() != 0:
-        return
-    for name, value in values.items():
-        run.stats.report(name, value)
+    if distributed.rank() == 0:
+        for name, value in values.items():
+            run.stats.report(name, value)
+    row = run.stats.collect(shared=["Loss/loss"])
+    if distributed.rank() == 0:
+        print(status_line(run, values, row["Loss/loss"]["mean"]), flush=True)
+        if not np.isfinite(row["Loss/loss"]["mean"]):
+            print("Warning: the loss is not finite; gradients that are not finite count as 0", flush=True)
+    return row
+
+
+def status_line(run: Run, values: dict[str, float], loss: float) -> str:
+    per_kimg = values["Timing/sec_per_kimg"]
+    left = max(run.options.total_kimg - values["Progress/kimg"], 0) * per_kimg
     fields = [
         f"tick {run.tick:<5d}",
         f"kimg {run.cur_nimg / 1e3:<9.1f}",
-        f"time {format_time(tick_end - clock.start):<12s}",
-        f"sec/tick {seconds:<7.1f}",
+        f"time {format_time(values['Timing/total_sec']):<12s}",
+        f"sec/tick {values['Timing/sec_per_tick']:<7.1f}",
         f"sec/kimg {per_kimg:<7.2f}",
-        f"maintenance {clock.maintenance:<6.1f}",
+        f"maintenance {values['Timing/maintenance_sec']:<6.1f}",
         f"cpumem {values['Resources/cpu_mem_gb']:<6.2f}",
-        f"gpumem {gpu:<6.2f}",
-        f"reserved {reserved:<6.2f}",
     ]
-    print(" ".join(fields), flush=True)
+    if run.device.type == "cuda":
+        fields.append(f"gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f}")
+        fields.append(f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f}")
+    fields.append(f"loss {loss:<9.4g}")
+    fields.append(f"lr {run.optimizer.param_groups[0]['lr']:<9.3g}")
+    fields.append(f"img/s {1e3 / max(per_kimg, 1e-9):<8.4g}")
+    fields.append(f"left {format_time(left)}")
+    return " ".join(fields)
 
 
 def format_time(seconds: float) -> str:
@@ -139,24 +164,32 @@ def save_preview(run: Run, path: Path) -> None:
     sampling.save_grid(path, list(sampling.to_uint8(images)))
 
 
-def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> None:
-    """One tick. The state dump comes last and already counts the tick as over, so nothing before it is done twice."""
+def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> Path | None:
+    """One tick. The state dump, if one is due (its path is returned), comes last and already counts the tick as over,
+    so that nothing before it is done twice.
+    """
     options, tick_end = run.options, time.time()
-    report_progress(run, clock, tick_end)
+    row = report_progress(run, clock, tick_end)
     if is_multiple(run, options.snapshot_ticks):
         save_snapshot(run)
     dump = run.tick != 0 and is_multiple(run, options.state_dump_ticks)
-    row = run.stats.collect(shared=["Loss/loss"])
     if writer is not None:
         writer.write(row, run.cur_nimg)
-        if not np.isfinite(row["Loss/loss"]["mean"]):
-            print("Warning: the loss is not finite; gradients that are not finite count as 0", flush=True)
     run.tick += 1
     run.tick_start_nimg = run.cur_nimg
-    if dump:
-        path = options.run_dir / f"training-state-{run.cur_nimg // 1000:06d}.pt"
-        save_state(run, path, stats_lines=writer.lines if writer else 0, elapsed_sec=tick_end - clock.start)
     clock.next_tick(tick_end)
+    return write_state(run, clock, writer, automatic=False) if dump else None
+
+
+def write_state(run: Run, clock: Clock, writer: StatsWriter | None, automatic: bool) -> Path:
+    """A dump of this moment, in the middle of a tick or between two. `automatic`: by the clock or a signal."""
+    path = run.options.run_dir / f"training-state-{run.cur_nimg // 1000:06d}.pt"
+    lines, now = writer.lines if writer else 0, time.time()
+    begun = run.cur_nimg > run.tick_start_nimg  # the tick
+    times = {"elapsed_sec": now - clock.start, "tick_sec": now - clock.tick_start if begun else 0.0}
+    save_state(run, path, automatic, stats_lines=lines, **times)
+    clock.state_written = time.monotonic()
+    return path
 
 
 def check_options(snapshot_format: str) -> None:

@@ -6,20 +6,25 @@ Keywords and defaults are the published ones; `run_dir` receives snapshots, stat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import tqdm
 
 from edm_fast import distributed
+from edm_fast.errors import UserError
+from edm_fast.training import _stop
+from edm_fast.training._folder import check_free
+from edm_fast.training._progress import Progress
 from edm_fast.training._resume import resume, stored_state
 from edm_fast.training._run import Options, Run, start_run
 from edm_fast.training._stats import StatsWriter
 from edm_fast.training._step import train_step
-from edm_fast.training._tick import Clock, check_options, maintain, tick_is_due
+from edm_fast.training._tick import Clock, check_options, check_same_everywhere, maintain, tick_is_due, write_state
 
 
 def training_loop(
@@ -49,12 +54,18 @@ def training_loop(
     snapshot_format: str = "safetensors",
     preview_images: int = 32,
     progress: bool = True,
+    dump_minutes: float = 10,
+    keep_states: int = 2,
 ) -> Run:
     """Train; returns the finished run (net, ema, cur_nimg, ...).
 
     network_kwargs need a `class_name` and, like the others, name classes bare or dotted. resume_state_dump continues a
     run exactly where this project's dump left it; with a published dump, resume_pkl is the snapshot beside it.
     resume_pkl alone starts from the weights of a snapshot. preview_images: samples drawn beside a snapshot, 0 = none.
+
+    Besides the dumps of state_dump_ticks, which stay, there is one every dump_minutes (0 = none), of which the newest
+    keep_states stay. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, to any rank, write one after the next step on all ranks and
+    raise SystemExit(0), for Ctrl-C KeyboardInterrupt. A run_dir that holds another run's results is refused.
     """
     given = dict(locals())
     check_options(snapshot_format)
@@ -62,11 +73,14 @@ def training_loop(
     stored = stored_state(resume_state_dump)
     if stored is not None:
         given["seed"] = stored["seed"]
+        given["ema_rampup_ratio"] = stored.get("ema_rampup_ratio", ema_rampup_ratio)
     options = Options(**{field.name: given[field.name] for field in dataclasses.fields(Options)})
     set_numerics(cudnn_benchmark)
-    run = start_run(options, device, data_position=stored["data_position"] if stored else 0)
-    resume(run, stored, resume_pkl, resume_state_dump, resume_kimg)
-    train(run, stats_lines=stored["stats_lines"] if stored else None)
+    with _stop.Signals() as signals, one_line_for_lost_ranks():
+        run = start_run(options, device, data_position=stored["data_position"] if stored else 0)
+        resume(run, stored, resume_pkl, resume_state_dump, resume_kimg)
+        check_free(options.run_dir, resume_state_dump)
+        train(run, signals, stats_lines=stored["stats_lines"] if stored else None)
     return run
 
 
@@ -78,28 +92,61 @@ def set_numerics(cudnn_benchmark: bool) -> None:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def train(run: Run, stats_lines: int | None) -> None:
-    """Steps and ticks until the run is done; nothing if it already is."""
+def train(run: Run, signals: _stop.Signals, stats_lines: int | None) -> None:
+    """Steps and ticks until the run is done or a signal stops it; nothing if it already is done."""
     options = run.options
     main = distributed.rank() == 0
     options.run_dir.mkdir(parents=True, exist_ok=True)
     writer = StatsWriter(options.run_dir, keep_lines=stats_lines) if main else None
-    clock = Clock(run.elapsed_sec)
+    check_same(run)
+    ranks, clock = _stop.Agreement(), Clock(run)
     distributed.print0(f"Image {run.cur_nimg} of {int(options.total_kimg * 1000)}: training starts", flush=True)
-    bar = tqdm.tqdm(
-        total=int(options.total_kimg * 1000),
-        initial=run.cur_nimg,
-        unit="img",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=None if main and options.progress else True,  # None: shown on a terminal only
-    )
-    with bar:
-        while not run.done:
+    progress = Progress(run, shown=main and options.progress)
+    first, state = run.cur_nimg, None
+    with progress.bar:
+        wish = ranks.finish(signals.wish)  # a signal may have come while the run was set up
+        while not run.done and wish <= _stop.DUMP:
             train_step(run)
-            bar.update(options.batch_size)
+            progress.step()
+            due = main and clock.wants_state(options.dump_minutes)
+            wish = ranks.exchange(max(signals.wish, _stop.DUMP if due else _stop.NOTHING))
+            state = None
             if tick_is_due(run):
-                bar.clear()
-                maintain(run, clock, writer)
-    distributed.barrier()  # a rank that returns may read what rank 0 has written
-    distributed.print0("Done.", flush=True)
+                progress.bar.clear()
+                state = maintain(run, clock, writer)
+            if wish and state is None:
+                state = write_state(run, clock, writer, automatic=True)
+    if run.done:
+        check_same(run)
+        wish = ranks.finish(signals.wish)  # also: a rank that returns may read what rank 0 has written
+        distributed.print0("Done.", flush=True)
+    if wish > _stop.DUMP:
+        if not run.done:
+            distributed.barrier()  # a rank that ends may be started anew, and read what rank 0 has written
+            say_stopped(run, _stop.signal_name(wish), state if run.cur_nimg > first else None)
+        raise _stop.ending(wish)
+
+
+def say_stopped(run: Run, name: str, state: Path | None) -> None:
+    """The one line about a run that a signal has ended."""
+    kept = "before the first step, with nothing to keep" if state is None else f"with the state in {state}"
+    go_on = "To go on: the same options with --resume=auto (no --transfer), in Python resume_state_dump"
+    distributed.print0(f"Stopped by {name} at image {run.cur_nimg}, {kept}. {go_on}", flush=True)
+
+
+def check_same(run: Run) -> None:
+    """All ranks hold the same network and average."""
+    check_same_everywhere(run.net)
+    check_same_everywhere(run.ema)
+
+
+@contextlib.contextmanager
+def one_line_for_lost_ranks() -> Iterator[None]:
+    """A collective call fails when another process has ended; that process has said why, this one need not."""
+    try:
+        yield
+    except RuntimeError as error:
+        if distributed.world_size() > 1 and re.search(r"closed by peer|reset by peer|Broken pipe", str(error)):
+            line = "another process of this run has ended, so that this one cannot go on; its own message says why"
+            raise UserError(line) from error
+        raise

@@ -1,16 +1,20 @@
 """edm-fast train: run folders, resuming, and one line for everything that can be wrong."""
 
 import errno
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import click
 import pytest
 import tiny_training as tiny
 from click.testing import CliRunner
 
 import edm_fast
+from edm_fast import training
 from edm_fast.cli import main, train
 
 TINY = ["--cbase=4", "--cres=1", "--num-blocks=1", "--batch=20", "--tick=1", "--device=cpu", "--augment=0"]
@@ -208,3 +212,165 @@ def test_two_processes_share_seed_folder_and_state(tmp_path, data):
         "training-state-000001.pt",
         "training-state-000002.pt",
     ]
+
+
+def runs(tmp_path, data, *more):
+    """A run of two steps in a folder of its own; its files with what they hold."""
+    args = [f"--outdir={tmp_path / 'run'}", f"--data={data}", "--nosubdir", "--preview=0", "--duration=0.001", *TINY]
+    result = invoke(*args, *more)
+    assert result.exit_code == 0, result.output
+    return args, {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "log.txt"}
+
+
+def test_a_run_that_is_not_resumed_is_never_touched(tmp_path, data):
+    args, before = runs(tmp_path, data)
+    other = tmp_path / "other"
+    other.mkdir()
+    state = other / "training-state-000001.pt"
+    state.write_bytes(before["training-state-000001.pt"])
+    for more in ([], [f"--transfer={tmp_path / 'run' / 'network-snapshot-000001.safetensors'}"], [f"--resume={state}"]):
+        assert "holds results of a run" in fails(*args, *more)
+    (tmp_path / "run" / "training-state-000001.pt").write_bytes(b"damaged")
+    assert "holds results of a run" in fails(*args, "--resume=auto")
+    (tmp_path / "run" / "training-state-000001.pt").unlink()
+    assert "holds results of a run" in fails(*args, "--resume=auto")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "log.txt"}
+    del before["training-state-000001.pt"]
+    assert before == after
+
+
+def test_another_name_is_said(tmp_path, data):
+    """A slip in --desc starts anew, as the first start of a job script must, but not without a word."""
+    args = [f"--outdir={tmp_path / 'runs'}", f"--data={data}", "--preview=0", "--duration=0.001", *TINY]
+    assert "Warning" not in invoke(*args, "--resume=auto", "--desc=long-run").stderr
+    result = invoke(*args, "--resume=auto", "--desc=longrun")
+    assert result.exit_code == 0 and result.stderr.count("\n") == 1
+    assert "00001-digits-uncond" in result.stderr and "others there: 00000-digits-uncond" in result.stderr
+    (tmp_path / "runs" / result.stderr.split()[9].split("/")[-1].replace("00001", "00007")).mkdir()  # a failed start
+    result = invoke(*args, "--resume=auto", "--desc=longrun")
+    assert "Resuming from" in result.stdout and "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("name, code", [("SIGTERM", 0), ("SIGUSR1", 0), ("SIGHUP", 0), ("SIGINT", 130)])
+def test_signals_end_with_a_state_and_a_line(tmp_path, data, monkeypatch, name, code):
+    real, calls = training.EDMLoss.__call__, []
+
+    def call(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(getattr(signal, name))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(training.EDMLoss, "__call__", call)
+    args = [f"--outdir={tmp_path / 'run'}", f"--data={data}", "--nosubdir", "--preview=0", "--duration=0.001", *TINY]
+    result = invoke(*args)
+    assert result.exit_code == code and "Traceback" not in result.output
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("Stopped by"))
+    assert "training-state-000000.pt" in line and "--resume=auto" in line and "Done." not in result.stdout
+    assert line in (tmp_path / "run" / "log.txt").read_text()
+    result = invoke(*args, "--resume=auto")
+    assert result.exit_code == 0 and len(calls) == 50  # steps, each once
+
+
+def test_every_option_has_its_default_in_the_help():
+    context = click.Context(train.command, info_name="train", **train.command.context_settings)
+    for option in train.command.params:
+        name, text = option.get_help_record(context)
+        assert "default:" in text or "required" in text, name
+
+
+def test_the_console_says_in_short_what_runs(tmp_path, data):
+    args, _ = runs(tmp_path, data)
+    text = (tmp_path / "run" / "log.txt").read_text()
+    assert "{" not in text and "gpumem" not in text and "12 images of 4x4, gray" in text
+    assert "attention at: nowhere but in the middle block, 4x4 (levels are 4; listed: 16)" in text
+    assert "Length: 1 kimg in 50 steps of 20 images" in text
+    tick = next(line for line in text.splitlines() if line.startswith("tick 0"))
+    assert all(f" {word} " in tick for word in ("kimg", "sec/kimg", "cpumem", "loss", "lr", "img/s", "left"))
+
+
+@pytest.mark.parametrize(
+    "duration, batch, kimg, line",
+    [
+        ("0.0115", 20, 11.5, "11.5 kimg in 575 steps of 20 images"),
+        ("0.0115", 200, 11.5, "11.5 kimg in 58 steps of 200 images (whole steps: 11.6 kimg)"),
+        ("0.29", 1000, 290, "290 kimg in 290 steps of 1,000 images"),
+        ("0.0001", 20, 1, "1 kimg in 50 steps of 20 images"),  # the shortest, as published
+        ("0.002", 5000, 2, "2 kimg in 1 step of 5,000 images (whole steps: 5 kimg)"),
+    ],
+)
+def test_lengths_to_the_image(tmp_path, data, duration, batch, kimg, line):
+    args = ["--outdir=o", f"--data={data}", "--dry-run", f"--duration={duration}", "--ema=0.0005", *TINY]
+    output = invoke(*args, f"--batch={batch}").stdout
+    settings, _ = json.JSONDecoder().raw_decode(output[output.index("{") :])
+    assert (settings["total_kimg"], settings["ema_halflife_kimg"]) == (kimg, 0.5)
+    assert type(settings["total_kimg"]) is type(kimg) and f"Length: {line}\n" in output
+
+
+@pytest.mark.parametrize(
+    "size, channels, more, message",
+    [
+        (30, 3, ["--cres=1,1,1"], "images are 30x30; expected a side that is a multiple of 4"),
+        (8, 3, ["--arch=adm", "--cres=1,1,1,1,1"], "multiple of 16"),
+        (8, 4, ["--cres=1"], "4"),
+        (4, 1, ["--cres=0"], "channel_mult"),
+        (4, 1, ["--batch=20", "--batch-gpu=3"], "batch size 20"),
+        (4, 1, ["--workers=-1"], "--workers"),
+        (4, 1, ["--seed=-1"], "--seed"),
+        (4, 1, ["--seed=4294967296"], "--seed"),
+        (4, 1, ["--keep-states=0"], "--keep-states"),
+        (4, 1, ["--dump-minutes=-1"], "--dump-minutes"),
+        (4, 1, ["--dump=0"], "--dump"),
+        (4, 1, ["--ls=0"], "--ls"),
+        (4, 1, ["--lr=nan"], "--lr"),
+        (4, 1, ["--desc=a/b"], "--desc=a/b has a slash"),
+        (4, 1, ["--resume=."], "training-state-<digits>.pt"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_cannot_be_trained_is_said_before_anything_is_written(tmp_path, size, channels, more, message, dry):
+    data = tiny.write_dataset(tmp_path / "d.zip", size=size, channels=channels)
+    assert message in fails(f"--outdir={tmp_path / 'out'}", f"--data={data}", *TINY, *more, *dry)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_not_square(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 4)).save(tmp_path / "images" / "a.png")
+    assert "8x4" in fails(f"--outdir={tmp_path / 'out'}", f"--data={tmp_path / 'images'}", *TINY)
+
+
+def test_no_loader_processes(tmp_path, data):
+    runs(tmp_path, data, "--workers=0")
+
+
+def test_transfer_from_another_network(tmp_path, data):
+    args, _ = runs(tmp_path, data)
+    snapshot = tmp_path / "run" / "network-snapshot-000001.safetensors"
+    line = fails(*args, f"--outdir={tmp_path / 'b'}", f"--transfer={snapshot}", "--cbase=8")
+    assert "has shape" in line
+
+
+def test_one_process_to_a_folder(tmp_path, data):
+    args, _ = runs(tmp_path, data)
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", lock, str(tmp_path / "run" / "log.txt")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert "another process is training in" in fails(*args, "--resume=auto")
+        other.communicate(b"\n")
+    assert invoke(*args, "--resume=auto").exit_code == 0
+
+
+def test_the_log_may_fail_but_the_run_goes_on(capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    tee = train.Tee(sys.stdout, Full())
+    tee.write("a\n")
+    tee.write("b\n")
+    tee.flush()
+    assert capsys.readouterr().out == "The console is no longer copied to log.txt: No space left on device\na\nb\n"

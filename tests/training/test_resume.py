@@ -11,12 +11,13 @@ import pytest
 import tiny_training as tiny
 import torch
 from click.testing import CliRunner
+from tiny_training import losses, run_loop, same_state
 
 import golden_cases as g
 from edm_fast import checkpoint, networks
 from edm_fast.cli import main
 from edm_fast.errors import UserError
-from edm_fast.training import latest_state, training_loop
+from edm_fast.training import latest_state
 
 SETTINGS = [
     "--cond=1",
@@ -57,26 +58,6 @@ def kill_in_mid_run(command, run_dir, wait_for, rng):
     process.stderr.close()
 
 
-def same_state(a, b, path="state"):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            if key != "elapsed_sec":
-                same_state(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same_state(x, y, f"{path}/{i}")
-    else:
-        assert a == b, path
-
-
-def losses(run_dir):
-    return [(row["Progress/tick"]["mean"], row["Loss/loss"]) for row in tiny.read_stats(run_dir)]
-
-
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     data = tiny.write_dataset(tmp_path / "data.zip", count=30, size=8)
     whole, parts, kimg = tmp_path / "whole", tmp_path / "parts", 4
@@ -107,24 +88,6 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
 @pytest.fixture
 def data(tmp_path):
     return tiny.write_dataset(tmp_path / "data.zip")
-
-
-def run_loop(data, run_dir, **changes):
-    settings = {
-        "dataset_kwargs": {"path": str(data), "use_labels": True},
-        "network_kwargs": tiny.NETWORK,
-        "batch_size": 10,
-        "kimg_per_tick": 0.02,
-        "snapshot_ticks": None,
-        "state_dump_ticks": 2,
-        "lr_rampup_kimg": 0.02,
-        "total_kimg": 0.1,
-        "seed": 2,
-        "preview_images": 0,
-        "progress": False,
-        "device": "cpu",
-    }
-    return training_loop(run_dir=run_dir, **{**settings, **changes})
 
 
 def test_latest_state_passes_over_damaged_files(data, tmp_path):
