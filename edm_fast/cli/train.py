@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import json
 import math
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 from edm_fast import distributed
+from edm_fast.cli._console_log import console_log
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._options import (
     INPUT_PATH,
@@ -206,68 +199,19 @@ def pick_run_dir(outdir: str, name: str, nosubdir: bool, auto: bool) -> str:
     return new
 
 
-class Tee:
-    """Standard output that is also appended to a file, as long as that can be written."""
-
-    def __init__(self, stream: TextIO, file: TextIO) -> None:
-        self._stream = stream
-        self._file: TextIO | None = file
-
-    def write(self, text: str) -> int:
-        self._copy(lambda file: file.write(text))
-        return self._stream.write(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-        self._copy(lambda file: file.flush())
-
-    def _copy(self, action: Callable[[TextIO], object]) -> None:
-        if self._file is not None:
-            try:
-                action(self._file)
-            except OSError as error:
-                self._file = None
-                self._stream.write(f"The console is no longer copied to log.txt: {error.strerror or error}\n")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def console_log(run_dir: Path) -> Iterator[None]:
-    """Make the run folder and copy the console to its log.txt, and the reason if the run ends with an error.
-
-    The log is locked: two processes in one folder would overwrite each other's files.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / "log.txt", "a", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-    with file, contextlib.redirect_stdout(Tee(sys.stdout, file)):  # type: ignore[type-var]
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # otherwise the file system knows no locks
-                raise UserError(f"another process is training in {run_dir}; expected a folder of its own") from error
-        try:
-            yield
-        except Exception as error:
-            with contextlib.suppress(OSError):
-                file.write(f"{type(error).__name__}: {error}\n")
-            raise
-
-
-def length_line(settings: dict[str, Any]) -> str:
-    """How much is trained, in whole steps."""
+def length_line(settings: dict[str, Any], duration: float) -> str:
+    """How much is trained, in whole steps; duration: million images asked for."""
     total, batch = settings["total_kimg"], settings["batch_size"]
     steps = math.ceil(round(total * 1000) / batch)
     line = f"{total:g} kimg in {steps:,} step{'s' * (steps != 1)} of {batch:,} images"
-    return line if steps * batch == round(total * 1000) else f"{line} (whole steps: {steps * batch / 1000:g} kimg)"
+    notes = [] if steps * batch == round(total * 1000) else [f"whole steps: {steps * batch / 1000:g} kimg"]
+    notes += [] if kimg(duration) >= 1 else [f"the shortest length; --duration={duration:g} asks for less"]
+    return f"{line} ({'; '.join(notes)})" if notes else line
 
 
-def print_summary(settings: dict[str, Any], dataset: ImageFolderDataset, run_dir: str, minutes: float) -> None:
+def print_summary(
+    settings: dict[str, Any], dataset: ImageFolderDataset, run_dir: str, duration: float, minutes: float
+) -> None:
     """What the run will do, for people; everything else is in training_options.json."""
     colours = {1: "gray", 3: "RGB"}.get(dataset.num_channels, f"{dataset.num_channels} channels")
     size = f"{len(dataset):,} images of {dataset.resolution}x{dataset.resolution}, {colours}"
@@ -276,7 +220,7 @@ def print_summary(settings: dict[str, Any], dataset: ImageFolderDataset, run_dir
     states += f" and every {minutes:g} minutes" if minutes else ""
     print(f"Run folder: {run_dir} ({distributed.world_size()} process(es); settings: training_options.json)")
     print(f"Data: {settings['dataset_kwargs']['path']}: {size}, {labels}")
-    print(f"Length: {length_line(settings)}")
+    print(f"Length: {length_line(settings, duration)}")
     print(f"Ticks: every {settings['kimg_per_tick']} kimg; a snapshot every {settings['snapshot_ticks']}, {states}")
     print(flush=True)
 
@@ -310,7 +254,7 @@ def launch(
                     json.dump({**settings, "run_dir": run_dir}, file, indent=2)
             except OSError as error:
                 raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-            print_summary(settings, dataset, run_dir, opts["dump_minutes"])
+            print_summary(settings, dataset, run_dir, opts["duration"], opts["dump_minutes"])
         distributed.barrier()
         training_loop(run_dir=run_dir, device=device, **settings)
 
@@ -392,7 +336,7 @@ def command(**opts: Any) -> None:
             print("Settings:")
             print(json.dumps({**settings, "run_dir": run_dir}, indent=2))
             print(f"Network: {network}")
-            print_summary(settings, dataset, run_dir, opts["dump_minutes"])
+            print_summary(settings, dataset, run_dir, opts["duration"], opts["dump_minutes"])
             print("Dry run; stopping.")
     else:
         try:

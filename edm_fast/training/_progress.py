@@ -84,11 +84,10 @@ class Processors:
         return self._waited > WAITING * seconds
 
     def text(self) -> str:
-        return (
-            f"The processors are busy with other work: of the last {self._seconds:.0f} s, a thread of this process "
-            f"waited {self._waited:.0f} s for one. {torch.get_num_threads()} threads that wait for each other can be "
-            "ten times slower than one; OMP_NUM_THREADS sets their number"
-        )
+        waited = f"of the last {self._seconds:.0f} s, a thread of this process waited {self._waited:.0f} s for one"
+        threads = torch.get_num_threads()
+        advice = f". {threads} threads that wait for each other can be ten times slower than one: see OMP_NUM_THREADS"
+        return f"The processors are busy with other work: {waited}{advice if threads > 1 else ''}"
 
 
 def delays() -> dict[str, float]:

@@ -7,6 +7,7 @@ killed and resumed ends bit-identical to one that is not, wherever in a tick the
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Mapping
@@ -134,9 +135,9 @@ def read_state(path: str | Path) -> State | None:
         raise UserOSError(f"training state {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:  # damaged bytes can make the reader fail in any way
+    except Exception as error:  # damaged bytes can make the reader fail in any way, and seek before the file's start
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         return None
     whole = isinstance(state, dict) and state.get("format") == FORMAT and KEYS <= state.keys()
     return state if whole else None

@@ -100,7 +100,8 @@ def train(run: Run, signals: _stop.Signals, stats_lines: int | None) -> None:
     writer = StatsWriter(options.run_dir, keep_lines=stats_lines) if main else None
     check_same(run)
     ranks, clock = _stop.Agreement(), Clock(run)
-    distributed.print0(f"Image {run.cur_nimg} of {int(options.total_kimg * 1000)}: training starts", flush=True)
+    what = "nothing is left to train" if run.done else "training starts"
+    distributed.print0(f"Image {run.cur_nimg} of {round(options.total_kimg * 1000)}: {what}", flush=True)
     progress = Progress(run, shown=main and options.progress)
     first, state = run.cur_nimg, None
     with progress.bar:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import edm_fast
 from edm_fast import training
-from edm_fast.cli import main, train
+from edm_fast.cli import _console_log, main, train
 
 TINY = ["--cbase=4", "--cres=1", "--num-blocks=1", "--batch=20", "--tick=1", "--device=cpu", "--augment=0"]
 
@@ -295,7 +295,7 @@ def test_the_console_says_in_short_what_runs(tmp_path, data):
         ("0.0115", 20, 11.5, "11.5 kimg in 575 steps of 20 images"),
         ("0.0115", 200, 11.5, "11.5 kimg in 58 steps of 200 images (whole steps: 11.6 kimg)"),
         ("0.29", 1000, 290, "290 kimg in 290 steps of 1,000 images"),
-        ("0.0001", 20, 1, "1 kimg in 50 steps of 20 images"),  # the shortest, as published
+        ("0.0001", 20, 1, "1 kimg in 50 steps of 20 images (the shortest length; --duration=0.0001 asks for less)"),
         ("0.002", 5000, 2, "2 kimg in 1 step of 5,000 images (whole steps: 5 kimg)"),
     ],
 )
@@ -369,7 +369,7 @@ def test_the_log_may_fail_but_the_run_goes_on(capsys):
         def write(self, text):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    tee = train.Tee(sys.stdout, Full())
+    tee = _console_log.Tee(sys.stdout, Full())
     tee.write("a\n")
     tee.write("b\n")
     tee.flush()

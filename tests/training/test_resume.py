@@ -94,6 +94,7 @@ def test_latest_state_passes_over_damaged_files(data, tmp_path):
     run_loop(data, tmp_path / "run")
     good = tmp_path / "run" / "training-state-000000.pt"
     assert latest_state(tmp_path / "run") == (good, 2)
+    (tmp_path / "run" / "training-state-000004.pt").write_bytes(good.read_bytes()[:5000])
     (tmp_path / "run" / "training-state-000003.pt").write_bytes(good.read_bytes()[:-500])
     (tmp_path / "run" / "training-state-000002.pt").write_bytes(b"")
     torch.save({"other": 1}, tmp_path / "run" / "training-state-000001.pt")
