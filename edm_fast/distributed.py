@@ -18,7 +18,7 @@ from edm_fast.errors import UserError
 
 NOTICE = 10.0  # seconds of waiting for other processes before a line says so
 TIMEOUT = 600.0  # seconds after which that is an error, unless EDM_FAST_JOIN_TIMEOUT says otherwise
-EXPECTED = "expected those that torchrun sets: torchrun --standalone --nproc_per_node=N -m edm_fast ..."
+EXPECTED = "expected all that torchrun sets (torchrun --standalone --nproc_per_node=N -m edm_fast ...)"
 # what other launchers call the number of copies they have started; a step of Slurm may be smaller than its job
 COPIES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -44,7 +44,7 @@ def launched() -> int:
     _integer("RANK", 0, world - 1)
     if world > 1:
         _demand("MASTER_ADDR", "MASTER_PORT")
-        _integer("MASTER_PORT", 0, 65535)
+        _integer("MASTER_PORT", 1, 65535)
     return world
 
 
@@ -53,8 +53,8 @@ def _demand(*names: str) -> None:
     if missing:
         given = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if os.environ.get(name)]
         raise UserError(
-            f"the environment variable {' and '.join(missing)} is not set, but {' and '.join(given)} is; "
-            f"{EXPECTED}, or none of them for a single process"
+            f"the environment has {', '.join(given)} but no {', no '.join(missing)}; {EXPECTED}, or none of them for a "
+            "single process"
         )
 
 
@@ -95,7 +95,7 @@ def init(device: torch.device | str = "cpu") -> None:
 
 def _meet(rank: int, world: int) -> dist.Store:
     """The store of the group, once every process has come to it; a line says whom it waits for."""
-    host, port = os.environ["MASTER_ADDR"], _integer("MASTER_PORT", 0, 65535)
+    host, port = os.environ["MASTER_ADDR"], _integer("MASTER_PORT", 1, 65535)
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
     serves = rank == 0 and not hosted
     limit = TIMEOUT if not os.environ.get("EDM_FAST_JOIN_TIMEOUT") else float(_integer("EDM_FAST_JOIN_TIMEOUT", 1))
@@ -172,7 +172,7 @@ def local_rank() -> int:
     """Which of this machine's processes this one is, and so its GPU."""
     if not os.environ.get("LOCAL_RANK", "").strip():
         if launched() > 1:
-            raise UserError(f"the environment variable LOCAL_RANK is not set, which chooses the GPU; {EXPECTED}")
+            raise UserError(f"the environment has no LOCAL_RANK, which chooses the GPU; {EXPECTED}")
         return 0
     return _integer("LOCAL_RANK", 0)
 

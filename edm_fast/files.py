@@ -32,7 +32,7 @@ KINDS = {
     "pickle": "a pickle",
     "png": "a PNG picture",
     "safetensors": "a safetensors file",
-    "text": "a text",
+    "text": "a text file",
     "torch": "a file of torch.save",
     "zip": "a zip archive",
     "other": "a file of another kind",
@@ -57,8 +57,9 @@ def user_path(path: PathLike, url: bool = False) -> str:
         return text
     if ADDRESS.match(text):
         raise UserOSError(f"{text} is an address; expected {wanted}")
-    expanded = os.path.expanduser(text)
     first = text.split(os.sep)[0]
+    # with an empty HOME, Python takes the root for the home folder
+    expanded = text if first == "~" and os.environ.get("HOME") == "" else os.path.expanduser(text)
     if expanded.startswith("~") and not os.path.lexists(first):
         raise UserOSError(f"{text}: no home folder is known for {first}; expected {wanted}")
     # Path("./~") is "~" again, which the next reader would take for the home folder
@@ -80,6 +81,17 @@ def link_target(path: PathLike) -> Path:
     """Where a file of this name is written: behind a symbolic link or a chain of them, whether it exists or not."""
     path = Path(user_path(path))
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@contextlib.contextmanager
+def utf8_name(path: PathLike) -> Iterator[str]:
+    """A name of an existing file for libraries that take UTF-8 alone: its own, or that of a descriptor of it."""
+    name = os.fspath(path)
+    if name == name.encode(errors="ignore").decode():
+        yield name
+        return
+    with open(name, "rb") as file:
+        yield f"/dev/fd/{file.fileno()}"
 
 
 def kind_of(path: PathLike) -> str | None:

@@ -25,7 +25,7 @@ from edm_fast.checkpoint._rebuild import StoredNetwork
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.checkpoint._source import describe_folder
 from edm_fast.errors import UserOSError
-from edm_fast.files import atomic_write
+from edm_fast.files import atomic_write, utf8_name
 
 FORMAT_VERSION = 1
 METADATA_KEY = "edm_fast"
@@ -76,7 +76,7 @@ def _is_own_folder(path: Path) -> bool:
     try:
         if (path / CONFIG_NAME).exists():
             return bool(parse_config((path / CONFIG_NAME).read_text(encoding="utf-8")))
-        with safetensors.safe_open(path / WEIGHTS_NAME, framework="pt") as file:
+        with utf8_name(path / WEIGHTS_NAME) as readable, safetensors.safe_open(readable, framework="pt") as file:
             return METADATA_KEY in (file.metadata() or {})
     except (OSError, ValueError, safetensors.SafetensorError):
         return False
@@ -117,7 +117,8 @@ class NativeFile:
     path: Path
 
     def __post_init__(self) -> None:
-        self.file = safetensors.safe_open(weights_path(self.path), framework="pt")
+        with utf8_name(weights_path(self.path)) as readable:
+            self.file = safetensors.safe_open(readable, framework="pt")
         self.config = read_config(self.path, self.file.metadata() or {})
         layout = "safetensors folder" if self.path.is_dir() else "safetensors"
         self.format = layout if self.config else f"{layout} without edm-fast's configuration"

@@ -14,7 +14,6 @@ import click
 
 from edm_fast.cli import _streams
 from edm_fast.cli._errors import error_line, plain_warnings
-from edm_fast.errors import UserOSError
 
 # the summaries stand here so that listing the verbs imports none of them
 VERBS = {
@@ -65,7 +64,7 @@ class Program(click.Group):
         try:
             with plain_warnings():
                 status = super().main(args, prog_name, standalone_mode=False, **kw)
-            _flush()
+            sys.stdout.flush()
         except (click.Abort, KeyboardInterrupt):
             _stop("interrupted", 130)
         except BrokenPipeError:
@@ -81,15 +80,6 @@ class Program(click.Group):
                 raise
             _stop(line, 2)
         sys.exit(status if isinstance(status, int) else 0)
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserOSError(f"standard output cannot be written: {error.strerror or error}") from None
 
 
 def _stop(line: str, code: int) -> NoReturn:

@@ -56,7 +56,7 @@ class Names(click.ParamType):
     "--readme",
     metavar="FILE",
     type=opt.OUTPUT_PATH,
-    help="Measure nothing: rewrite this README's table from --results.",
+    help="Measure nothing: rewrite this README's table from --results.  [default: none]",
 )
 @click.option(
     "--results",

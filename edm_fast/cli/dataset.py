@@ -11,6 +11,7 @@ import click
 import tqdm
 
 from edm_fast.cli import _options as opt
+from edm_fast.cli._outputs import expect_output
 from edm_fast.data import check as checking
 from edm_fast.data import convert as conversion
 
@@ -54,9 +55,18 @@ def command() -> None:
     required=True,
 )
 @click.option("--dest", help="Folder (empty or absent) or .zip", metavar="PATH", type=opt.OUTPUT_PATH, required=True)
-@click.option("--max-images", help="Take only the first images", metavar="INT", type=int)
-@click.option("--transform", help="Crop every image", type=click.Choice(["center-crop", "center-crop-wide"]))
-@click.option("--resolution", help="Width and height of the result", metavar="WxH", callback=parse_resolution)
+@click.option("--max-images", help="Take only the first images  [default: all]", metavar="INT", type=int)
+@click.option(
+    "--transform",
+    help="Crop every image  [default: no cropping]",
+    type=click.Choice(["center-crop", "center-crop-wide"]),
+)
+@click.option(
+    "--resolution",
+    help="Width and height of the result  [default: as they are]",
+    metavar="WxH",
+    callback=parse_resolution,
+)
 def convert(source: str, dest: str, **options: Any) -> None:
     """Convert images to the layout training reads: PNGs in numbered folders and a dataset.json with the labels.
 
@@ -70,6 +80,8 @@ def convert(source: str, dest: str, **options: Any) -> None:
 
     The result is written under a temporary name first, and appears when it is complete.
     """
+    if dest.lower().endswith(".zip"):
+        expect_output(dest, "zip", source)
     kept = conversion.convert(source, dest, progress=show_progress, report=report, **options)
     click.echo(f"{kept} image{'' if kept == 1 else 's'} in {dest}")
 

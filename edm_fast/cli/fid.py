@@ -38,7 +38,7 @@ def progress(batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
 
 detector_option = click.option(
     "--detector",
-    help="TorchScript file of the Inception detector (a program: use a trusted one)",
+    help="TorchScript file of the Inception detector (a program: use a trusted one)  [default: in the cache folder]",
     metavar="PATH|URL",
     type=opt.INPUT_PATH_OR_URL,
 )

@@ -84,13 +84,17 @@ T = TypeVar("T")
     "--S_max", "S_max", metavar="FLOAT", type=opt.NON_NEGATIVE_OR_INF, default="inf", show_default=True, help="To this."
 )
 @click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
-@click.option("--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.")
-@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).")
-@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).")
+@click.option(
+    "--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.  [default: heun]"
+)
+@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.  [default: edm]")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).  [default: linear]")
+@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).  [default: none]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: fp32 on CPUs, as stored on GPUs]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--grid", metavar="FILE.png", type=opt.OUTPUT_PATH, help="Also write all images as one picture.")
+@click.option(
+    "--grid", metavar="FILE.png", type=opt.OUTPUT_PATH, help="Also write all images as one picture.  [default: none]"
+)
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
 def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.

@@ -29,7 +29,9 @@ from edm_fast.files import atomic_write
     help="What to check.",
 )
 @click.option("--device", default="auto", show_default=True, help="Of the network: auto, cpu, cuda or cuda:N.")
-@click.option("--json", "json_path", metavar="FILE", type=opt.OUTPUT_PATH, help="Also write every case as JSON.")
+@click.option(
+    "--json", "json_path", metavar="FILE", type=opt.OUTPUT_PATH, help="Also write every case as JSON.  [default: none]"
+)
 def command(network: str, device: str, json_path: str | None) -> None:
     """Compare each backend of each op, and each way to evaluate a network, with float64.
 

@@ -197,9 +197,9 @@ def bench(
     settings = {**_machine.settings(torch.device(device)), "rounds": rounds}
     path = outdir / f"{target}-{_machine.slug(settings)}.json"
     entries = _finished(path, settings) if resume else []
-    for page, kind in _report.pages(path).items():
-        if check_output(page, kind) and not resume:
-            say(f"note: {page} exists and will be replaced")
+    replaced = [str(page) for page, kind in _report.pages(path).items() if check_output(page, kind)]
+    if replaced and not resume:
+        say(f"note: will be replaced: {', '.join(replaced)}")
     if entries:  # the commands that made them come first
         earlier = _report.read(path)["command"]
         command = command if command in earlier else f"{earlier}; {command}"

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from edm_fast import distributed
 from edm_fast.data.dataset import ImageFolderDataset
 from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write
+from edm_fast.files import atomic_write, utf8_name
 from edm_fast.sampling.seeds import deal_seeds
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 -> (N, D)
@@ -194,7 +194,8 @@ def load_detector(path: str | os.PathLike[str], device: torch.device | str = "cp
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            module = torch.jit.load(str(path), map_location=device).eval()
+            with utf8_name(path) as name:
+                module = torch.jit.load(name, map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot load {path} as TorchScript: {_first_line(error)}") from None
 
