@@ -64,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         inside = Path(temporary) / "new"
         inside.mkdir()
         yield inside
-        if not target.exists():
+        if not target.exists():  # an empty folder is filled: it may be somebody's current one
             with contextlib.suppress(OSError):  # another process may have made it in the meantime
                 os.replace(inside, target)
                 return
