@@ -76,6 +76,9 @@ def test_existing_zip_is_replaced_and_existing_empty_folder_is_filled(tmp_path, 
     write_dataset(tmp_path / "a.zip", [(picture(), 0)] * 2)
     write_dataset(tmp_path / "a.zip", [(picture(), 0)])
     assert len(labels_of(tmp_path / "a.zip")) == 1
+    (tmp_path / "b.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="exists and is a text file; expected a new name, or a zip archive to replace"):
+        write_dataset(tmp_path / "b.zip", [(picture(), 0)])
     (tmp_path / "d").mkdir()
     monkeypatch.chdir(tmp_path / "d")  # the current folder cannot be replaced, only filled
     write_dataset(".", [(picture(), 0)])
