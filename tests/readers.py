@@ -23,6 +23,14 @@ def picture(width=8, height=8, mode="RGB", seed=0, format="png", **options):
     return data.getvalue()
 
 
+GOOD = {f"{i}.png": picture(seed=i) for i in range(3)}
+
+
+def below(prefix):
+    """The good images under longer names."""
+    return {prefix + name: data for name, data in GOOD.items()}
+
+
 def as_bytes(content):
     return content if isinstance(content, bytes) else json.dumps(content).encode()
 
