@@ -16,12 +16,14 @@ _HOMES = {
     "accelerate": "plan",
     "edm_sampler": "sampling",
     "ablation_sampler": "sampling",
+    "sample_seeds": "sampling",
+    "save_grid": "sampling",
     "StackedRandomGenerator": "sampling",
     "use_backend": "backend",
     "explain": "backend",
     "UserError": "errors",
 }
-_PACKAGES = ("checkpoint", "data", "evaluation", "networks", "ops", "plan", "sampling", "training")
+_PACKAGES = ("checkpoint", "data", "diffusion", "evaluation", "networks", "ops", "plan", "sampling", "training")
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
 
@@ -31,7 +33,10 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"edm_fast.{_HOMES[name]}"), name)
     if name in _PACKAGES:
         return importlib.import_module(f"edm_fast.{name}")
-    raise AttributeError(f"module 'edm_fast' has no attribute {name!r}")
+    text = f"module 'edm_fast' has no attribute {name!r}"
+    if not name.startswith("_"):  # as probed for by many tools
+        text += importlib.import_module("edm_fast.errors").near(name, __all__)
+    raise AttributeError(text)
 
 
 def __dir__() -> list[str]:

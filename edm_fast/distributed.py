@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
+import socket
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from edm_fast.errors import UserError
+
+NOTICE = 10.0  # seconds of waiting for other processes before a line says so
+TIMEOUT = 600.0  # seconds after which that is an error, unless EDM_FAST_JOIN_TIMEOUT says otherwise
+EXPECTED = "expected all that torchrun sets (torchrun --standalone --nproc_per_node=N -m edm_fast ...)"
+# what other launchers call the number of copies they have started; a step of Slurm may be smaller than its job
+COPIES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def _integer(name: str, low: int, high: int | None = None) -> int:
+    text = os.environ[name].strip()
+    number = int(text) if text.lstrip("-").isdecimal() else None
+    if number is None or number < low or (high is not None and number > high):
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"the environment variable {name} is {text!r}; expected an integer {limits}, as torchrun sets")
+    return number
+
 
 def launched() -> int:
-    """How many processes torchrun has started, whether they have met yet or not."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun has started, whether they have met yet or not.
+
+    UserError where the environment describes a group in part or makes no sense.
+    """
+    if not os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "").strip() in ("", "1"):
+        return 1
+    _demand("WORLD_SIZE", "RANK")
+    world = _integer("WORLD_SIZE", 1)
+    _integer("RANK", 0, world - 1)
+    if world > 1:
+        _demand("MASTER_ADDR", "MASTER_PORT")
+        _integer("MASTER_PORT", 1, 65535)
+    return world
+
+
+def _demand(*names: str) -> None:
+    missing = [name for name in names if not os.environ.get(name, "").strip()]
+    if missing:
+        given = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if os.environ.get(name)]
+        raise UserError(
+            f"the environment has {', '.join(given)} but no {', no '.join(missing)}; {EXPECTED}, or none of them for a "
+            "single process"
+        )
+
+
+def _refuse_copies() -> None:
+    """Other launchers start copies that know nothing of each other: all would write the same files."""
+    if os.environ.get("RANK"):
+        return
+    found = [name for name in COPIES if os.environ.get(name, "").strip()]
+    if found[:1] == ["SLURM_STEP_NUM_TASKS"]:
+        found = [name for name in found if name != "SLURM_NTASKS"]
+    for name in found:
+        if os.environ[name].strip() not in ("0", "1"):
+            raise UserError(
+                f"{name} is {os.environ[name]} and RANK is not set: every one of these processes would do the whole "
+                "work and write the same files; expected torchrun on each machine (under Slurm: srun "
+                "--ntasks-per-node=1 torchrun --nnodes=... --nproc_per_node=... -m edm_fast ...), or a single process "
+                f"(srun --ntasks=1, or {name}=1)"
+            )
 
 
 def init(device: torch.device | str = "cpu") -> None:
@@ -22,11 +82,70 @@ def init(device: torch.device | str = "cpu") -> None:
     and nccl go by that.
     """
     device = torch.device(device)
+    _refuse_copies()
     if device.type == "cuda":
         torch.cuda.set_device(local_rank() if device.index is None else device)
-    if launched() == 1 or dist.is_initialized():
+    world = launched()
+    if world == 1 or dist.is_initialized():
         return
-    dist.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
+    rank = _integer("RANK", 0)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend=backend, store=_meet(rank, world), rank=rank, world_size=world)
+
+
+def _meet(rank: int, world: int) -> dist.Store:
+    """The store of the group, once every process has come to it; a line says whom it waits for."""
+    host, port = os.environ["MASTER_ADDR"], _integer("MASTER_PORT", 1, 65535)
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
+    serves = rank == 0 and not hosted
+    limit = TIMEOUT if not os.environ.get("EDM_FAST_JOIN_TIMEOUT") else float(_integer("EDM_FAST_JOIN_TIMEOUT", 1))
+    if not serves:  # asked for here, as torch's own attempts cannot be interrupted
+        _wait(lambda: _unreachable(host, port), limit, loud=True)
+    try:
+        store = dist.TCPStore(host, port, world, serves, datetime.timedelta(seconds=limit), wait_for_workers=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        if serves and "address already in use" in reason.lower():
+            reason = "it is in use; expected another MASTER_PORT, or torchrun --standalone"
+        raise UserError(f"cannot open port {port} for the processes to meet at: {reason}") from None
+    # torchrun keeps its store when it starts the processes again
+    group = dist.PrefixStore(f"edm-fast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if group.add(f"rank {rank}", 1) > 1:
+        raise UserError(f"two processes have RANK={rank}; expected each number from 0 to {world - 1} once")
+    group.add("here", 1)
+
+    def absent() -> str | None:
+        with contextlib.suppress(RuntimeError):
+            if group.add("here", 0) >= world:
+                return None
+            missing = [str(other) for other in range(world) if group.add(f"rank {other}", 0) == 0]
+            some = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
+            return f"{len(missing)} of {world} processes (RANK {some})"
+        raise UserError("the process with RANK=0 has left before all had come")
+
+    _wait(absent, limit, loud=rank == 0)
+    return dist.PrefixStore("group", group)
+
+
+def _unreachable(host: str, port: int) -> str | None:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        return f"the process with RANK=0, at {host}:{port} ({error.strerror or error})"
+    return None
+
+
+def _wait(missing: Callable[[], str | None], limit: float, loud: bool) -> None:
+    """Until missing() is None; it names what is waited for."""
+    start, told = time.monotonic(), not loud
+    while (what := missing()) is not None:
+        waited = time.monotonic() - start
+        if waited > limit:
+            raise UserError(f"waited {limit:g} s for {what}; EDM_FAST_JOIN_TIMEOUT=SECONDS allows for more")
+        if waited > NOTICE and not told:
+            print(f"waiting for {what}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.05 if waited < 1 else 0.5)
 
 
 def shutdown() -> None:
@@ -50,7 +169,12 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Which of this machine's processes this one is, and so its GPU."""
+    if not os.environ.get("LOCAL_RANK", "").strip():
+        if launched() > 1:
+            raise UserError(f"the environment has no LOCAL_RANK, which chooses the GPU; {EXPECTED}")
+        return 0
+    return _integer("LOCAL_RANK", 0)
 
 
 def barrier() -> None:

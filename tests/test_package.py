@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny_networks
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +26,30 @@ def test_import_is_quiet_and_light():
         "import edm_fast, sys; assert 'torch' not in sys.modules; edm_fast.ops; assert 'triton' not in sys.modules"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_public_names():
+    import edm_fast
+
+    assert {"load", "accelerate", "edm_sampler", "StackedRandomGenerator", "sample_seeds", "save_grid"} <= set(
+        dir(edm_fast)
+    )
+    names = {}
+    exec("from edm_fast import *", names)
+    assert set(edm_fast.__all__) <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("lode", "load"), ("acelerate", "accelerate"), ("EDM_sampler", "edm_sampler"), ("zzz", None)]
+)
+def test_a_name_that_is_not_there(name, near):
+    import edm_fast
+
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'") as caught:
+        getattr(edm_fast, name)
+    assert (f"near names: {near}" in str(caught.value)) if near else str(caught.value).endswith("'zzz'")
+    with pytest.raises(ImportError):
+        exec(f"from edm_fast import {name}")
 
 
 def test_import_survives_without_the_optional_parts():
@@ -44,6 +69,23 @@ assert {{choice.backend for choice in edm_fast.explain()}} == {{"reference"}}
 """
     done = run(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_images_do_not_depend_on_assertions_docstrings_or_the_locale(tmp_path):
+    network = tiny_networks.tiny_checkpoint(tmp_path)
+    command = ["-m", "edm_fast", "generate", f"--network={network}", "--seeds=0-1", "--steps=2", "--device=cpu"]
+    odd = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0"}
+    for folder, flags, env in (("plain", [], {}), ("odd", ["-OO", "-X", "utf8=0"], odd)):
+        done = subprocess.run(
+            [sys.executable, *flags, *command, f"--outdir={tmp_path / folder}"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0 and "2 images in" in done.stdout, done.stderr
+    plain, found = ([path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in ("plain", "odd"))
+    assert len(plain) == 2 and found == plain
 
 
 def test_backend_comes_from_the_environment():

@@ -16,11 +16,11 @@ LAYERS = [  # an import points to a later line; names on one line do not know ea
     {"networks"},
     {"ops", "diffusion"},
     {"backend", "native"},
-    {"files", "distributed"},
+    {"files", "distributed", "pictures"},
     {"errors", "cases"},
     {"kernels", "_C"},
 ]
-ENVIRONMENT = {"EDM_FAST_BACKEND", "EDM_FAST_CACHE_DIR"}
+ENVIRONMENT = {"EDM_FAST_BACKEND", "EDM_FAST_CACHE_DIR", "EDM_FAST_JOIN_TIMEOUT"}
 BUILD_ENVIRONMENT = {"EDM_FAST_CUDA", "EDM_FAST_CUDA_ARCH"}
 PACKAGE = sorted((ROOT / "edm_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))

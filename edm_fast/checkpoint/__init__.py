@@ -4,41 +4,64 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from edm_fast.checkpoint._notes import CheckpointWarning, other_attributes
 from edm_fast.checkpoint._rebuild import rebuild
-from edm_fast.checkpoint._records import CheckpointError, damaged, quote, to_tensor
+from edm_fast.checkpoint._records import CheckpointError, damaged
 from edm_fast.checkpoint._source import map_file, recognise
+from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
-from edm_fast.checkpoint.native import inspect_native, load_native, save_native
+from edm_fast.checkpoint.native import NativeFile, save_native
 from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict
 from edm_fast.errors import UserError
-from edm_fast.files import fetch, is_url
+from edm_fast.files import fetch, is_url, kept_as, user_path
 
-__all__ = ["CheckpointError", "demo_path", "inspect", "load", "load_training_state", "save", "save_pkl"]
+__all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
+    "demo_path",
+    "destination",
+    "inspect",
+    "load",
+    "load_training_state",
+    "save",
+    "save_pkl",
+]
 
 PathLike = str | os.PathLike[str]
 
 
 def load(
-    path_or_url: PathLike, device: torch.device | str | None = None, key: str = "ema", sha256: str | None = None
+    path_or_url: PathLike,
+    device: torch.device | str | None = None,
+    key: str = "ema",
+    sha256: str | None = None,
+    preset: str | None = None,
 ) -> torch.nn.Module:
     """Load a network: eval mode, float32, no gradients.
 
-    `path_or_url`: a published snapshot (.pkl), a training state (.pt, with key="net"), a safetensors file or folder
-    of `save`, or the http(s) address of a file. Recognised by content. `key`: which network of a snapshot.
+    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (.pt,
+    with key="net"), a safetensors file or folder of `save`, a state_dict of torch.save or safetensors (with `preset`,
+    the name of the published model whose weights they are: see networks.PRESETS), or the http(s) address of a file.
+    Recognised by content. `key`: which network of a file that holds several. CheckpointWarning if the network may not
+    be the one its author had.
     """
     path, name = _locate(path_or_url, sha256)
     with damaged(name):
-        if path.is_dir():
-            net = load_native(path)
-        else:
-            data = map_file(path)
-            kind = recognise(data)
-            net = load_native(path) if kind == "safetensors" else _load_published(read_published(data, kind), key)
+        file = _open(path)
+        if key == "ema" and "net" in file.networks() and "ema" not in file.networks():
+            raise CheckpointError('a training state: it holds the trained weights, not their average; pass key="net"')
+        stored = file.network(key)
+        net = rebuild(stored, preset)
+        others = other_attributes(net, stored.attributes)[:1]
+        notes = [*stored.notes, *(f"{text}, which is used" for text in others)]
+    for note in notes:
+        warnings.warn(f"{name}: {note}", CheckpointWarning, stacklevel=2)
     if device is None:
         return net
     try:
@@ -47,6 +70,11 @@ def load(
         if type(error) not in (RuntimeError, AssertionError):
             raise  # out of memory has a class and a message of its own
         raise UserError(f"device {device} cannot be used: {str(error).splitlines()[0][:160]}") from None
+
+
+DEMO = "demo"
+"""Names the demo model wherever a network is named, whatever the folder holds. A file of that name is "./demo" or a
+Path."""
 
 
 def demo_path() -> Path:
@@ -58,8 +86,17 @@ def demo_path() -> Path:
 
 
 def save(net: torch.nn.Module, path: PathLike) -> None:
-    """Write a network: a single file if `path` ends in .safetensors, else a folder in the Hugging Face hub layout."""
-    save_native(net, path)
+    """Write a network: NAME.safetensors, NAME.pkl (see `save_pkl`), else a folder in the Hugging Face hub layout.
+
+    Compiled, data-parallel and accelerated networks are written as the network inside. UserError before anything is
+    written for an ending of another kind of file, or if the network would not load again: a class that is not one of
+    this package's, or weights, layers or attributes that its init_kwargs do not describe.
+    """
+    form = destination(path)
+    if form == "pkl":
+        save_pkl(net, path)
+    else:
+        save_native(plain_copy(net), Path(user_path(path)), folder=form == "folder")
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
@@ -73,7 +110,7 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
         file = read_published(data, kind)
         network = file.network("net")
         return {
-            "net": state_dict(network, file.budget),
+            "net": state_dict(network),
             "optimizer_state": optimizer_state(file),
             "class_name": network.class_name,
             "init_kwargs": network.init_kwargs,
@@ -83,50 +120,46 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
 def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:
     """What a checkpoint holds, as plain data; no weights are read.
 
-    {"format", "networks": {key: {"class_name", "init_kwargs", "tensors": {name: shape}}}, "entries": {...}}, where
-    entries are the rest (loss_fn, augment_pipe, dataset_kwargs): objects as dicts of attributes with "class_name".
+    {"format", "networks": {key: {"class_name", "init_kwargs", "tensors": {name: shape}, "notes"}}, "entries": {...}}:
+    class_name is None where there are weights alone, entries are the rest (loss_fn, augment_pipe, dataset_kwargs):
+    objects as dicts of attributes with "class_name". A network that cannot be read stands in notes as the reason.
     """
     path, name = _locate(path_or_url, sha256)
     with damaged(name):
-        if path.is_dir():
-            return inspect_native(path)
-        data = map_file(path)
-        kind = recognise(data)
-        if kind == "safetensors":
-            return inspect_native(path)
-        return _inspect_published(read_published(data, kind), kind)
+        file = _open(path)
+        networks: dict[str, dict[str, Any]] = {}
+        for key in file.networks():
+            try:
+                stored = file.network(key)
+            except CheckpointError as error:
+                networks[key] = {"class_name": None, "init_kwargs": {}, "tensors": {}, "notes": [str(error)]}
+                continue
+            networks[key] = {
+                "class_name": stored.class_name,
+                "init_kwargs": stored.init_kwargs,
+                "tensors": {name: list(shape) for name, shape in stored.shapes.items()},
+                "notes": stored.notes,
+            }
+        return {"format": file.format, "networks": networks, "entries": file.entries()}
+
+
+def _open(path: Path) -> PublishedFile | NativeFile:
+    """Any checkpoint, recognised by content."""
+    if path.is_dir():
+        return NativeFile(path)
+    data = map_file(path)
+    kind = recognise(data)
+    return NativeFile(path) if kind == "safetensors" else read_published(data, kind)
 
 
 def _locate(path_or_url: PathLike, sha256: str | None) -> tuple[Path, str]:
-    name = os.fspath(path_or_url)
-    if not name or "\0" in name:
-        raise CheckpointError(f"{quote(name)} is not a path")
+    if path_or_url == DEMO:
+        return fetch(demo_path(), sha256=sha256), DEMO
+    try:
+        name = user_path(path_or_url, url=True)
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
     if not is_url(name) and not Path(name).exists():
         raise CheckpointError(f"{name}: no such file or folder")
-    return fetch(name, sha256=sha256), name if name.isprintable() else ascii(name)
-
-
-def _load_published(file: PublishedFile, key: str) -> torch.nn.Module:
-    if key == "ema" and key not in file.objects and "net" in file.objects:
-        raise CheckpointError('a training state: it holds the trained weights, not their average; pass key="net"')
-    network = file.network(key)
-    shapes = {name: record.size for name, record in network.tensors.items()}
-    for name, record in network.tensors.items():
-        if not record.storage.dtype.is_floating_point:
-            raise CheckpointError(f"{quote(name)} does not hold floating-point numbers")
-    return rebuild(
-        network.class_name, network.init_kwargs, shapes, lambda name: to_tensor(network.tensors[name], file.budget)
-    )
-
-
-def _inspect_published(file: PublishedFile, kind: str) -> dict[str, Any]:
-    networks = {}
-    for key in file.networks():
-        stored = file.network(key)
-        networks[key] = {
-            "class_name": stored.class_name,
-            "init_kwargs": stored.init_kwargs,
-            "tensors": {name: list(record.size) for name, record in stored.tensors.items()},
-        }
-    rest = {key: file.plain(key) for key in file.keys() if key not in networks and key != "optimizer_state"}
-    return {"format": "training state" if kind == "zip" else "pickle", "networks": networks, "entries": rest}
+    path = fetch(name, sha256=sha256)
+    return path, (name if name.isprintable() else ascii(name)) + kept_as(name, path)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from edm_fast.checkpoint._foreign import Foreign, canonical, foreign, refuse_global
 from edm_fast.checkpoint._records import (
     Budget,
     CheckpointError,
@@ -17,9 +20,8 @@ from edm_fast.checkpoint._records import (
     Persistent,
     Storage,
     make_tensor_record,
-    quote,
 )
-from edm_fast.checkpoint._unpickle import Reader, plain_keys, refuse_global
+from edm_fast.checkpoint._unpickle import Reader, plain_keys
 
 PRECONDITIONERS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
 NETWORKS = ("SongUNet", "DhariwalUNet")
@@ -62,7 +64,7 @@ class StorageRules:
         raise refuse_global(module, name)
 
     def reduce(self, function: Any, args: tuple[Any, ...]) -> Any:
-        raise CheckpointError("refused: a call inside the bytes of a storage")
+        raise CheckpointError("damaged pickle: a call inside the bytes of a storage")
 
     new_object = build = reduce
 
@@ -72,44 +74,55 @@ class StorageRules:
 
 
 class SnapshotRules:
-    """The objects of a snapshot or training state. `storage_of` resolves persistent ids (zip layout only)."""
+    """The objects of a snapshot or training state. `storage_of` resolves persistent ids (files of torch.save only)."""
 
-    def __init__(self, budget: Budget, storage_of: Callable[[Any], Storage] | None = None):
+    def __init__(self, budget: Budget, storage_of: Callable[[Any], Any] | None = None):
         self.budget = budget
         self.storage_of = storage_of
 
-    def find_global(self, module: str, name: str) -> Global:
-        if (module, name) in CALLS or (module, name) in CLASSES:
+    def find_global(self, module: str, name: str) -> Global | Foreign:
+        known = canonical(module, name)
+        if known in CALLS or known in CLASSES:
+            return Global(*known)
+        if module == "torch" and name in STORAGE_DTYPES:
+            if self.storage_of is None:
+                raise refuse_global(module, name)
             return Global(module, name)
-        if module == "torch" and name in STORAGE_DTYPES and self.storage_of is not None:
-            return Global(module, name)
-        raise refuse_global(module, name)
+        return foreign(module, name)
 
     def reduce(self, function: Any, args: tuple[Any, ...]) -> Any:
+        if isinstance(function, Foreign) and function.args is None:
+            return function.made(args)
         call = CALLS.get((function.module, function.name)) if isinstance(function, Global) else None
         if call is None:
-            raise CheckpointError("refused: a call of something that is not a function of the allow-list")
+            raise CheckpointError("damaged pickle: a call of something that is not a function of the allow-list")
         return call(self, args)
 
     def new_object(self, cls: Any, args: tuple[Any, ...]) -> Any:
+        if isinstance(cls, Foreign) and cls.args is None:
+            return cls.made(args)
         kind = CLASSES.get((cls.module, cls.name)) if isinstance(cls, Global) else None
         if kind is None or args:
-            raise CheckpointError("refused: an object of a class that is not on the allow-list")
+            raise CheckpointError("damaged pickle: an object of a class that is not on the allow-list")
         return kind()
 
     def build(self, target: Any, state: Any) -> None:
-        if isinstance(target, ModuleDictRecord) and isinstance(state, dict):
+        if isinstance(target, ModuleDictRecord | Persistent) and isinstance(state, dict):
             target.state = state
+        elif isinstance(target, Foreign) and target.args is not None:
+            target.state = state
+        elif isinstance(target, OrderedDict) and isinstance(state, dict):
+            pass  # attributes of the dict itself: torch keeps version numbers there (state_dict()._metadata)
         elif isinstance(target, NumpyDtype) and isinstance(state, tuple):
             if len(state) != 8 or state[0] != 3 or state[1] not in ("<", "|", "=") or state[2:5] != (None, None, None):
                 raise CheckpointError("a numpy type that is not a plain number")
             target.byte_order = "<"
         else:
-            raise CheckpointError("refused: state for an object that takes none")
+            raise CheckpointError("damaged pickle: state for an object that takes none")
 
-    def persistent_id(self, pid: Any) -> Storage:
+    def persistent_id(self, pid: Any) -> Any:
         if self.storage_of is None:
-            raise CheckpointError("refused: a reference to data outside the pickle")
+            raise CheckpointError("damaged pickle: a reference to data outside the pickle")
         return self.storage_of(pid)
 
 
@@ -125,20 +138,31 @@ def read_storage_id(pid: Any) -> tuple[str, torch.dtype, int]:
     return key, STORAGE_DTYPES[kind.name], numel
 
 
-def read_storage_bytes(data: memoryview, budget: Budget) -> Storage:
-    """The old torch layout: five pickles (magic, protocol, system, object, keys), then int64 numel and raw values."""
-    rules, position, values = StorageRules(), 0, []
-    for _ in range(5):
-        reader = Reader(data, rules, budget, position)
+def read_old_layout(data: memoryview, rules: Any, budget: Budget) -> tuple[Any, Any, int]:
+    """torch's old file layout: five pickles (magic, protocol, system, object, storage keys), then the storages.
+
+    -> object (read by `rules`), keys, position of the first storage.
+    """
+    plain = StorageRules()
+    position, values = 0, []
+    for each in (plain, plain, plain, rules, plain):
+        reader = Reader(data, each, budget, position)
         values.append(reader.load())
         position = reader.position
         if type(values[0]) is not int or values[0] != MAGIC:
-            raise CheckpointError("refused: storage bytes that are not in torch's old layout")
-    _, protocol, system, key, keys = values
+            raise CheckpointError("damaged checkpoint: storage bytes that are not in torch's old layout")
+    _, protocol, system, value, keys = values
     if type(protocol) is not int or protocol != OLD_LAYOUT_PROTOCOL or not isinstance(system, dict):
         raise CheckpointError("storage bytes of an unknown layout")
     if system.get("little_endian") is not True:
         raise CheckpointError("storage bytes of a big-endian machine; only little-endian is supported")
+    return value, keys, position
+
+
+def read_storage_bytes(data: memoryview, budget: Budget) -> Storage:
+    """One storage in the old layout: the object is its persistent id, then int64 numel and raw values."""
+    rules = StorageRules()
+    key, keys, position = read_old_layout(data, rules, budget)
     if rules.declared is None or type(keys) is not list or len(keys) != 1 or type(keys[0]) is not str:
         raise CheckpointError("storage bytes of an unknown layout")
     name, dtype, numel = rules.declared
@@ -150,18 +174,22 @@ def read_storage_bytes(data: memoryview, budget: Budget) -> Storage:
     return Storage(dtype, raw[8:], numel)
 
 
-def _persistent_object(rules: SnapshotRules, args: tuple[Any, ...]) -> Persistent:
+def _persistent_object(rules: SnapshotRules, args: tuple[Any, ...]) -> Persistent | Foreign:
+    """A stored object; one that is not as the published code writes it stays a record of what was stored."""
     meta = args[0] if len(args) == 1 else None
-    if not isinstance(meta, dict) or set(meta) != META_KEYS:
+    if not isinstance(meta, dict):
         raise CheckpointError("a stored object with unexpected fields")
-    kind, version, source, name = (meta[k] for k in ("type", "version", "module_src", "class_name"))
-    if not isinstance(kind, str) or kind != "class" or type(version) is not int or version != META_VERSION:
-        raise CheckpointError(f"a stored object of another version; expected {META_VERSION}")
-    if not isinstance(name, str) or name not in CLASS_NAMES:
-        raise CheckpointError(f"refused: a stored object of the unknown class {quote(name)}")
-    if not isinstance(source, str) or not isinstance(meta["state"], dict):
-        raise CheckpointError("a stored object with malformed fields")
-    return Persistent(name, meta["state"], source)
+    kind, version, source, name, state = (meta.get(k) for k in ("type", "version", "module_src", "class_name", "state"))
+    if set(meta) != META_KEYS:
+        fault = "a stored object with unexpected fields"
+    elif not isinstance(kind, str) or kind != "class" or type(version) is not int or version != META_VERSION:
+        fault = f"a stored object of another version; expected {META_VERSION}"
+    elif not isinstance(source, str) or not isinstance(name, str) or not isinstance(state, dict):
+        fault = "a stored object with malformed fields"
+    else:
+        return Persistent(name, state, source)
+    shown = name if isinstance(name, str) and name.isidentifier() else "object"
+    return Foreign("torch_utils.persistence", shown[:100], fault, (), state)
 
 
 def _tensor(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
@@ -171,7 +199,8 @@ def _tensor(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
 
 
 def _parameter(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
-    if len(args) != 3:
+    """(tensor, requires_grad, hooks), and the attributes of a parameter that was given some."""
+    if len(args) not in (3, 4):
         raise CheckpointError("a parameter with malformed arguments")
     return args[0]
 
@@ -182,14 +211,16 @@ def _storage(rules: SnapshotRules, args: tuple[Any, ...]) -> Storage:
     return read_storage_bytes(args[0], rules.budget)
 
 
-def _dtype(rules: SnapshotRules, args: tuple[Any, ...]) -> NumpyDtype:
+def _dtype(rules: SnapshotRules, args: tuple[Any, ...]) -> NumpyDtype | Foreign:
     if len(args) not in (1, 3) or not isinstance(args[0], str) or args[0] not in SCALARS:
-        raise CheckpointError("a numpy type that is not a plain number")
+        return Foreign("numpy", "dtype", "a numpy type that is not a plain number", args)
     return NumpyDtype(args[0])
 
 
-def _scalar(rules: SnapshotRules, args: tuple[Any, ...]) -> float | int | bool:
+def _scalar(rules: SnapshotRules, args: tuple[Any, ...]) -> float | int | bool | Foreign:
     """A numpy number becomes the equal Python number: it then acts without dtype promotion, as published."""
+    if len(args) == 2 and isinstance(args[0], Foreign):
+        return args[0].made(args)
     if len(args) != 2 or not isinstance(args[0], NumpyDtype) or not isinstance(args[1], memoryview):
         raise CheckpointError("a numpy number with malformed arguments")
     layout = "<" + SCALARS[args[0].code]
@@ -201,7 +232,7 @@ def _scalar(rules: SnapshotRules, args: tuple[Any, ...]) -> float | int | bool:
 def _ordered_dict(rules: SnapshotRules, args: tuple[Any, ...]) -> dict[Any, Any]:
     if args:
         raise CheckpointError("an ordered dict with arguments")
-    return {}
+    return OrderedDict()
 
 
 def _set(rules: SnapshotRules, args: tuple[Any, ...]) -> set[Any]:
@@ -220,10 +251,18 @@ def _encode(rules: SnapshotRules, args: tuple[Any, ...]) -> memoryview:
     return memoryview(args[0].encode("latin1"))
 
 
+def _accelerated(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
+    """An accelerated network is stored as the network it was made of, and how."""
+    if not args:
+        raise CheckpointError("an accelerated network without arguments")
+    return args[0]
+
+
 CALLS: dict[tuple[str, str], Callable[[SnapshotRules, tuple[Any, ...]], Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("collections", "OrderedDict"): _ordered_dict,
     ("numpy", "dtype"): _dtype,
@@ -232,8 +271,10 @@ CALLS: dict[tuple[str, str], Callable[[SnapshotRules, tuple[Any, ...]], Any]] = 
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
     ("_codecs", "encode"): _encode,
+    ("edm_fast.plan", "PlannedUNet"): _accelerated,
 }
 CLASSES: dict[tuple[str, str], Callable[[], Any]] = {
     ("torch.nn.modules.container", "ModuleDict"): ModuleDictRecord,
     ("dnnlib.util", "EasyDict"): dict,
+    **{("edm_fast.networks", name): partial(Persistent, name) for name in (*PRECONDITIONERS, *NETWORKS, *LAYERS)},
 }

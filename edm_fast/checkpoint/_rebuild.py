@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +18,20 @@ from edm_fast.errors import UserError
 Shape = tuple[int, ...]
 
 MAX_LIST = 64
+WRAPPERS = {"module", "_orig_mod"}  # DataParallel and its like; torch.compile
 SCALING = {"mul", "__mul__", "__rmul__", "sub", "__sub__", "add", "__add__", "div", "__truediv__"}
+
+
+@dataclass
+class StoredNetwork:
+    """A network found in a file: how to build it, and where its tensors are."""
+
+    class_name: str | None  # None: the file holds weights alone (a state_dict)
+    init_kwargs: dict[str, Any]
+    shapes: Mapping[str, Shape]
+    read: Callable[[str], torch.Tensor] = field(repr=False)  # copies one tensor out of the file
+    notes: list[str] = field(default_factory=list)  # what its user should be told
+    attributes: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict, repr=False)  # of its modules, by name
 
 
 class _NoWeights(TorchFunctionMode):
@@ -43,17 +57,14 @@ class _NoWeights(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def rebuild(
-    class_name: str,
-    init_kwargs: Mapping[str, Any],
-    shapes: Mapping[str, Shape],
-    read: Callable[[str], torch.Tensor],
-) -> torch.nn.Module:
+def rebuild(stored: StoredNetwork, preset: str | None = None) -> torch.nn.Module:
     """Build the network, compare every name and shape with the file, then take the file's tensors as its weights.
 
     Nothing large is allocated before the comparison: a small file cannot ask for a large network. Returned in eval
-    mode, float32, without gradients, on the CPU.
+    mode, float32, without gradients, on the CPU. `preset`: the published model whose weights a state_dict holds.
     """
+    class_name, init_kwargs = configuration(stored, preset)
+    shapes = stored.shapes
     check_limits(class_name, init_kwargs, len(shapes))
     try:
         with _NoWeights(limit=2 * sum(math.prod(shape) for shape in shapes.values()) + 1_000_000):
@@ -63,12 +74,50 @@ def rebuild(
     except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CheckpointError(f"its {class_name} cannot be built: {reason}") from None
-    compare_shapes({name: tuple(t.shape) for name, t in net.state_dict().items()}, shapes)
-    tensors = {name: read(name).to(torch.float32) for name in shapes}
+    wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
+    names = own_names(shapes, wanted) if preset is not None else {name: name for name in shapes}
+    compare_shapes(wanted, {name: shapes[theirs] for name, theirs in names.items()})
+    tensors = {name: stored.read(names[name]).to(torch.float32) for name in wanted}
     net.load_state_dict(tensors, strict=True, assign=True)
     if any(t.is_meta for t in (*net.parameters(), *net.buffers())):
         raise CheckpointError(f"its {class_name} has weights that the file does not hold")
     return net.eval().requires_grad_(False)
+
+
+def configuration(stored: StoredNetwork, preset: str | None) -> tuple[str, Mapping[str, Any]]:
+    """Class name and keywords: the file's own, or those of a published model."""
+    if preset is not None and preset not in networks.PRESETS:
+        raise CheckpointError(f"unknown preset {quote(preset)}; expected one of {', '.join(sorted(networks.PRESETS))}")
+    if stored.class_name is not None:
+        if preset is not None:
+            raise CheckpointError(f"says itself how its {stored.class_name} is built; expected no preset")
+        return stored.class_name, stored.init_kwargs
+    if preset is None:
+        raise CheckpointError(
+            f"a state_dict of {len(stored.shapes)} tensors without edm-fast's configuration; expected the name of the "
+            "published model they belong to: load(..., preset=NAME), or edm-fast convert --preset=NAME"
+        )
+    return networks.PRESETS[preset]
+
+
+def clean_name(name: str) -> str:
+    """A dotted name without the parts that torch's wrappers add: no module of this package is called so."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def own_names(stored: Collection[str], wanted: Collection[str]) -> dict[str, str]:
+    """Our name -> the stored one. Dropped are the names of wrappers and a prefix that all names have, such as `net.`
+    of a Lightning module, if exactly the wanted names are left.
+    """
+    # the number of updates, which torch.optim.swa_utils.AveragedModel keeps among the weights
+    cleaned = {clean_name(name): name for name in stored if name != "n_averaged"}
+    prefix = ""
+    for part in next(iter(cleaned), "").split(".")[:-1]:
+        prefix += part + "."
+        rest = {name.removeprefix(prefix): theirs for name, theirs in cleaned.items() if name.startswith(prefix)}
+        if len(rest) == len(cleaned) and rest.keys() == set(wanted):
+            return rest
+    return cleaned
 
 
 def check_limits(class_name: str, init_kwargs: Mapping[str, Any], num_tensors: int) -> None:

@@ -80,7 +80,7 @@ class Persistent:
     """A stored object of the reference: class name and attributes, as data."""
 
     class_name: str
-    state: dict[Any, Any]
+    state: dict[Any, Any] = field(default_factory=dict)
     source: str = ""  # the embedded source text: never executed, compiled or parsed
 
 

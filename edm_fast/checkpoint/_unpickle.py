@@ -1,9 +1,10 @@
 """A pickle reader that builds data and nothing else.
 
 It interprets the instructions itself instead of handing them to Python's pickle module, so nothing in a file is ever
-imported, looked up or called: a global must be in the caller's table of exact (module, name) pairs and becomes an
-inert `Global`; what REDUCE, NEWOBJ and BUILD mean for it is decided by the caller's `Rules`. Every length is checked
-against the bytes that are really there, and each instruction makes at most one small object.
+imported, looked up or called: a global becomes an inert `Global` if it is in the caller's table of (module, name)
+pairs, an inert `Foreign` or an error if not; what REDUCE, NEWOBJ and BUILD mean for it is decided by the caller's
+`Rules`. Every length is checked against the bytes that are really there, and each instruction makes at most one small
+object.
 Format: PEP 307, PEP 3154 and the comments of CPython's pickletools.
 """
 
@@ -13,17 +14,25 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from edm_fast.checkpoint._records import Budget, CheckpointError, Global, quote
+from edm_fast.checkpoint._foreign import Foreign
+from edm_fast.checkpoint._records import Budget, CheckpointError, Global
 
 MAX_INT_BYTES = 64  # integers in checkpoints are counts, seeds and one 80-bit magic number
 MAX_TEXT_NUMBER = 40
-KEY_TYPES = (str, int, float, type(None))  # not tuples: hashing a tuple of shared tuples takes exponential time
+KEY_TYPES = (
+    str,
+    int,
+    float,
+    type(None),
+    Global,
+    Foreign,
+)  # not tuples: hashing a tuple of shared tuples takes exponential time
 
 
 class Rules(Protocol):
     """What the objects of one kind of file mean."""
 
-    def find_global(self, module: str, name: str) -> Global: ...
+    def find_global(self, module: str, name: str) -> Global | Foreign: ...
     def reduce(self, function: Any, args: tuple[Any, ...]) -> Any: ...
     def new_object(self, cls: Any, args: tuple[Any, ...]) -> Any: ...
     def build(self, target: Any, state: Any) -> None: ...
@@ -117,6 +126,9 @@ class Reader:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
+        if isinstance(target, Foreign) and target.args is not None:
+            target.items.extend(items)
+            return
         if not isinstance(target, dict) or len(items) % 2:
             raise CheckpointError("damaged pickle: items for something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -126,6 +138,9 @@ class Reader:
 
     def append(self, items: list[Any]) -> None:
         target = self.top()
+        if isinstance(target, Foreign) and target.args is not None:
+            target.items.extend(items)
+            return
         if not isinstance(target, list):
             raise CheckpointError("damaged pickle: items for something that is not a list")
         target.extend(items)
@@ -149,6 +164,12 @@ class Reader:
         if not isinstance(args, tuple):
             raise CheckpointError("damaged pickle: an object without arguments")
         self.stack.append(self.rules.new_object(cls, args))
+
+    def new_object_with_keywords(self) -> None:
+        kwargs, args, cls = self.pop(), self.pop(), self.pop()
+        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise CheckpointError("damaged pickle: an object without arguments")
+        self.stack.append(self.rules.new_object(cls, (*args, kwargs) if kwargs else args))
 
     def build(self) -> None:
         state = self.pop()
@@ -195,10 +216,6 @@ def plain_keys(items: list[Any]) -> list[Any]:
         if not isinstance(item, KEY_TYPES):
             raise CheckpointError(f"a set item of type {type(item).__name__}; expected text or a number")
     return items
-
-
-def refuse_global(module: str, name: str) -> CheckpointError:
-    return CheckpointError(f"refused: it asks for {quote(module)} {quote(name)}, which no checkpoint needs")
 
 
 def _push(value: Any) -> Callable[[Reader], None]:
@@ -269,6 +286,7 @@ STEPS: dict[int, Callable[[Reader], Any]] = {
     ord("C"): lambda r: r.stack.append(r.take(r.number("<B"))),
     ord("B"): lambda r: r.stack.append(r.take(r.number("<I"))),
     0x8E: lambda r: r.stack.append(r.take(r.number("<Q"))),
+    0x96: lambda r: r.stack.append(r.take(r.number("<Q"))),  # a bytearray
     # containers
     ord("("): lambda r: r.marks.append(len(r.stack)),
     ord(")"): _push(()),
@@ -286,6 +304,7 @@ STEPS: dict[int, Callable[[Reader], Any]] = {
     ord("u"): lambda r: r.set_items(r.pop_mark()),
     0x8F: _push_new(set),
     0x90: lambda r: r.add_items(r.pop_mark()),
+    0x91: lambda r: r.stack.append(set(plain_keys(r.pop_mark()))),
     # stack and memo
     ord("0"): _pop,
     ord("1"): Reader.pop_mark,
@@ -301,6 +320,7 @@ STEPS: dict[int, Callable[[Reader], Any]] = {
     0x93: Reader.stack_global,
     ord("R"): Reader.reduce,
     0x81: Reader.new_object,
+    0x92: Reader.new_object_with_keywords,
     ord("b"): Reader.build,
     ord("Q"): lambda r: r.stack.append(r.rules.persistent_id(r.pop())),
 }

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from edm_fast.checkpoint._emit import Emitter
-from edm_fast.checkpoint._globals import CLASS_NAMES, PRECONDITIONERS
+from edm_fast.checkpoint._globals import CLASS_NAMES
 from edm_fast.checkpoint._records import CheckpointError, ModuleDictRecord, Persistent
+from edm_fast.checkpoint._writable import plain_copy
 from edm_fast.files import atomic_write
 
 PLAIN = (type(None), bool, int, float, str, list, tuple, dict, set)
@@ -27,17 +28,16 @@ def save_pkl(
     """Write {ema, loss_fn, augment_pipe, dataset_kwargs} as stored objects of the published structure.
 
     No published source is embedded: each object's `module_src` is one line that imports its class from edm_fast, so
-    a reader that executes it needs edm_fast installed. `edm_fast.load` reads the file back bit for bit.
+    a reader that executes it needs edm_fast installed. `edm_fast.load` reads the file back bit for bit. CheckpointError
+    before anything is written if the network would not load again (see `save`).
     """
-    if type(net).__name__ not in PRECONDITIONERS or not isinstance(getattr(net, "init_kwargs", None), dict):
-        raise CheckpointError(f"cannot save a {type(net).__name__}; expected a preconditioned network of edm_fast")
     content = {
-        "ema": _module_record(net),
+        "ema": _module_record(plain_copy(net)),
         "loss_fn": _object_record(loss_fn),
         "augment_pipe": _object_record(augment_pipe),
         "dataset_kwargs": dict(dataset_kwargs or {}),
     }
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="pickle") as file:
         Emitter(file).dump(content)
 
 

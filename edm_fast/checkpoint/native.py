@@ -6,11 +6,14 @@ A single file (`NAME.safetensors`, the JSON in its metadata) or a folder in the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,27 +21,65 @@ import safetensors
 import torch
 
 from edm_fast import __version__
-from edm_fast.checkpoint._rebuild import rebuild
+from edm_fast.checkpoint._rebuild import StoredNetwork
 from edm_fast.checkpoint._records import CheckpointError, quote
-from edm_fast.files import atomic_write
+from edm_fast.checkpoint._source import describe_folder
+from edm_fast.errors import UserOSError
+from edm_fast.files import atomic_write, utf8_name
 
 FORMAT_VERSION = 1
 METADATA_KEY = "edm_fast"
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 MAX_CONFIG = 1 << 20
+FLOATS = ("F32", "F16", "BF16", "F64")  # all become float32
 
 
-def save_native(net: torch.nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write `path` (a file if it ends in .safetensors, else a folder), each file whole or not at all."""
-    path = Path(path)
+def save_native(net: torch.nn.Module, path: Path, folder: bool) -> None:
+    """Write a plain network of this package (see `_writable`): one file, or a folder of two, whole or not at all."""
     config = make_config(net)
-    folder = path.suffix != ".safetensors"
-    with atomic_write(path / WEIGHTS_NAME if folder else path) as file:
-        write_safetensors(file, net.state_dict(), {"format": "pt", METADATA_KEY: json.dumps(config)})
-    if folder:
-        with atomic_write(path / CONFIG_NAME, "w") as file:
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(config)}
+    if not folder:
+        with atomic_write(path, kind="safetensors") as file:
+            write_safetensors(file, net.state_dict(), metadata)
+        return
+    with whole_folder(path) as inside:
+        with atomic_write(inside / WEIGHTS_NAME) as file:
+            write_safetensors(file, net.state_dict(), metadata)
+        with atomic_write(inside / CONFIG_NAME, "w") as file:
             file.write(json.dumps(config, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into. At the end it becomes `path`, or its files take their places there; the rest stays."""
+    if path.exists() and not path.is_dir():
+        raise UserOSError(f"{path} is a file; expected the name of a folder, NAME.safetensors or NAME.pkl")
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if (path / name).exists() and not _is_own_folder(path):
+            raise UserOSError(f"{path / name} is not edm-fast's and is not replaced; expected another folder")
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp") as temporary:
+        inside = Path(temporary) / "new"
+        inside.mkdir()
+        yield inside
+        if not target.exists():
+            with contextlib.suppress(OSError):  # another process may have made it in the meantime
+                os.replace(inside, target)
+                return
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            os.replace(inside / name, target / name)
+
+
+def _is_own_folder(path: Path) -> bool:
+    try:
+        if (path / CONFIG_NAME).exists():
+            return bool(parse_config((path / CONFIG_NAME).read_text(encoding="utf-8")))
+        with safetensors.safe_open(path / WEIGHTS_NAME, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return False
 
 
 def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -60,61 +101,63 @@ def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], meta
 
 
 def make_config(net: torch.nn.Module) -> dict[str, Any]:
-    kwargs = getattr(net, "init_kwargs", None)
-    if not isinstance(kwargs, dict):
-        raise CheckpointError(f"cannot save a {type(net).__name__}; expected a preconditioned network of edm_fast")
     return {
         "format": "edm-fast",
         "format_version": FORMAT_VERSION,
         "edm_fast_version": __version__,
         "class_name": type(net).__name__,
-        "init_kwargs": {key: _to_json(value) for key, value in kwargs.items()},
+        "init_kwargs": {key: _to_json(value) for key, value in net.init_kwargs.items()},  # type: ignore[union-attr,operator]
     }
 
 
-def load_native(path: Path) -> torch.nn.Module:
-    """Read a file or folder that `save_native` wrote; names, shapes and types must match exactly."""
-    weights = weights_path(path)
-    with safetensors.safe_open(weights, framework="pt") as file:
-        config = read_config(path, file.metadata() or {})
-        shapes = {}
-        for name in file.keys():
-            part = file.get_slice(name)
-            if part.get_dtype() != "F32":
-                raise CheckpointError(f"{quote(name)} is {part.get_dtype()}; expected F32")
-            shapes[name] = tuple(part.get_shape())
-        return rebuild(config["class_name"], config["init_kwargs"], shapes, lambda name: file.get_tensor(name).clone())
+@dataclass
+class NativeFile:
+    """A safetensors file or folder: one network, under the key "ema"."""
 
+    path: Path
 
-def inspect_native(path: Path) -> dict[str, Any]:
-    with safetensors.safe_open(weights_path(path), framework="pt") as file:
-        config = read_config(path, file.metadata() or {})
-        tensors = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
-    network = {"class_name": config["class_name"], "init_kwargs": config["init_kwargs"], "tensors": tensors}
-    kind = "safetensors folder" if path.is_dir() else "safetensors"
-    rest = {"edm_fast_version": str(config.get("edm_fast_version"))[:40]}
-    return {"format": kind, "networks": {"ema": network}, "entries": rest}
+    def __post_init__(self) -> None:
+        with utf8_name(weights_path(self.path)) as readable:
+            self.file = safetensors.safe_open(readable, framework="pt")
+        self.config = read_config(self.path, self.file.metadata() or {})
+        layout = "safetensors folder" if self.path.is_dir() else "safetensors"
+        self.format = layout if self.config else f"{layout} without edm-fast's configuration"
+
+    def networks(self) -> list[str]:
+        return ["ema"]
+
+    def network(self, key: str) -> StoredNetwork:
+        if key != "ema":
+            raise CheckpointError(f"holds no {quote(key)}; networks in it: 'ema'")
+        class_name, kwargs = (self.config["class_name"], self.config["init_kwargs"]) if self.config else (None, {})
+        shapes = {name: tuple(self.file.get_slice(name).get_shape()) for name in self.file.keys()}
+        return StoredNetwork(class_name, kwargs, shapes, self._read)
+
+    def entries(self) -> dict[str, Any]:
+        return {"edm_fast_version": str(self.config.get("edm_fast_version"))[:40]} if self.config else {}
+
+    def _read(self, name: str) -> torch.Tensor:
+        kind = self.file.get_slice(name).get_dtype()
+        if kind not in FLOATS:
+            raise CheckpointError(f"{quote(name)} is {kind}; expected one of {', '.join(FLOATS)}")
+        return self.file.get_tensor(name).clone()
 
 
 def weights_path(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    weights = path / WEIGHTS_NAME
+    weights = path / WEIGHTS_NAME if path.is_dir() else path
     if not weights.is_file():
-        raise CheckpointError(f"a folder without {WEIGHTS_NAME}; expected {CONFIG_NAME} and {WEIGHTS_NAME}")
+        raise CheckpointError(f"a folder without {WEIGHTS_NAME}: {describe_folder(path)}")
     return weights
 
 
-def read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """The checked configuration. In a folder config.json decides and must agree with the weights' own copy."""
+def read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+    """The checked configuration, None without one. config.json decides and must agree with the weights' own copy."""
     embedded = parse_config(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     if not path.is_dir():
-        if embedded is None:
-            raise CheckpointError("a safetensors file without edm-fast's configuration in its metadata")
         return embedded
     config_path = path / CONFIG_NAME
     if not config_path.is_file():
-        raise CheckpointError(f"a folder without {CONFIG_NAME}; expected {CONFIG_NAME} and {WEIGHTS_NAME}")
+        raise CheckpointError(f"a folder without {CONFIG_NAME}; expected {CONFIG_NAME} beside {WEIGHTS_NAME}")
     if config_path.stat().st_size > MAX_CONFIG:
         raise CheckpointError(f"{CONFIG_NAME} is larger than {MAX_CONFIG} bytes")
     config = parse_config(config_path.read_text(encoding="utf-8"))
@@ -131,6 +174,8 @@ def parse_config(text: str) -> dict[str, Any]:
         config = json.loads(text)
     except (ValueError, RecursionError):
         raise CheckpointError("its configuration is not valid JSON") from None
+    if isinstance(config, dict) and config.keys() & {"_class_name", "_diffusers_version", "architectures"}:
+        raise CheckpointError("its configuration is that of diffusers or transformers, whose networks are not read")
     if not isinstance(config, dict) or config.get("format") != "edm-fast":
         raise CheckpointError('its configuration is not edm-fast\'s; expected {"format": "edm-fast", ...}')
     if type(config.get("format_version")) is not int or config["format_version"] != FORMAT_VERSION:

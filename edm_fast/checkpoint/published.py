@@ -7,37 +7,50 @@ from typing import Any, TypeGuard
 
 import torch
 
-from edm_fast.checkpoint._globals import PRECONDITIONERS, SnapshotRules
+from edm_fast.checkpoint import _notes
+from edm_fast.checkpoint._foreign import Foreign
+from edm_fast.checkpoint._globals import LAYERS, NETWORKS, PRECONDITIONERS, SnapshotRules, read_old_layout
+from edm_fast.checkpoint._rebuild import WRAPPERS, StoredNetwork
 from edm_fast.checkpoint._records import (
     MAX_DEPTH,
     Budget,
     CheckpointError,
     Global,
     ModuleDictRecord,
+    NumpyDtype,
     Persistent,
+    Storage,
     TensorRecord,
     quote,
     to_tensor,
 )
-from edm_fast.checkpoint._source import TorchArchive
+from edm_fast.checkpoint._source import OldStorages, TorchArchive
 from edm_fast.checkpoint._unpickle import Reader
 
 MAX_TEXT = 10_000
+OWN_STATE = "edm-fast training state"  # how the format of this project's own training states begins
+# classes of other projects that use the published way of storing objects
+RELATIVES = {"Precond": "an EDM2 network", "Generator": "a StyleGAN generator", "Discriminator": "a discriminator"}
+Tensors = dict[str, TensorRecord]
 
 
 @dataclass
-class StoredNetwork:
-    """A network found in a file: how to build it and where its tensors are."""
+class _Parts:
+    """What is found on a walk through a stored network: by dotted name, and the source texts."""
 
-    class_name: str
-    init_kwargs: dict[str, Any]
-    tensors: dict[str, TensorRecord] = field(repr=False)
+    tensors: Tensors = field(default_factory=dict)
+    attributes: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)
 
 
 @dataclass
 class PublishedFile:
-    """The dict a snapshot or a training state holds, as inert records."""
+    """The dict a snapshot, a training state or a file of torch.save holds, as inert records.
 
+    A network or state_dict that is the whole file stands under the key "ema".
+    """
+
+    format: str
     objects: dict[Any, Any] = field(repr=False)
     budget: Budget
 
@@ -45,19 +58,55 @@ class PublishedFile:
         return [key for key in self.objects if isinstance(key, str)]
 
     def networks(self) -> list[str]:
-        """Keys that hold a preconditioned network."""
-        return [key for key in self.keys() if _is_network(self.objects[key])]
+        """Keys that hold a network, or the weights of one; `network` says why if it cannot be read."""
+        return [key for key in self.keys() if _is_module(self.objects[key]) or self._readable(key)]
+
+    def _readable(self, key: str) -> bool:
+        record = _unwrapped(self.objects[key])
+        return _is_network(record) or _is_state_dict(record, self.budget)
 
     def network(self, key: str) -> StoredNetwork:
-        record = self.objects.get(key)
         if key not in self.objects:
-            names = ", ".join(quote(k) for k in self.networks()) or "none"
-            raise CheckpointError(f"holds no {quote(key)}; networks in it: {names}")
+            names = ", ".join(quote(k) for k in self.keys() if self._readable(k))
+            choose = " (choose with key=..., or --key)" if names else ""
+            raise CheckpointError(f"holds no {quote(key)}; networks in it: {names or 'none'}{choose}")
+        record = _unwrapped(self.objects[key])
+        if _is_state_dict(record, self.budget):
+            return self._stored(*self._own_configuration(), record)
         if not _is_network(record):
-            raise CheckpointError(f"{quote(key)} is not a network; expected one of {', '.join(PRECONDITIONERS)}")
-        tensors: dict[str, TensorRecord] = {}
-        _collect(record, "", tensors, self.budget, 0)
-        return StoredNetwork(record.class_name, _init_kwargs(record, self.budget), tensors)
+            raise CheckpointError(f"{quote(key)} {_why_no_network(record)}")
+        kwargs, parts = _init_kwargs(record, self.budget), _Parts()
+        _collect(record, "", parts, self.budget)
+        notes = [
+            *_notes.changed_attributes(record, kwargs),
+            *_notes.sources(record.class_name, parts.sources),
+            *_notes.loss(self.objects.get("loss_fn"), record.class_name, kwargs),
+        ]
+        return self._stored(record.class_name, kwargs, parts.tensors, notes, parts.attributes)
+
+    def _stored(self, class_name: str | None, kwargs: dict[str, Any], tensors: Tensors, *notes: Any) -> StoredNetwork:
+        shapes = {name: record.size for name, record in tensors.items()}
+
+        def read(name: str) -> torch.Tensor:
+            if not tensors[name].storage.dtype.is_floating_point:
+                raise CheckpointError(f"{quote(name)} does not hold floating-point numbers")
+            return to_tensor(tensors[name], self.budget)
+
+        return StoredNetwork(class_name, kwargs, shapes, read, *notes)
+
+    def _own_configuration(self) -> tuple[str | None, dict[str, Any]]:
+        """How to build the networks of this project's training states, which hold it beside the weights."""
+        name, kwargs = self.objects.get("class_name"), self.objects.get("init_kwargs")
+        if not self.format.startswith(OWN_STATE) or not isinstance(name, str) or not isinstance(kwargs, dict):
+            return None, {}
+        return name, to_plain(kwargs, self.budget)
+
+    def entries(self) -> dict[str, Any]:
+        """All that is no network, as plain data; not the optimizer's numbers."""
+        hidden = {*self.networks(), "optimizer_state", "optimizer_states"}
+        if self.format.startswith(OWN_STATE):
+            hidden |= {"class_name", "init_kwargs", "rng"}
+        return {key: self.plain(key) for key in self.keys() if key not in hidden}
 
     def plain(self, key: str) -> Any:
         """Any entry as plain data: objects become dicts with `class_name`, tensors their shape and type."""
@@ -65,23 +114,45 @@ class PublishedFile:
 
 
 def read_published(data: memoryview, kind: str) -> PublishedFile:
-    """Read a snapshot (`kind` "pickle") or torch's zip layout ("zip"). No weights are copied yet."""
+    """Read a snapshot (`kind` "pickle") or a file of torch.save ("zip", "old layout"). No weights are copied yet."""
     # bytes may be copied twice: once out of old-protocol text, once into the tensors
     budget = Budget(bytes_left=2 * len(data) + 65536)
     if kind == "zip":
         archive = TorchArchive(data)
-        reader = Reader(archive.member(archive.pickle_name), SnapshotRules(budget, archive.storage), budget)
+        objects = Reader(archive.member(archive.pickle_name), SnapshotRules(budget, archive.storage), budget).load()
+    elif kind == "old layout":
+        storages = OldStorages()
+        objects, keys, position = read_old_layout(data, SnapshotRules(budget, storages.storage), budget)
+        storages.fill(data, keys, position)
     else:
-        reader = Reader(data, SnapshotRules(budget), budget)
-    objects = reader.load()
+        objects = Reader(data, SnapshotRules(budget), budget).load()
+    objects = _unwrapped(objects)
+    if isinstance(objects, Foreign):
+        raise CheckpointError(f"cannot be read: {objects.why}")
+    if isinstance(objects, Persistent):
+        return PublishedFile("network by itself", {"ema": objects}, budget)
+    if _is_state_dict(objects, budget):
+        return PublishedFile("state_dict", {"ema": objects}, budget)
     if not isinstance(objects, dict):
-        raise CheckpointError(f"holds a {type(objects).__name__}; expected a dict with the key 'ema'")
-    return PublishedFile(objects, budget)
+        found = type(objects).__name__.removesuffix("Record").lower()
+        raise CheckpointError(f"holds a {found}; expected a dict with the key 'ema'")
+    return PublishedFile(_format(objects, kind), objects, budget)
 
 
-def state_dict(network: StoredNetwork, budget: Budget) -> dict[str, torch.Tensor]:
+def _format(objects: dict[Any, Any], kind: str) -> str:
+    own = objects.get("format")
+    if isinstance(own, str) and own.startswith(OWN_STATE):
+        return own[:40]
+    if "pytorch-lightning_version" in objects:
+        return "Lightning checkpoint"
+    if kind == "pickle":
+        return "pickle"
+    return "training state" if "optimizer_state" in objects else "torch file"
+
+
+def state_dict(network: StoredNetwork) -> dict[str, torch.Tensor]:
     """Copy a stored network's tensors out of the file."""
-    return {name: to_tensor(record, budget) for name, record in network.tensors.items()}
+    return {name: network.read(name) for name in network.shapes}
 
 
 def optimizer_state(file: PublishedFile) -> dict[str, Any]:
@@ -110,6 +181,40 @@ def _is_network(record: Any) -> TypeGuard[Persistent]:
     return isinstance(record, Persistent) and record.class_name in PRECONDITIONERS
 
 
+def _is_module(record: Any) -> bool:
+    """Any stored torch module, of whatever class."""
+    return isinstance(record, Persistent | Foreign) and isinstance(record.state, dict) and "_modules" in record.state
+
+
+def _unwrapped(record: Any) -> Any:
+    """The module inside DataParallel, torch.compile's module and their like."""
+    for _ in range(MAX_DEPTH):
+        inner = record.state.get("_modules") if isinstance(record, Foreign) and _is_module(record) else None
+        if not isinstance(inner, dict) or len(inner) != 1 or not WRAPPERS & inner.keys():
+            break
+        record = next(iter(inner.values()))
+    return record
+
+
+def _is_state_dict(value: Any, budget: Budget) -> TypeGuard[Tensors]:
+    if not isinstance(value, dict) or not isinstance(next(iter(value.values()), None), TensorRecord):
+        return False
+    budget.spend_instructions(len(value))  # a dict may stand in many places
+    return all(isinstance(key, str) and isinstance(item, TensorRecord) for key, item in value.items())
+
+
+def _why_no_network(record: Any) -> str:
+    expected = f"expected one of {', '.join(PRECONDITIONERS)}"
+    if isinstance(record, Foreign):
+        return f"cannot be read: {record.why}"
+    if isinstance(record, Persistent) and record.class_name not in (*NETWORKS, *LAYERS):
+        relative = RELATIVES.get(record.class_name)
+        said = f" ({relative}, which edm-fast does not read)" if relative else ""
+        found = f"a stored object of the unknown class {quote(record.class_name)}{said}"
+        return f"is not a network but {found}; {expected}"
+    return f"is not a network; {expected}"
+
+
 def _tensor_or_plain(value: Any, budget: Budget) -> Any:
     return to_tensor(value, budget) if isinstance(value, TensorRecord) else to_plain(value, budget)
 
@@ -131,37 +236,64 @@ def to_plain(value: Any, budget: Budget, depth: int = 0) -> Any:
     if isinstance(value, set):
         return [to_plain(item, budget, depth + 1) for item in sorted(value, key=str)]
     if isinstance(value, dict):
-        return {key: to_plain(item, budget, depth + 1) for key, item in value.items()}
+        return {_plain_key(key): to_plain(item, budget, depth + 1) for key, item in value.items()}
     if isinstance(value, Persistent):
-        return {"class_name": value.class_name, **to_plain(value.state, budget, depth + 1)}
+        # of a network only how it was made: its parts would fill pages
+        state = {k: v for k, v in value.state.items() if "_modules" not in value.state or k == "_init_kwargs"}
+        return {"class_name": value.class_name, **to_plain(state, budget, depth + 1)}
+    if isinstance(value, Foreign) and value.args is not None:
+        parts = {"args": value.args, "state": value.state, "items": value.items}
+        filled = {k: to_plain(part, budget, depth + 1) for k, part in parts.items() if part}
+        return {"class_name": f"{value.module}.{value.name}", **filled}
     if isinstance(value, TensorRecord):
         return {"shape": list(value.size), "dtype": str(value.storage.dtype).removeprefix("torch.")}
     if isinstance(value, memoryview):
         return {"bytes": len(value)}
-    if isinstance(value, Global):
-        return f"{value.module}.{value.name}"
+    if isinstance(value, Global | Foreign):
+        return _plain_key(value)
+    if isinstance(value, Storage):
+        return {"values": value.numel}
+    if isinstance(value, ModuleDictRecord | NumpyDtype):
+        return {"class_name": type(value).__name__.removesuffix("Record")}
     raise CheckpointError(f"unexpected data of type {type(value).__name__}")
+
+
+def _plain_key(key: Any) -> Any:
+    return f"{key.module}.{key.name}" if isinstance(key, Global | Foreign) else key
 
 
 def _init_kwargs(record: Persistent, budget: Budget) -> dict[str, Any]:
     args, kwargs = record.state.get("_init_args"), record.state.get("_init_kwargs")
+    if "_init_kwargs" not in record.state:  # an object of this package's own classes
+        kwargs = record.state.get("init_kwargs")
     if args is not None and not (isinstance(args, tuple) and len(args) == 0):
         raise CheckpointError(f"{record.class_name} was built with positional arguments; expected keywords only")
     if not isinstance(kwargs, dict):
         raise CheckpointError(f"does not say how its {record.class_name} was built (no _init_kwargs)")
+    for key, value in kwargs.items():
+        if isinstance(value, Foreign):
+            raise CheckpointError(f"keyword {quote(key)} of its {record.class_name} cannot be read: {value.why}")
     plain = to_plain(kwargs, budget)
     if not all(isinstance(key, str) for key in plain):
         raise CheckpointError("a keyword that is not text")
     return plain
 
 
-def _collect(record: Any, prefix: str, into: dict[str, TensorRecord], budget: Budget, depth: int) -> None:
-    """Tensors of a module under dotted names, in the order of torch's state_dict."""
+def _collect(record: Any, prefix: str, into: _Parts, budget: Budget, depth: int = 0) -> None:
+    """Tensors and plain attributes of a module under dotted names, in the order of torch's state_dict."""
+    if isinstance(record, Foreign):
+        raise CheckpointError(f"its module {quote(prefix[:-1])} cannot be read: {record.why}")
     if not isinstance(record, Persistent | ModuleDictRecord):
         raise CheckpointError(f"module {quote(prefix)} is not a module")
+    if isinstance(record, Persistent):
+        if record.class_name not in (*PRECONDITIONERS, *NETWORKS, *LAYERS):
+            unknown = f"its module {quote(prefix[:-1])} is of the unknown class {quote(record.class_name)}"
+            raise CheckpointError(f"{unknown}; expected one of {', '.join((*NETWORKS, *LAYERS))}")
+        into.sources.add(record.source)
     if depth > MAX_DEPTH:
         raise CheckpointError("modules nested too deeply")
     budget.spend_instructions(1)
+    into.attributes[prefix[:-1]] = record.state
     for kind in ("_parameters", "_buffers", "_modules"):
         entries = record.state.get(kind)
         if not isinstance(entries, dict):
@@ -175,6 +307,7 @@ def _collect(record: Any, prefix: str, into: dict[str, TensorRecord], budget: Bu
                 _collect(value, f"{prefix}{name}.", into, budget, depth + 1)
             elif isinstance(value, TensorRecord):
                 budget.spend_instructions(1)
-                into[prefix + name] = value
+                into.tensors[prefix + name] = value
             else:
-                raise CheckpointError(f"{quote(prefix + name)} is not a tensor")
+                why = f": {value.why}" if isinstance(value, Foreign) else ""
+                raise CheckpointError(f"{quote(prefix + name)} is not a tensor{why}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
-from edm_fast.cli._errors import error_line
+from edm_fast.cli import _streams
+from edm_fast.cli._errors import error_line, plain_warnings
 
 # the summaries stand here so that listing the verbs imports none of them
 VERBS = {
@@ -59,13 +60,16 @@ class Program(click.Group):
     ) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **kw)
+        _streams.prepare()
         try:
-            status = super().main(args, prog_name, standalone_mode=False, **kw)
+            with plain_warnings():
+                status = super().main(args, prog_name, standalone_mode=False, **kw)
+            sys.stdout.flush()
         except (click.Abort, KeyboardInterrupt):
             _stop("interrupted", 130)
         except BrokenPipeError:
             # whoever read our output has left; a second flush at exit would complain again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _streams.silence_broken()
             sys.exit(1)
         except BaseException as error:
             if isinstance(error, click.UsageError) and error.ctx and "\n" in error.format_message():
@@ -79,7 +83,9 @@ class Program(click.Group):
 
 
 def _stop(line: str, code: int) -> NoReturn:
-    click.echo(f"Error: {line}", err=True)
+    with contextlib.suppress(OSError):
+        click.echo(f"Error: {line}", err=True)
+    _streams.silence_broken()
     sys.exit(code)
 
 

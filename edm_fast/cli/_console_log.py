@@ -52,7 +52,7 @@ def console_log(run_dir: Path) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / "log.txt", "a", encoding="utf-8")
+        file = open(run_dir / "log.txt", "a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
     with file, contextlib.redirect_stdout(Tee(sys.stdout, file)):  # type: ignore[type-var]

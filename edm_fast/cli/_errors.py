@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
 import click
 
 from edm_fast.errors import UserError
@@ -20,6 +25,22 @@ def error_line(error: BaseException) -> str | None:
     else:
         return None
     return " ".join(text.split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of this package are one line for a user; those of other packages stay as they are."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+            if category.__module__.split(".")[0] == "edm_fast":
+                click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -25,14 +25,14 @@ class Names(click.ParamType):
     name = "names"
 
     def __init__(self, known: Any = None) -> None:
-        self.known = known
+        self.known = known  # without them the names are presets, paths and addresses
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
         names = value if isinstance(value, list) else [name.strip() for name in value.split(",")]
         for name in names:
             if not name or (self.known is not None and name not in self.known):
                 self.fail(f"{name!r} is unknown; expected some of {', '.join(self.known or ['a,b'])}.", param, ctx)
-        return names
+        return names if self.known is not None else [opt.INPUT_PATH_OR_URL.convert(name, param, ctx) for name in names]
 
 
 @click.command()
@@ -42,11 +42,30 @@ class Names(click.ParamType):
 @click.option("--rows", metavar="A,B", type=Names(ROWS), help=f"Of {', '.join(ROWS)}.  [default: all]")
 @click.option("--threads", metavar="INT", type=opt.POSITIVE_INT, help="[default: torch's choice]")
 @click.option("--rounds", metavar="INT", type=opt.POSITIVE_INT, default=5, show_default=True, help="Turns of each row.")
-@click.option("--outdir", metavar="DIR", default="out/bench", show_default=True, help="Where the results go.")
+@click.option(
+    "--outdir",
+    metavar="DIR",
+    type=opt.OUTPUT_PATH,
+    default="out/bench",
+    show_default=True,
+    help="Where the results go.",
+)
 @click.option("--resume", is_flag=True, help="Keep what an earlier run with the same settings has finished.")
 @click.option("--memory", is_flag=True, help="Also peak memory, of a process for each row.")
-@click.option("--readme", metavar="FILE", help="Measure nothing: rewrite this README's table from --results.")
-@click.option("--results", metavar="DIR", default="benchmarks/results", show_default=True, help="Read by --readme.")
+@click.option(
+    "--readme",
+    metavar="FILE",
+    type=opt.OUTPUT_PATH,
+    help="Measure nothing: rewrite this README's table from --results.  [default: none]",
+)
+@click.option(
+    "--results",
+    metavar="DIR",
+    type=opt.INPUT_PATH,
+    default="benchmarks/results",
+    show_default=True,
+    help="Read by --readme.",
+)
 @click.pass_context
 def command(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> None:
     """Time one evaluation of networks, a sampling run, and a training step, each way by turns in one process.

@@ -4,46 +4,66 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from edm_fast import checkpoint
+from edm_fast.checkpoint.native import WEIGHTS_NAME
+from edm_fast.cli import _options as opt
 from edm_fast.errors import UserError
-from edm_fast.files import is_url
+from edm_fast.files import same_file
+
+MAX_LINE = 1000
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("dest", metavar="[DST]", required=False)
+@click.argument("source", metavar="SRC", type=opt.INPUT_PATH_OR_URL)
+@click.argument("dest", metavar="[DST]", type=opt.OUTPUT_PATH, required=False)
 @click.option("--inspect", "inspect_only", help="Print the structure of SRC and write nothing", is_flag=True)
-@click.option("--key", help="Which network of SRC (default: ema; net for a training state)", metavar="NAME")
-@click.option("--sha256", help="Expected digest of SRC", metavar="HEX")
+@click.option("--key", help="Which network of SRC  [default: ema, or the only one]", metavar="NAME")
+@click.option("--preset", help="Published model whose weights SRC holds, if it is a state_dict", metavar="NAME")
+@click.option("--sha256", help="Expected digest of SRC  [default: not checked]", metavar="HEX")
 @click.option("--overwrite", help="Replace DST if it exists", is_flag=True)
 def command(
-    source: str, dest: str | None, inspect_only: bool, key: str | None, sha256: str | None, overwrite: bool
+    source: str,
+    dest: str | None,
+    inspect_only: bool,
+    key: str | None,
+    preset: str | None,
+    sha256: str | None,
+    overwrite: bool,
 ) -> None:
     """Convert a checkpoint, or print what is in one. Nothing stored in SRC is ever executed.
 
-    SRC is a published .pkl, a training-state .pt, a safetensors file or folder, or the http(s) address of a file.
-    DST ending in .safetensors becomes a single file, in .pkl the published structure, anything else a folder in the
-    Hugging Face hub layout.
+    SRC is a published .pkl, a training-state .pt, a safetensors file or folder, or the http(s) address of a file; it is
+    recognised by content. A state_dict (of torch.save or safetensors) needs --preset. DST ending in .safetensors
+    becomes a single file, in .pkl the published structure; a name without such an ending becomes a folder in the
+    Hugging Face hub layout. Other endings (.pt, .onnx) are refused.
 
     \b
     edm-fast convert network-snapshot-200000.pkl my-model.safetensors
     edm-fast convert --inspect network-snapshot-200000.pkl
+    edm-fast convert --preset=edm-cifar10-32x32-cond-vp state_dict.pt my-model.safetensors
     """
-    if (dest is None) != inspect_only or dest == "":
+    if (dest is None) != inspect_only:
         raise click.UsageError("expected SRC and DST, or --inspect and SRC")
+    if dest is None and preset is not None:
+        raise click.UsageError("--preset says how to read SRC; expected DST, too")
+    if dest is not None:
+        form = checkpoint.destination(dest)
+        refuse_overwrite(source, dest, overwrite)
     content = checkpoint.inspect(source, sha256=sha256)
+    networks = content["networks"]
+    if dest is None and key is not None and key not in networks:
+        raise UserError(f"{source} holds no {key!r}; networks in it: {', '.join(map(repr, networks)) or 'none'}")
     for line in describe(source, content, tensors=inspect_only):
         click.echo(line if line.isprintable() else ascii(line))
     if dest is None:
         return
-    refuse_overwrite(source, dest, overwrite)
-    net = checkpoint.load(source, key=key or default_key(content))
-    if dest.endswith(".pkl"):
+    net = checkpoint.load(source, key=key or default_key(networks), preset=preset)
+    if form == "pkl":
         kwargs = content["entries"].get("dataset_kwargs")
         checkpoint.save_pkl(net, dest, dataset_kwargs=kwargs if isinstance(kwargs, dict) else None)
     else:
@@ -51,17 +71,20 @@ def command(
     click.echo(f"wrote {dest}")
 
 
-def default_key(content: dict[str, Any]) -> str:
-    return "net" if list(content["networks"]) == ["net"] else "ema"
+def default_key(networks: Mapping[str, Any]) -> str:
+    return next(iter(networks)) if len(networks) == 1 else "ema"
 
 
 def refuse_overwrite(source: str, dest: str, overwrite: bool) -> None:
-    if os.path.exists(dest) and not is_url(source) and os.path.samefile(source, dest):
+    if any(same_file(a, b) for a in _files(source) for b in _files(dest)):
         raise UserError(f"{dest}: source and destination are the same")
     if os.path.exists(dest) and not overwrite:
         raise UserError(f"{dest} exists already; expected a new name, or --overwrite")
-    if Path(dest).is_dir() and dest.endswith((".pkl", ".safetensors")):
-        raise UserError(f"{dest} is a folder; expected the name of a file")
+
+
+def _files(path: str) -> tuple[str, str]:
+    """A checkpoint's name, and that of the weights in it if it is a folder."""
+    return path, os.path.join(path, WEIGHTS_NAME)
 
 
 def describe(name: str, content: dict[str, Any], tensors: bool) -> list[str]:
@@ -70,6 +93,13 @@ def describe(name: str, content: dict[str, Any], tensors: bool) -> list[str]:
     for key, network in content["networks"].items():
         kwargs, shapes = network["init_kwargs"], network["tensors"]
         values = sum(math.prod(shape) for shape in shapes.values())
+        notes = [f"    note: {note}" for note in network["notes"]]
+        if network["class_name"] is None:
+            lines += [
+                f"  {key}: {f'state_dict, {values:,} values in {len(shapes)} tensors' if shapes else 'not readable'}"
+            ]
+            lines += [f"    {k} {shape}" for k, shape in shapes.items() if tensors] + notes
+            continue
         side = f"{kwargs.get('img_resolution', '?')}x{kwargs.get('img_resolution', '?')}"
         inner = f" with {kwargs['model_type']}" if "model_type" in kwargs else ""
         lines.append(
@@ -79,10 +109,16 @@ def describe(name: str, content: dict[str, Any], tensors: bool) -> list[str]:
         if tensors:
             lines += [f"    {k} = {v!r}" for k, v in kwargs.items()]
             lines += [f"    {k} {shape}" for k, shape in shapes.items()]
+            lines += notes
     return lines + [f"  {key}: {shorten(value)}" for key, value in content["entries"].items()]
 
 
 def shorten(value: Any) -> str:
+    text = one_line(value)
+    return text if len(text) <= MAX_LINE else text[:MAX_LINE] + "..."
+
+
+def one_line(value: Any) -> str:
     if isinstance(value, dict):
         shown = {k: v for k, v in value.items() if not str(k).startswith("_init") and k != "class_name"}
         text = ", ".join(f"{k}={v!r}" for k, v in shown.items())

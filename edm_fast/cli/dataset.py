@@ -10,6 +10,7 @@ from typing import Any
 import click
 import tqdm
 
+from edm_fast.cli import _options as opt
 from edm_fast.data import check as checking
 from edm_fast.data import convert as conversion
 
@@ -28,16 +29,10 @@ def parse_resolution(ctx: click.Context, param: click.Parameter, text: str | Non
     """WxH or W,H -> (width, height)."""
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]+)[x,]([0-9]+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})[x,]([0-9]{1,9})", text)
     if match is None:
         raise click.BadParameter(f"{text!r}; expected WxH, for example 64x64", ctx, param)
     return int(match[1]), int(match[2])
-
-
-def not_empty(ctx: click.Context, param: click.Parameter, text: str) -> str:
-    if not text:
-        raise click.BadParameter("empty text; expected a folder or a .zip file", ctx, param)
-    return text
 
 
 @click.group(cls=DefaultGroup)
@@ -52,24 +47,38 @@ def command() -> None:
 
 @command.command()
 @click.option(
-    "--source", help="Folder, zip, CIFAR-10 or MNIST archive, or LSUN *_lmdb folder", metavar="PATH", required=True
+    "--source",
+    help="Folder, zip, CIFAR-10 or MNIST archive, or LSUN *_lmdb folder",
+    metavar="PATH",
+    type=opt.INPUT_PATH,
+    required=True,
 )
-@click.option("--dest", help="Folder (empty or absent) or .zip", metavar="PATH", required=True, callback=not_empty)
-@click.option("--max-images", help="Take only the first images", metavar="INT", type=int)
-@click.option("--transform", help="Crop every image", type=click.Choice(["center-crop", "center-crop-wide"]))
-@click.option("--resolution", help="Width and height of the result", metavar="WxH", callback=parse_resolution)
+@click.option("--dest", help="Folder (empty or absent) or .zip", metavar="PATH", type=opt.OUTPUT_PATH, required=True)
+@click.option("--max-images", help="Take only the first images  [default: all]", metavar="INT", type=int)
+@click.option(
+    "--transform",
+    help="Crop every image  [default: no cropping]",
+    type=click.Choice(["center-crop", "center-crop-wide"]),
+)
+@click.option(
+    "--resolution",
+    help="Width and height of the result  [default: as they are]",
+    metavar="WxH",
+    callback=parse_resolution,
+)
 def convert(source: str, dest: str, **options: Any) -> None:
     """Convert images to the layout training reads: PNGs in numbered folders and a dataset.json with the labels.
 
     \b
     Sources:
-      FOLDER                      all images below it; labels from dataset.json or the top-level folders
+      FOLDER                      all images below it; labels from dataset.json or, without one, the top-level folders
       FILE.zip                    all images in it; labels from dataset.json
       cifar-10-python.tar.gz      CIFAR-10, python version
       train-images-idx3-ubyte.gz  MNIST, with train-labels-idx1-ubyte.gz beside it
       NAME_lmdb                   LSUN
 
-    The result is written under a temporary name first, and appears when it is complete.
+    Hidden files and what is no image are left out and counted. The result is written under a temporary name first,
+    and appears when it is complete.
     """
     kept = conversion.convert(source, dest, progress=show_progress, report=report, **options)
     click.echo(f"{kept} image{'' if kept == 1 else 's'} in {dest}")
@@ -80,11 +89,11 @@ def show_progress(items: Iterable[conversion.Item], count: int) -> Iterable[conv
 
 
 def report(line: str) -> None:
-    tqdm.tqdm.write(line, file=sys.stderr)
+    tqdm.tqdm.write(line)
 
 
 @command.command()
-@click.argument("path", metavar="FILE")
+@click.argument("path", metavar="FILE", type=opt.INPUT_PATH)
 def check(path: str) -> None:
     """Explain what is wrong with the dataset in a folder or zip. Exit code 0 if nothing is, else 2."""
     result = checking.check(path)

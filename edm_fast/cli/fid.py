@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import click
 import torch
 import tqdm
 
 from edm_fast import distributed, files
+from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
+from edm_fast.cli._outputs import expect_output
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.evaluation import fid
 
+T = TypeVar("T")
 DETECTOR_HELP = f"""no detector; expected --detector FILE: the TorchScript archive of the 2015 Inception-v3 network, \
 published as {fid.DETECTOR_FILE} with the metrics of the StyleGAN family"""
 
@@ -34,7 +37,10 @@ def progress(batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
 
 
 detector_option = click.option(
-    "--detector", help="TorchScript file of the Inception detector (a program: use a trusted one)", metavar="PATH|URL"
+    "--detector",
+    help="TorchScript file of the Inception detector (a program: use a trusted one)  [default: in the cache folder]",
+    metavar="PATH|URL",
+    type=opt.INPUT_PATH_OR_URL,
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 batch_option = click.option(
@@ -63,8 +69,12 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--images", "image_path", help="Folder or zip of images", metavar="PATH|ZIP", required=True)
-@click.option("--ref", "ref_path", help="Reference statistics", metavar="NPZ|URL", required=True)
+@click.option(
+    "--images", "image_path", help="Folder or zip of images", metavar="PATH|ZIP", type=opt.INPUT_PATH, required=True
+)
+@click.option(
+    "--ref", "ref_path", help="Reference statistics", metavar="NPZ|URL", type=opt.INPUT_PATH_OR_URL, required=True
+)
 @click.option(
     "--num", "num_expected", help="How many images", type=click.IntRange(min=2), default=50000, show_default=True
 )
@@ -78,17 +88,17 @@ def calc(
     """Print the FID of images; the number is alone on the last line."""
     where = resolve_device(device)
     distributed.init(where)
-    mu_ref, sigma_ref = fid.load_statistics(fetch_once(ref_path))
-    dataset = fid.open_images(image_path, num_expected, seed)
-    detector = find_detector(detector)
-    features = fid.load_detector(detector, where)
+    mu_ref, sigma_ref = read_fetched(ref_path, fetch_once(ref_path), fid.load_statistics)
+    dataset = fid.open_images(image_path, num_expected, seed, distributed.print0)
+    asked, detector = detector, find_detector(detector)
+    features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
     height, width = dataset.image_shape[1:]
     dim = fid.feature_dim(features, height, width, where)
     if dim != mu_ref.size:
         raise UserError(
             f"{ref_path} describes {mu_ref.size} features and the detector gives {dim}; expected equal counts"
         )
-    print_protocol(dataset, image_path, detector, batch, where, {"seed": seed, "reference": ref_path})
+    print_protocol(detector, batch, where, {"seed": seed, "reference": ref_path})
     if num_expected <= dim:
         distributed.print0(f"note: {num_expected} images for {dim} features: the distance is ill-conditioned")
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
@@ -99,8 +109,10 @@ def calc(
 
 
 @command.command()
-@click.option("--data", "dataset_path", help="Folder or zip of images", metavar="PATH|ZIP", required=True)
-@click.option("--dest", "dest_path", help="Statistics to write", metavar="NPZ", required=True)
+@click.option(
+    "--data", "dataset_path", help="Folder or zip of images", metavar="PATH|ZIP", type=opt.INPUT_PATH, required=True
+)
+@click.option("--dest", "dest_path", help="Statistics to write", metavar="NPZ", type=opt.OUTPUT_PATH, required=True)
 @batch_option
 @detector_option
 @device_option
@@ -108,12 +120,12 @@ def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, dev
     """Compute reference statistics of all images of a dataset."""
     where = resolve_device(device)
     distributed.init(where)
-    if Path(dest_path).is_dir():
-        raise UserOSError(f"{dest_path} is a folder; expected the name of an .npz file")
-    dataset = fid.open_images(dataset_path)
-    detector = find_detector(detector)
-    features = fid.load_detector(detector, where)
-    print_protocol(dataset, dataset_path, detector, batch, where, {"statistics": dest_path})
+    if distributed.rank() == 0:
+        expect_output(dest_path, "npz", dataset_path)
+    dataset = fid.open_images(dataset_path, report=distributed.print0)
+    asked, detector = detector, find_detector(detector)
+    features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
+    print_protocol(detector, batch, where, {"statistics": dest_path})
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
     if distributed.rank() == 0:
         fid.save_statistics(dest_path, mu, sigma)
@@ -131,12 +143,15 @@ def fetch_once(path: str) -> str:
     return local
 
 
-def print_protocol(
-    dataset: fid.ImageFolderDataset, path: str, detector: str, batch: int, device: torch.device, more: dict[str, object]
-) -> None:
-    channels, height, width = dataset.image_shape
-    repeated = ", gray repeated to RGB" if channels == 1 else ""
-    lines = {"images": f"{len(dataset)} of {path}, {width}x{height}{repeated}", **more, "detector": detector}
-    for key, value in lines.items():
+def read_fetched(asked: str | None, local: str, read: Callable[[str], T]) -> T:
+    """read(local); an error about a download says where it is kept."""
+    try:
+        return read(local)
+    except UserError as error:
+        raise UserError(f"{error}{files.kept_as(asked or '', local)}") from None
+
+
+def print_protocol(detector: str, batch: int, device: torch.device, more: dict[str, object]) -> None:
+    for key, value in {**more, "detector": detector}.items():
         distributed.print0(f"{key}: {value}")
     distributed.print0(f"batch: {batch} x {distributed.world_size()} on {device.type}")

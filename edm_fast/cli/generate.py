@@ -19,18 +19,21 @@ import tqdm
 
 from edm_fast import distributed, native
 from edm_fast.backend import requested
-from edm_fast.checkpoint import demo_path, load
+from edm_fast.checkpoint import DEMO, load
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
+from edm_fast.cli._outputs import expect_output
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, UserOSError
+from edm_fast.files import check_output
 from edm_fast.plan import PRECISIONS as ACCELERATED
 from edm_fast.plan import accelerate
 from edm_fast.sampling import (
     ablation_sampler,
     ablation_steps,
-    deal_seeds,
+    check_class,
+    deal_missing,
     edm_sampler,
     edm_steps,
     sample_seeds,
@@ -46,8 +49,14 @@ T = TypeVar("T")
 
 
 @click.command()
-@click.option("--network", "network_pkl", metavar="PATH|URL", help="Checkpoint.  [default: the demo model inside]")
-@click.option("--outdir", metavar="DIR", required=True, help="Where to write the images.")
+@click.option(
+    "--network",
+    "network_pkl",
+    metavar="PATH|URL",
+    type=opt.INPUT_PATH_OR_URL,
+    help="Checkpoint.  [default: the demo model inside]",
+)
+@click.option("--outdir", metavar="DIR", type=opt.OUTPUT_PATH, required=True, help="Where to write the images.")
 @click.option("--seeds", metavar="LIST", type=opt.INT_LIST, default="0-63", show_default=True, help="As in 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="Make a folder for each thousand seeds.")
 @click.option("--class", "class_idx", metavar="INT", type=opt.NON_NEGATIVE_INT, help="Class.  [default: by seed]")
@@ -61,7 +70,7 @@ T = TypeVar("T")
     help="Most at a time.",
 )
 @click.option(
-    "--steps", "num_steps", metavar="INT", type=opt.POSITIVE_INT, default=18, show_default=True, help="2 or more."
+    "--steps", "num_steps", metavar="INT", type=opt.POSITIVE_INT, default=18, show_default=True, help="Of the sampler."
 )
 @click.option("--sigma_min", metavar="FLOAT", type=opt.POSITIVE, help="Lowest noise level.  [default: by sampler]")
 @click.option("--sigma_max", metavar="FLOAT", type=opt.POSITIVE, help="Highest noise level.  [default: by sampler]")
@@ -76,13 +85,17 @@ T = TypeVar("T")
     "--S_max", "S_max", metavar="FLOAT", type=opt.NON_NEGATIVE_OR_INF, default="inf", show_default=True, help="To this."
 )
 @click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
-@click.option("--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.")
-@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).")
-@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).")
+@click.option(
+    "--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.  [default: heun]"
+)
+@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.  [default: edm]")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).  [default: linear]")
+@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).  [default: none]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: fp32 on CPUs, as stored on GPUs]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--grid", metavar="FILE.png", help="Also write all images as one picture.")
+@click.option(
+    "--grid", metavar="FILE.png", type=opt.OUTPUT_PATH, help="Also write all images as one picture.  [default: none]"
+)
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
 def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.
@@ -91,6 +104,9 @@ def command(**options: Any) -> None:
     (float32 sums may be taken in another order). On CPUs the network is accelerated: its convolutions are timed once,
     and the cache folder (EDM_FAST_CACHE_DIR) keeps which way was fastest. Without that file a later run may choose, and
     round, otherwise. On GPUs it is accelerated if --precision is given. tf32 and fp16 run on GPUs alone.
+
+    --skip-existing draws the missing images alone: whole batches as they would have been, so to the same bytes, the
+    rest of batches partly finished in batches of its own. --network=demo names the model inside.
 
     \b
     edm-fast generate --outdir=out --grid=out/grid.png
@@ -107,8 +123,6 @@ def check_options(options: dict[str, Any]) -> None:
     """UserError for what can be told wrong before anything is loaded."""
     if not options["seeds"]:
         raise UserError("--seeds is an empty list; expected integers or ranges such as 0-63, the lower end first")
-    if options["num_steps"] < 2:
-        raise UserError("--steps is 1; expected at least 2 (the noise levels run from sigma_max to sigma_min)")
     low, high = options["sigma_min"], options["sigma_max"]
     if low is not None and high is not None and low >= high:
         raise UserError(f"--sigma_min {low:g} is not below --sigma_max {high:g}")
@@ -176,28 +190,27 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     """The whole command, on each rank."""
     way = way_to_draw(options["precision"], device)
     net = load_network(device, options["network_pkl"])
-    check_network(net, options["class_idx"])
+    check_channels(net)
+    check_class(net, options["class_idx"])
     sampler, kwargs = sampler_for(options)
     (ablation_steps if sampler is ablation_sampler else edm_steps)(
         net, **kwargs
     )  # complains before anything is written
     seeds, outdir = options["seeds"], Path(options["outdir"])
-    names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}
+    names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
     mark = on_first_rank(lambda: fingerprint(net, device, options))
     finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
     world = distributed.world_size()
-    # cut as if nothing were there: a continued run computes each image in the batch it would have had
-    parts = deal_seeds(seeds, options["max_batch_size"], world)[distributed.rank() :: world]
-    parts = [part for part in parts if not finished.issuperset(part)]
+    parts = deal_missing([*names], finished, options["max_batch_size"], world)[distributed.rank() :: world]
     start = time.perf_counter()
     run = prepared(net, way)
     with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
         for part in parts:
             x = sample_seeds(run, sampler, part, options["class_idx"], device, **kwargs)
-            save_images(x, part, finished, outdir, names, mark)
+            save_images(x, part, outdir, names, mark)
             progress.update(len(part))
     wait_for_others()
-    report(len(set(seeds)) - len(finished), len(finished), time.perf_counter() - start, outdir)
+    report(len(names) - len(finished), len(finished), time.perf_counter() - start, outdir)
     if options["grid"] is not None:
         on_first_rank(lambda: write_grid(options["grid"], [outdir / names[seed] for seed in seeds]))
 
@@ -205,21 +218,16 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
 def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
     """The first rank loads (and downloads) before the others do."""
     if name is None:
-        name = str(demo_path())
+        name = DEMO
         distributed.print0("No --network given: using the demo model that comes with edm-fast (MNIST digits, 32x32).")
     first: list[torch.nn.Module] = []
     on_first_rank(lambda: first.append(load(name, device=device)))
     return first[0] if first else load(name, device=device)
 
 
-def check_network(net: Any, class_idx: int | None) -> None:
-    label_dim, channels = int(net.label_dim), int(net.img_channels)
-    if channels not in (1, 3):
-        raise UserError(f"the network makes images of {channels} channels; a PNG takes 1 or 3")
-    if class_idx is not None and label_dim == 0:
-        raise UserError(f"--class {class_idx}: the network is unconditional; expected no --class")
-    if class_idx is not None and class_idx >= label_dim:
-        raise UserError(f"--class {class_idx}: the network has {label_dim} classes; expected 0 to {label_dim - 1}")
+def check_channels(net: Any) -> None:
+    if int(net.img_channels) not in (1, 3):
+        raise UserError(f"the network makes images of {net.img_channels} channels; a PNG takes 1 or 3")
 
 
 def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict[str, Any]) -> set[int]:
@@ -228,8 +236,17 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-    if not options["skip_existing"]:
-        return set()
+    finished = finished_seeds(outdir, names, mark) if options["skip_existing"] else set()
+    targets = [outdir / name for seed, name in names.items() if seed not in finished]
+    if replaced := sum(check_output(path, "png") for path in targets):
+        click.echo(f"note: {replaced} images in {outdir} will be replaced")
+    if options["grid"] is not None:
+        expect_output(options["grid"], "png", *(str(outdir / name) for name in names.values()))
+    return finished
+
+
+def finished_seeds(outdir: Path, names: dict[int, str], mark: str) -> set[int]:
+    """Of a stopped run: the seeds whose images are there. UserError for an image made otherwise."""
     finished = set()
     for seed, name in names.items():
         found = made_with(outdir / name)
@@ -238,10 +255,19 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
                 f"{outdir / name} was not made by edm-fast generate with these options and this network; "
                 "expected another --outdir, or no --skip-existing"
             )
-        if found is not None:
+        if found is not None and is_whole(outdir / name):
             finished.add(seed)
     remove_leftovers({(outdir / names[seed]) for seed in names.keys() - finished})
     return finished
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an image can be read; a damaged one is drawn again."""
+    try:
+        read_png(path)
+    except (OSError, SyntaxError, ValueError):  # of Pillow, for as many kinds of damage
+        return False
+    return True
 
 
 def remove_leftovers(paths: set[Path]) -> None:
@@ -252,17 +278,14 @@ def remove_leftovers(paths: set[Path]) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def save_images(
-    x: torch.Tensor, seeds: Sequence[int], finished: set[int], outdir: Path, names: dict[int, str], mark: str
-) -> None:
-    """Write the images x (N, C, R, R) of `seeds`, except those finished earlier."""
+def save_images(x: torch.Tensor, seeds: Sequence[int], outdir: Path, names: dict[int, str], mark: str) -> None:
+    """Write the images x (N, C, R, R) of `seeds`."""
     valid = x.isfinite().flatten(1).all(dim=1).tolist()
     for seed, image, ok in zip(seeds, to_uint8(x), valid, strict=True):
         if not ok:
             raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
-        if seed not in finished:
-            with naming(outdir / names[seed]):
-                save_png(outdir / names[seed], image, made_with=mark)
+        with naming(outdir / names[seed]):
+            save_png(outdir / names[seed], image, made_with=mark)
 
 
 def wait_for_others() -> None:
@@ -283,6 +306,8 @@ def naming(path: Path) -> Iterator[None]:
     """Errors of the operating system say which file they are about (a full disk does not)."""
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         raise UserOSError(f"cannot write {path}: {error.strerror or error}") from error
 

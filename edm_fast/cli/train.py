@@ -17,7 +17,17 @@ import torch
 from edm_fast import distributed
 from edm_fast.cli._console_log import console_log
 from edm_fast.cli._device import resolve_device
-from edm_fast.cli._options import INT_LIST, NON_NEGATIVE, NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, PROBABILITY
+from edm_fast.cli._options import (
+    INPUT_PATH,
+    INPUT_PATH_OR_URL,
+    INT_LIST,
+    NON_NEGATIVE,
+    NON_NEGATIVE_INT,
+    OUTPUT_PATH,
+    POSITIVE,
+    POSITIVE_INT,
+    PROBABILITY,
+)
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
 from edm_fast.networks import ARCHITECTURES
@@ -51,6 +61,7 @@ def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[d
         "cache": cache,
     }
     dataset = ImageFolderDataset(**{key: value for key, value in kwargs.items() if key != "class_name"})
+    distributed.print0(dataset.survey(halvings=2))
     if cond and not dataset.has_labels:
         raise UserError(f"--cond=1 needs labels; {data} has none (expected a dataset.json with labels)")
     return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset
@@ -239,7 +250,7 @@ def launch(
             check_free(run_dir, settings.get("resume_state_dump"))
         if main:
             try:
-                with atomic_write(Path(run_dir) / "training_options.json", "w") as file:
+                with atomic_write(Path(run_dir) / "training_options.json", "w", kind="json") as file:
                     json.dump({**settings, "run_dir": run_dir}, file, indent=2)
             except OSError as error:
                 raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
@@ -249,8 +260,8 @@ def launch(
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--outdir", help="Where the results go", metavar="DIR", required=True)
-@click.option("--data", help="Data set", metavar="ZIP|DIR", required=True)
+@click.option("--outdir", help="Where the results go", metavar="DIR", type=OUTPUT_PATH, required=True)
+@click.option("--data", help="Data set", metavar="ZIP|DIR", type=INPUT_PATH, required=True)
 @click.option("--cond", help="Class-conditional, by the labels of the data set", type=bool, default=False)
 @click.option("--arch", help="Architecture", type=click.Choice(list(ARCHITECTURES)), default="ddpmpp")
 @click.option("--precond", help="Preconditioning and loss", type=click.Choice(list(PRECONDS)), default="edm")
@@ -282,9 +293,17 @@ def launch(
 )
 @click.option("--keep-states", help="How many of those, and of states on signals, stay", type=POSITIVE_INT, default=2)
 @click.option("--seed", help="Random seed  [default: random]", metavar="INT", type=click.IntRange(0, (1 << 32) - 1))
-@click.option("--transfer", help="Start from the weights of a snapshot  [default: none]", metavar="FILE|URL")
 @click.option(
-    "--resume", help="Go on from a training state; auto: the newest of this run  [default: none]", metavar="PT|auto"
+    "--transfer",
+    help="Start from the weights of a snapshot  [default: none]",
+    metavar="FILE|URL",
+    type=INPUT_PATH_OR_URL,
+)
+@click.option(
+    "--resume",
+    help="Go on from a training state; auto: the newest of this run  [default: none]",
+    metavar="PT|auto",
+    type=INPUT_PATH,
 )
 @click.option("--lr-rampup", help="Learning rate ramp, in million images  [default: 10]", type=NON_NEGATIVE)
 @click.option(

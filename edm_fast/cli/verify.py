@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import click
 
+from edm_fast.checkpoint.native import CONFIG_NAME
+from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
+from edm_fast.cli._outputs import expect_output
 from edm_fast.evaluation import _machine, _networks
 from edm_fast.evaluation.verify import real_calls, summary, verify_network, verify_ops
 from edm_fast.files import atomic_write
 
 
 @click.command()
-@click.option("--network", metavar="PATH|URL|PRESET", default=_networks.DEMO, show_default=True, help="What to check.")
+@click.option(
+    "--network",
+    metavar="PATH|URL|PRESET",
+    type=opt.INPUT_PATH_OR_URL,
+    default=_networks.DEMO,
+    show_default=True,
+    help="What to check.",
+)
 @click.option("--device", default="auto", show_default=True, help="Of the network: auto, cpu, cuda or cuda:N.")
-@click.option("--json", "json_path", metavar="FILE", help="Also write every case as JSON.")
+@click.option(
+    "--json", "json_path", metavar="FILE", type=opt.OUTPUT_PATH, help="Also write every case as JSON.  [default: none]"
+)
 def command(network: str, device: str, json_path: str | None) -> None:
     """Compare each backend of each op, and each way to evaluate a network, with float64.
 
@@ -30,7 +43,9 @@ def command(network: str, device: str, json_path: str | None) -> None:
     edm-fast verify
     edm-fast verify --network=edm-cifar10-32x32-cond-vp --json=out/verify.json
     """
-    where = resolve_device(device)
+    where = resolve_device(device, group=False)
+    if json_path is not None:
+        expect_output(json_path, "json", network, os.path.join(network, CONFIG_NAME))
     net = _networks.open_network(network, where)
     ops = verify_ops(real_calls())
     click.echo("\n".join(op_lines(ops)))
@@ -40,7 +55,7 @@ def command(network: str, device: str, json_path: str | None) -> None:
     if json_path is not None:
         date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         found = {"settings": _machine.settings(where), "date": date, "ok": ok, "ops": ops, "networks": networks}
-        with atomic_write(json_path, "w") as file:
+        with atomic_write(json_path, "w", kind="json") as file:
             file.write(json.dumps(found, indent=1) + "\n")
     click.echo("every error is within its budget" if ok else "OVER BUDGET: see FAILED above")
     if not ok:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import tarfile
 import zlib
 from pathlib import Path
@@ -25,68 +26,51 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """Stands in for numpy's helper of pickle protocol 5."""
-    return np.frombuffer(data, dtype.integer()).reshape(shape, order=order)
+class _Record:
+    """Stands in for numpy's arrays and dtypes: keeps arguments and state, so that nothing of a file reaches numpy."""
 
-
-class _Dtype:
-    """Stands in for numpy.dtype, so that no state from the file reaches a real one."""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        self.code = code
-        self.order: Any = "|"
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+        self.state: tuple[Any, ...] = ()
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
-
-    def integer(self) -> np.dtype:
-        dtype = np.dtype(self.code).newbyteorder(self.order)
-        if dtype.kind not in "iu":
-            raise pickle.UnpicklingError(f"dtype {self.code!r} is not allowed")
-        return dtype
+        self.state = state
 
 
-class _Array:
-    """Stands in for the empty array that numpy's pickles build first and then fill."""
-
-    def __init__(self, *_: Any) -> None:
-        self.value = np.zeros(0, np.uint8)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, raw = state
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # the text of a pickle from Python 2
-        self.value = np.frombuffer(raw, dtype.integer()).reshape(shape, order="F" if fortran else "C")
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return self.value if dtype is None else self.value.astype(dtype)
+def _array(value: Any) -> np.ndarray:
+    """The integers of a recorded array, of pickle protocol 5 or older, or of a list."""
+    if not isinstance(value, _Record):
+        return np.asarray(value)
+    if value.state:
+        _, shape, dtype, fortran, raw = value.state
+        order: Any = "F" if fortran else "C"
+    else:
+        raw, dtype, shape, order = value.args
+    kind = np.dtype(dtype.args[0]).newbyteorder(dtype.state[1])
+    if kind.kind not in "iu":
+        raise pickle.UnpicklingError(f"dtype {dtype.args[0]!r} is not allowed")
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # the text of a pickle from Python 2
+    return np.frombuffer(raw, kind).reshape(shape, order=order)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Plain containers and integer arrays; every other name in the file is refused, so nothing of it runs."""
 
-    ALLOWED = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): _encode,
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy.core.numeric", "_frombuffer"): _frombuffer,
-        ("numpy._core.numeric", "_frombuffer"): _frombuffer,
-    }
+    ARRAYS = re.compile(r"numpy\.(ndarray|dtype|_?core\.(multiarray\._reconstruct|numeric\._frombuffer))")
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        if f"{module}.{name}" == "_codecs.encode":
+            return _encode
+        if not self.ARRAYS.fullmatch(f"{module}.{name}"):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which a CIFAR-10 batch has no use for")
-        return self.ALLOWED[(module, name)]
+        return _Record
 
 
 def _read_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """(n, 3, 32, 32) uint8 and (n,) int64 of one pickled batch {"data": (n, 3072), "labels": [...]}."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-        images = np.asarray(batch["data"])
-        labels = np.asarray(batch["labels"])
+        images, labels = _array(batch["data"]), _array(batch["labels"])
     except Exception as error:  # a damaged pickle can raise nearly anything
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {where}: {text}; expected a CIFAR-10 batch") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -13,11 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-
-from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write, umask
+from edm_fast.errors import UserOSError
+from edm_fast.files import PathLike, atomic_write, check_output, link_target, same_file, umask, user_path
 
 Write = Callable[[str, bytes], None]
 
@@ -28,55 +24,48 @@ def member_name(index: int) -> str:
     return f"{digits[:5]}/img{digits}.png"
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG without compression of an image (H, W), (H, W, 1) or (H, W, 3) uint8; modes L and RGB."""
-    image = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="png", compress_level=0, optimize=False)
-    return buffer.getvalue()
-
-
-def encode_labels(labels: list[tuple[str, Any]]) -> bytes:
-    """The text of dataset.json; the labels are null as soon as one image lacks its own."""
+def encode_labels(labels: list[tuple[str, Any]], classes: dict[str, int]) -> bytes:
+    """The text of dataset.json; the labels are null as soon as one image lacks its own. `classes` names them."""
     complete = all(label is not None for _, label in labels)
-    return json.dumps({"labels": [list(pair) for pair in labels] if complete else None}).encode()
+    table: dict[str, Any] = {"labels": [list(pair) for pair in labels] if complete else None}
+    return json.dumps({**table, "classes": classes} if classes and complete else table).encode()
 
 
-def check_dest(dest: str | os.PathLike[str]) -> Path:
-    """The destination as a path. A folder has to be empty or absent; a zip may exist and is then replaced."""
-    if not os.fspath(dest):
-        raise UserError("the destination is empty text; expected a folder or a .zip file")
-    path = Path(dest)
-    if path.suffix.lower() == ".zip":
-        if path.is_dir():
-            raise UserOSError(f"destination {path} is a folder; expected the name of a zip file")
-    elif path.is_dir():
-        if any(path.iterdir()):
-            raise UserOSError(f"destination folder {path} is not empty; expected an empty or absent folder")
-    elif path.exists():
+def check_dest(dest: PathLike, source: PathLike | None = None) -> bool:
+    """Whether a zip is going to be replaced. A folder has to be empty or absent, and `source` is left alone."""
+    path = link_target(dest)
+    if source is not None:
+        inside = Path(user_path(source)).resolve() in path.resolve().parents
+        if inside or same_file(source, dest):
+            raise UserOSError(f"destination {dest} is the source {source} or lies in it; expected another place")
+    if Path(dest).suffix.lower() == ".zip":
+        return check_output(dest, "zip")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserOSError(f"destination folder {path} is not empty; expected an empty or absent folder")
+    if path.exists() and not path.is_dir():
         raise UserOSError(f"destination {path} is a file; expected a folder or a name that ends in .zip")
-    return path
+    return False
 
 
 @contextlib.contextmanager
-def output_at(dest: str | os.PathLike[str]) -> Iterator[Write]:
+def output_at(dest: PathLike) -> Iterator[Write]:
     """Yield write(name, data). What was written appears under `dest` only when the block ends without an error."""
-    path = check_dest(dest)
-    with _open_zip(path) if path.suffix.lower() == ".zip" else _open_folder(path) as write:
+    check_dest(dest)
+    target = link_target(dest)
+    with _open_zip(target) if Path(dest).suffix.lower() == ".zip" else _open_folder(target) as write:
         yield write
 
 
 @contextlib.contextmanager
 def _open_zip(path: Path) -> Iterator[Write]:
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        # ZipInfo's fixed date of 1980 makes equal inputs give equal bytes
-        yield lambda name, data: archive.writestr(_zip_info(name), data)
+    with atomic_write(path, kind="zip") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
+        def write(name: str, data: bytes) -> None:
+            info = zipfile.ZipInfo(name)  # its fixed date of 1980 makes equal inputs give equal bytes
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
 
-def _zip_info(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = 0o644 << 16
-    return info
+        yield write
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import PIL.Image
 from edm_fast.errors import UserError
 
 Transform = Callable[[np.ndarray], np.ndarray | None]  # None: the image is skipped
-TRANSFORMS = ("center-crop", "center-crop-wide")
+MAX_SIDE = 8192  # pixels; an image of 8192x8192 takes 200 MB at each step
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -50,19 +50,16 @@ def center_crop_wide(image: np.ndarray, width: int, height: int) -> np.ndarray |
 
 def transform_by_name(name: str | None, resolution: tuple[int, int] | None) -> Transform:
     """image -> image for `--transform` and `--resolution` (width, height)."""
-    if name is not None and name not in TRANSFORMS:
-        raise UserError(f"unknown transform {name!r}; expected one of {', '.join(TRANSFORMS)}")
+    functions = {None: resize, "center-crop": center_crop, "center-crop-wide": center_crop_wide}
+    if name not in functions:
+        raise UserError(f"unknown transform {name!r}; expected center-crop or center-crop-wide")
+    if resolution is None and name is not None:
+        raise UserError(f"the transform {name} needs a resolution; expected --resolution=WxH")
     if resolution is None:
-        if name is not None:
-            raise UserError(f"the transform {name} needs a resolution; expected --resolution=WxH")
         return lambda image: image
     width, height = resolution
-    if width < 1 or height < 1:
-        raise UserError(f"resolution {width}x{height} has no pixels; expected two positive numbers")
-    if name is None:
-        return lambda image: resize(image, width, height)
-    if name == "center-crop":
-        return lambda image: center_crop(image, width, height)
-    if height > width:
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise UserError(f"resolution {width}x{height}; expected a width and a height from 1 to {MAX_SIDE}")
+    if name == "center-crop-wide" and height > width:
         raise UserError(f"center-crop-wide at {width}x{height} is not wide; expected a width of at least the height")
-    return lambda image: center_crop_wide(image, width, height)
+    return lambda image: functions[name](image, width, height)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edm_fast.diffusion._processes import vp_sigma
+from edm_fast.errors import UserError
 
 Net = Callable[..., Tensor]
 Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -26,6 +27,8 @@ def weighted_error(
 
     images (N, C, H, W); sigma, weight (N, 1, 1, 1).
     """
+    if not images.is_floating_point():
+        raise UserError(f"images are {images.dtype}; expected floating-point numbers in [-1, 1]: images / 127.5 - 1")
     y, augment_labels = augment_pipe(images) if augment_pipe is not None else (images, None)
     # not randn_like: it would fill a channels_last tensor in another order
     noise = torch.randn(y.shape, device=y.device, dtype=y.dtype)

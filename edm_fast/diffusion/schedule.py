@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edm_fast.diffusion._processes import iddpm_table, vp_sigma, vp_t
+from edm_fast.errors import UserError
 
 DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
 SCHEDULES = ("vp", "ve", "linear")
@@ -60,22 +61,33 @@ def vp_betas(sigma_min: float, sigma_max: float, epsilon_s: float) -> tuple[floa
 
 
 def edm_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """(hi^{1/rho} + i/(N-1) (lo^{1/rho} - hi^{1/rho}))^rho, i = 0..N-1 (N,). Karras et al. 2022, Eq. 5."""
-    tau = _steps(num_steps) / (num_steps - 1)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return (high + tau * (low - high)) ** rho
+    """(hi^{1/rho} + i/(N-1) (lo^{1/rho} - hi^{1/rho}))^rho, i = 0..N-1 (N,). Karras et al. 2022, Eq. 5.
+
+    UserError for a rho so small or large that double precision loses the ends of the range.
+    """
+    try:
+        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    except OverflowError:
+        high = low = math.inf
+    sigmas = (high + _spread(num_steps) * (low - high)) ** rho
+    ends = sigmas.new_tensor([sigma_max, sigma_min])[:num_steps]
+    if not torch.allclose(sigmas[[0, -1]][:num_steps], ends, rtol=1e-6, atol=0):
+        raise UserError(
+            f"rho is {rho:g}: noise levels from {sigma_max:g} to {sigma_min:g} cannot be computed with this exponent; "
+            "expected a number such as 7, from about 0.5 to 1e9"
+        )
+    return sigmas
 
 
 def vp_sigmas(num_steps: int, sigma_min: float, sigma_max: float, epsilon_s: float) -> Tensor:
     """sigma(1 + i/(N-1) (epsilon_s - 1)) with the betas of these limits (N,)."""
-    t = 1 + _steps(num_steps) / (num_steps - 1) * (epsilon_s - 1)
+    t = 1 + _spread(num_steps) * (epsilon_s - 1)
     return vp_sigma(t, *vp_betas(sigma_min, sigma_max, epsilon_s))
 
 
 def ve_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """sqrt(hi^2 (lo^2 / hi^2)^{i/(N-1)}) (N,)."""
-    tau = _steps(num_steps) / (num_steps - 1)
-    return (sigma_max**2 * (sigma_min**2 / sigma_max**2) ** tau).sqrt()
+    return (sigma_max**2 * (sigma_min**2 / sigma_max**2) ** _spread(num_steps)).sqrt()
 
 
 def iddpm_sigmas(num_steps: int, sigma_min: float, sigma_max: float, C_1: float, C_2: float, M: int) -> Tensor:
@@ -84,7 +96,7 @@ def iddpm_sigmas(num_steps: int, sigma_min: float, sigma_max: float, C_1: float,
     u = u[(u >= sigma_min) & (u <= sigma_max)]  # (n,) decreasing
     if len(u) == 0:
         return u
-    return u[((len(u) - 1) / (num_steps - 1) * _steps(num_steps)).round().to(torch.int64)]
+    return u[((len(u) - 1) / max(num_steps - 1, 1) * _steps(num_steps)).round().to(torch.int64)]
 
 
 def make_schedule(name: str, beta_d: float, beta_min: float) -> Schedule:
@@ -116,3 +128,8 @@ def make_scaling(name: str, schedule: Schedule) -> Scaling:
 
 def _steps(num_steps: int) -> Tensor:
     return torch.arange(num_steps, dtype=torch.float64, device="cpu")
+
+
+def _spread(num_steps: int) -> Tensor:
+    """i/(N-1), i = 0..N-1 (N,); a single step starts at 0."""
+    return _steps(num_steps) / max(num_steps - 1, 1)

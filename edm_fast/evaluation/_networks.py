@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from edm_fast.backend import use_backend
-from edm_fast.checkpoint import demo_path, load
-from edm_fast.errors import UserError
+from edm_fast.checkpoint import DEMO, load
+from edm_fast.errors import UserError, near
 from edm_fast.files import is_url
 from edm_fast.networks import PRESETS, preset
 from edm_fast.plan import accelerate
 from edm_fast.sampling.seeds import one_hot
 
-DEMO = "demo"
 PRECISIONS = ("exact", "fp32", "bf16")
 
 
@@ -32,7 +31,10 @@ class Inputs(NamedTuple):
 def check_name(name: str) -> None:
     """UserError unless `name` may be a network: "demo", a preset, an address, or something on the disk."""
     if name not in PRESETS and name != DEMO and not is_url(name) and not (name and Path(name).exists()):
-        raise UserError(f"network {name!r} is no file; expected a checkpoint, {DEMO}, or one of {', '.join(PRESETS)}")
+        raise UserError(
+            f"network {name!r} is no file{near(name, [DEMO, *PRESETS])}; expected a checkpoint, {DEMO}, or one of "
+            f"{', '.join(PRESETS)}"
+        )
 
 
 def open_network(name: str, device: torch.device | str = "cpu") -> Any:
@@ -45,7 +47,7 @@ def open_network(name: str, device: torch.device | str = "cpu") -> Any:
         randomise(net)
         net = net.to(device)
     else:
-        net = load(demo_path() if name == DEMO else name, device=device)
+        net = load(name, device=device)
     net.use_fp16 = False
     return net
 
@@ -95,7 +97,7 @@ class Exact:
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         x, sigma = x.double(), sigma.double().reshape(-1, 1, 1, 1)
-        labels = self.net.labels(labels, x.device)
+        labels = self.net.labels(labels, x)
         c_skip, c_out, c_in, c_noise = self.net.coefficients(sigma)
         with use_backend("reference"):
             F_x = self.model(

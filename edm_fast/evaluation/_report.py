@@ -124,18 +124,24 @@ def chart(document: Entry, path: Path) -> str | None:
     axes.set_ylabel("speed, reference = 1")
     axes.set_title(heading(document), fontsize=9, wrap=True)
     axes.legend(fontsize=8, ncols=2)
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="png") as file:
         figure.savefig(file, format="png", dpi=110)
     return None
+
+
+def pages(path: Path) -> dict[Path, str]:
+    """The files of a target by kind: results, Markdown, chart."""
+    return {path: "json", path.with_suffix(".md"): "text", path.with_suffix(".png"): "png"}
 
 
 def write_pages(path: Path) -> list[str]:
     """Markdown and chart beside a results file; the names written, or why not."""
     document = read(path)
-    with atomic_write(path.with_suffix(".md"), "w") as file:
+    _, page, picture = pages(path)
+    with atomic_write(page, "w", kind="text") as file:
         file.write(markdown(document))
-    reason = chart(document, path.with_suffix(".png"))
-    return [str(path), str(path.with_suffix(".md")), reason or str(path.with_suffix(".png"))]
+    reason = chart(document, picture)
+    return [str(path), str(page), reason or str(picture)]
 
 
 def results(folder: Path) -> list[Entry]:
@@ -160,15 +166,21 @@ def with_table(readme: str, documents: Sequence[Entry]) -> str:
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"the README has no place for the table; expected the lines {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n\n{readme_table(documents)}\n\n{END}{tail}"
+        raise UserError(f"it has no place for the table; expected the lines {BEGIN} and {END}")
+    table = f"{BEGIN}\n\n{readme_table(documents)}\n\n{END}"
+    return head + (table.replace("\n", "\r\n") if "\r\n" in readme else table) + tail
 
 
 def update_readme(path: Path, folder: Path) -> bool:
     """Rewrite the table of a README from the results in a folder; whether anything changed."""
-    before = path.read_text(encoding="utf-8")
-    after = with_table(before, results(folder))
+    documents = results(folder)
+    try:
+        before = path.read_bytes().decode()
+        after = with_table(before, documents)
+    except ValueError as error:
+        reason = error if isinstance(error, UserError) else "it is not UTF-8 text; expected a README"
+        raise UserError(f"{path}: {reason}") from None
     if after != before:
-        with atomic_write(path, "w") as file:
-            file.write(after)
+        with atomic_write(path, kind="text") as file:
+            file.write(after.encode())
     return after != before

@@ -21,7 +21,7 @@ from edm_fast.errors import UserError
 from edm_fast.evaluation import _machine, _memory, _networks, _peers, _report
 from edm_fast.evaluation._rows import ROWS
 from edm_fast.evaluation._targets import TARGETS, Results, default_batches
-from edm_fast.files import atomic_write
+from edm_fast.files import atomic_write, check_output
 
 MIN_TURN = 0.2  # seconds: shorter calls are repeated within a turn, after one to warm the caches
 GPU_TURN = 0.05  # on a GPU, whose clocks are its own
@@ -197,6 +197,9 @@ def bench(
     settings = {**_machine.settings(torch.device(device)), "rounds": rounds}
     path = outdir / f"{target}-{_machine.slug(settings)}.json"
     entries = _finished(path, settings) if resume else []
+    replaced = [str(page) for page, kind in _report.pages(path).items() if check_output(page, kind)]
+    if replaced and not resume:
+        say(f"note: will be replaced: {', '.join(replaced)}")
     if entries:  # the commands that made them come first
         earlier = _report.read(path)["command"]
         command = command if command in earlier else f"{earlier}; {command}"
@@ -214,7 +217,7 @@ def bench(
             entries = [e for e in entries if e not in here or e["row"] not in renewed] + fresh
             entries.sort(key=_order(target, networks))
             document = {"target": target, "settings": settings, "command": command, "date": now(), "rows": entries}
-            with atomic_write(path, "w") as file:
+            with atomic_write(path, "w", kind="json") as file:
                 file.write(json.dumps(document, indent=1) + "\n")
     return path
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from edm_fast import distributed
 from edm_fast.data.dataset import ImageFolderDataset
 from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write
+from edm_fast.files import atomic_write, user_path, utf8_name
 from edm_fast.sampling.seeds import deal_seeds
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 -> (N, D)
@@ -82,14 +82,25 @@ def _collate(items: list[np.ndarray | str]) -> torch.Tensor | str:
     return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]
 
 
-def open_images(path: str | os.PathLike[str], num: int | None = None, seed: int = 0) -> ImageFolderDataset:
-    """The images of a folder or zip, by name; `num` of them at random (sorted) if given. Fewer are an error."""
+def open_images(
+    path: str | os.PathLike[str],
+    num: int | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> ImageFolderDataset:
+    """The images of a folder or zip, by name; `num` of them at random (sorted) if given. Fewer are an error.
+
+    The header of each is looked at, so that an image of another size or kind stops a run before it begins;
+    report(line) is told what was found.
+    """
     dataset = ImageFolderDataset(path=str(path), max_size=num, random_seed=seed)
     wanted = 2 if num is None else num
     if len(dataset) < wanted:
         raise UserError(f"{path} holds {len(dataset)} images; expected at least {wanted}")
     if dataset.num_channels not in (1, 3):
         raise UserError(f"images of {path} have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
+    line = dataset.survey()
+    report(f"images: {path}: {line}" + ("; gray is repeated to RGB" if dataset.num_channels == 1 else ""))
     return dataset
 
 
@@ -156,14 +167,14 @@ def frechet_distance(mu: np.ndarray, sigma: np.ndarray, mu_ref: np.ndarray, sigm
 
 def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndarray) -> None:
     """Write `mu` and `sigma` to an uncompressed .npz, whole or not at all; missing folders are made."""
-    with atomic_write(path) as file:
+    with atomic_write(path, kind="npz") as file:
         np.savez(file, mu=np.asarray(mu, np.float64), sigma=np.asarray(sigma, np.float64))
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """`mu` (D,) and `sigma` (D, D) of an .npz file."""
     try:
-        with np.load(path, allow_pickle=False) as npz:
+        with np.load(user_path(path), allow_pickle=False) as npz:
             mu, sigma = (np.asarray(npz[key], np.float64) for key in ("mu", "sigma"))
     except FileNotFoundError:
         raise UserOSError(f"no file {path}; expected reference statistics (.npz)") from None
@@ -183,7 +194,7 @@ def load_detector(path: str | os.PathLike[str], device: torch.device | str = "cp
     It is called as module(images, return_features=True). A TorchScript archive is a program: load only one from a
     place you trust. Pickles are not loaded.
     """
-    path = Path(path)
+    path = Path(user_path(path))
     if not path.is_file():
         raise UserOSError(f"no file {path}; expected a TorchScript archive of the Inception detector")
     if not zipfile.is_zipfile(path):
@@ -194,7 +205,8 @@ def load_detector(path: str | os.PathLike[str], device: torch.device | str = "cp
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            module = torch.jit.load(str(path), map_location=device).eval()
+            with utf8_name(path) as name:
+                module = torch.jit.load(name, map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot load {path} as TorchScript: {_first_line(error)}") from None
 

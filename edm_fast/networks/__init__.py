@@ -1,5 +1,6 @@
 """The networks of Karras et al. 2022, their preconditioners, and the published models by name."""
 
+from edm_fast.networks._attention import attention_levels
 from edm_fast.networks._block import UNetBlock
 from edm_fast.networks._build import build
 from edm_fast.networks._dhariwal import DhariwalUNet
@@ -29,6 +30,7 @@ __all__ = [
     "UNetBlock",
     "VEPrecond",
     "VPPrecond",
+    "attention_levels",
     "build",
     "iDDPMPrecond",
     "preset",

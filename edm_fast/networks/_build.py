@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, near
 from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
 
 # far above anything published; together they may still ask for more memory than there is
@@ -83,7 +83,8 @@ def build(class_name: str, kwargs: Mapping[str, Any]) -> _Precond:
         raise UserError(f"model_type={str(model_type)[:80]!r}; expected one of {', '.join(UNETS)}")
     unknown = sorted(str(name)[:80] for name in set(kwargs) - keywords(class_name, model_type))
     if unknown:
-        raise UserError(f"{class_name} with {model_type} takes no keyword {', '.join(unknown)}")
+        hint = near(unknown[0], keywords(class_name, model_type))
+        raise UserError(f"{class_name} with {model_type} takes no keyword {', '.join(unknown)}{hint}")
     missing = [name for name in ("img_resolution", "img_channels") if name not in kwargs]
     if missing:
         raise UserError(f"network keyword {', '.join(missing)} is missing")

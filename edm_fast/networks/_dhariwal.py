@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from edm_fast.networks._block import UNetBlock
+from edm_fast.networks._inputs import check_size
 from edm_fast.networks._layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, drop_labels
 
 INIT: dict[str, Any] = {"init_mode": "kaiming_uniform", "init_weight": math.sqrt(1 / 3), "init_bias": math.sqrt(1 / 3)}
@@ -39,6 +40,7 @@ class DhariwalUNet(torch.nn.Module):
         super().__init__()
         self.img_resolution = img_resolution
         self.label_dropout = label_dropout
+        self.levels = len(channel_mult)
         emb_channels = model_channels * channel_mult_emb
         self.block_kwargs: dict[str, Any] = {
             "emb_channels": emb_channels,
@@ -131,6 +133,7 @@ class DhariwalUNet(torch.nn.Module):
         class_labels: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        check_size(x, self.levels)
         emb = self.embed(noise_labels, class_labels, augment_labels, x.shape[0])
         conv, *blocks = self.enc.values()
         skips = [conv(x)]

@@ -4,8 +4,10 @@ Karras et al. 2022, Eq. 7 and Table 1. One call for all:
 
     D = net(x, sigma, class_labels=None, force_fp32=False, augment_labels=None)
 
-x: (N, C, R, R), any float dtype; sigma: one level per image or a single one for all; class_labels: (N or 1, label_dim),
-None means all zeros; D: (N, C, R, R) float32. Positions and names of the keywords are those of the published classes.
+x: (N, C, R, R), any dtype; sigma: one level per image or a single one for all; class_labels: (N or 1, label_dim),
+None means all zeros, and a network without classes passes over them; augment_labels: (N or 1, augment_dim) or None;
+D: (N, C, R, R) float32. Inputs of other shapes raise UserError. Positions and names of the keywords are those of the
+published classes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 
 from edm_fast.diffusion import precond as formulas
 from edm_fast.errors import UserError
+from edm_fast.networks import _inputs
 from edm_fast.networks._dhariwal import DhariwalUNet
 from edm_fast.networks._songunet import SongUNet
 from edm_fast.ops import solver_update
@@ -76,13 +79,13 @@ class _Precond(torch.nn.Module):
         """c_skip, c_out, c_in, c_noise for sigma (N or 1, 1, 1, 1) float32."""
         raise NotImplementedError
 
-    def labels(self, class_labels: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-        """Labels as the network wants them: None without label_dim, otherwise (N or 1, label_dim) float32."""
+    def labels(self, class_labels: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+        """Labels of x as the network wants them: None without label_dim, otherwise (N or 1, label_dim) float32."""
         if self.label_dim == 0:
             return None
         if class_labels is None:
-            return torch.zeros([1, self.label_dim], device=device)
-        return class_labels.to(torch.float32).reshape(-1, self.label_dim)
+            return torch.zeros([1, self.label_dim], device=x.device)
+        return _inputs.checked_labels(class_labels, x.shape[0], self.label_dim, x.device)
 
     def forward(
         self,
@@ -92,13 +95,19 @@ class _Precond(torch.nn.Module):
         force_fp32: bool = False,
         **model_kwargs: Any,
     ) -> torch.Tensor:
+        _inputs.check_images(x, self.img_channels)
         x = x.to(torch.float32)
-        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
+        sigma = torch.as_tensor(sigma, device=x.device)
+        _inputs.check_levels(sigma, x.shape[0])
+        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        labels, augment_dim = self.labels(class_labels, x), self.init_kwargs.get("augment_dim", 0)
+        if augment_dim and model_kwargs.get("augment_labels") is not None:
+            _inputs.check_augment_labels(model_kwargs["augment_labels"], x.shape[0], augment_dim, x.device)
         half = self.use_fp16 and not force_fp32 and x.is_cuda
         dtype = torch.float16 if half else torch.float32
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         c_in_x = (c_in * x).to(dtype)
-        F_x = self.model(c_in_x, c_noise.flatten(), class_labels=self.labels(class_labels, x.device), **model_kwargs)
+        F_x = self.model(c_in_x, c_noise.flatten(), class_labels=labels, **model_kwargs)
         F_x = F_x[:, : self.img_channels].to(torch.float32)
         D_x, _ = solver_update(x, terms=[F_x], weights=[c_out], a=c_skip)
         return D_x

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from edm_fast.errors import UserError
 from edm_fast.networks._block import UNetBlock
+from edm_fast.networks._inputs import check_size
 from edm_fast.networks._layers import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, drop_labels
 
 INIT: dict[str, Any] = {"init_mode": "xavier_uniform"}
@@ -58,6 +59,7 @@ class SongUNet(torch.nn.Module):
         super().__init__()
         self.img_resolution = img_resolution
         self.label_dropout = label_dropout
+        self.levels = len(channel_mult)
         emb_channels = model_channels * channel_mult_emb
         noise_channels = model_channels * channel_mult_noise
         self.block_kwargs: dict[str, Any] = {
@@ -186,6 +188,7 @@ class SongUNet(torch.nn.Module):
         class_labels: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        check_size(x, self.levels)
         emb = self.embed(noise_labels, class_labels, augment_labels, x.shape[0])
         return self.decode(self.encode(x, emb), emb)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, near
 from edm_fast.networks._build import build
 from edm_fast.networks._precond import _Precond
 
@@ -61,6 +61,6 @@ PRESETS = _published()
 def preset(name: str, **changes: Any) -> _Precond:
     """The network of a published model with fresh weights, e.g. preset("edm-cifar10-32x32-cond-vp", dropout=0.13)."""
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; expected one of {', '.join(sorted(PRESETS))}")
+        raise UserError(f"unknown preset {name!r}{near(name, PRESETS)}; expected one of {', '.join(sorted(PRESETS))}")
     class_name, kwargs = PRESETS[name]
     return build(class_name, {**kwargs, **changes})

@@ -19,7 +19,7 @@ import torch
 
 from edm_fast import backend, native
 from edm_fast.errors import UserError
-from edm_fast.networks import build
+from edm_fast.networks import SongUNet, build
 from edm_fast.networks._precond import PRECONDS, _Precond
 from edm_fast.plan import _cpu, _gpu
 from edm_fast.plan._algorithms import ALLOWED
@@ -106,6 +106,14 @@ def planner(
     return _gpu.Planner(precision, device, cuda_graph, choose)
 
 
+def signature(model: torch.nn.Module) -> inspect.Signature:
+    """The inputs by name; those of every raw network where a forward passes on whatever it is given."""
+    own = inspect.signature(model.forward)
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in own.parameters.values()):
+        return inspect.signature(functools.partial(SongUNet.forward, model))  # type: ignore[arg-type]
+    return own
+
+
 def _everywhere() -> Iterator[Any]:
     """torch's hooks on all modules."""
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
@@ -144,7 +152,7 @@ class PlannedUNet(torch.nn.Module):
         self.seen: OrderedDict[Any, Any] = OrderedDict()  # kinds of sampling steps, and the shapes each evaluates
         self.here = _Here()
         self.lock = threading.Lock()
-        self.signature = inspect.signature(model.forward)
+        self.signature = signature(model)
         self.training = False
 
     @torch.compiler.disable

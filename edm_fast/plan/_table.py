@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,9 +41,11 @@ class Table:
 
     def stored(self) -> dict[str, float]:
         """What the file holds; nothing if there is none, or none that makes sense."""
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             if self.path is not None:
-                return {str(key): float(value) for key, value in json.loads(self.path.read_text()).items()}
+                found = {str(key): float(value) for key, value in json.loads(self.path.read_text()).items()}
+                if all(0 <= seconds < math.inf for seconds in found.values()):
+                    return found
         return {}
 
     def keep(self, measured: dict[str, float]) -> None:

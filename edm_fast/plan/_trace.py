@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from edm_fast import backend
 
 MANY = 2**30  # images: all that there are
+POSITIONAL = ("x", "noise_labels")  # how preconditioners pass them, which hooks see
 
 
 @dataclasses.dataclass(eq=False)
@@ -136,10 +137,11 @@ def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Gra
     recorder = Recorder({metas[name]: tensor.detach() for name, tensor in own.items()}, device)
     inputs = {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
     values = {name: recorder.value(tensor, name) for name, tensor in inputs.items()}
+    positional = [inputs.pop(name) for name in POSITIONAL if name in inputs]
     # a copy around the meta tensors, not these put in place for a moment: other threads may be using the module
     twin = copy.deepcopy(module, {id(tensor): metas[name] for name, tensor in own.items()})
     with torch.no_grad(), backend.recording(recorder.op), recorder:
-        result = twin(**inputs)
+        result = twin(*positional, **inputs)
     output = recorder.values[id(result)]
     return Graph(values, _needed(_folded(recorder.nodes), output), output)
 

@@ -3,13 +3,15 @@
 from edm_fast.sampling.ablation import ablation_sampler, ablation_steps
 from edm_fast.sampling.edm import edm_sampler, edm_steps
 from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
-from edm_fast.sampling.seeds import StackedRandomGenerator, deal_seeds, sample_seeds
+from edm_fast.sampling.seeds import StackedRandomGenerator, check_class, deal_missing, deal_seeds, sample_seeds
 
 __all__ = [
     "StackedRandomGenerator",
     "ablation_sampler",
     "ablation_steps",
     "arrange",
+    "check_class",
+    "deal_missing",
     "deal_seeds",
     "edm_sampler",
     "edm_steps",

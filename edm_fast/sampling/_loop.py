@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from edm_fast.errors import UserError
+from edm_fast.networks._inputs import described
 from edm_fast.ops import solver_update
+from edm_fast.sampling import _arguments
 
 RandnLike = Callable[[Tensor], Tensor]
 Number = float | Tensor  # tensors while a graph is recorded: numbers on the device, other ones at each replay
@@ -92,14 +94,16 @@ def run(
     class_labels: Tensor | None = None,
     randn_like: RandnLike = torch.randn_like,
 ) -> Tensor:
-    """Take x (N, C, H, W) float64 through `steps`. `randn_like` is called once per step, used or not."""
+    """Take x (N, C, H, W) float64 through `steps`. `randn_like` is called once per step, used or not; what it returns
+    is cast to float64.
+    """
     check(steps)
     ask = getattr(getattr(net, "model", None), "replayer", None)
     replay = ask(net) if ask is not None else None
     history: list[Tensor] = []
     for step, kept in zip(steps, _kept(steps), strict=True):
         # row-major whatever the layout: a generator fills a tensor in memory order
-        eps = randn_like(x.contiguous())
+        eps = _arguments.checked_noise(randn_like(x.contiguous()), x)
         tensors: Any = (x, eps if step.noise != 0 or step.scale != 1 else None, class_labels, *history)
         if replay is None:
             x, *history = advance(net, step, kept, *tensors)
@@ -188,7 +192,10 @@ def _advance(net: Any, x_hat: Tensor, x: Tensor, stage: Stage, labels: Tensor | 
 def _denoise(net: Any, x: Tensor, at: Slope, labels: Tensor | None) -> Tensor:
     # divided by a tensor: CUDA would multiply by the rounded inverse of a number
     scaled = x if not isinstance(at.s, Tensor) and at.s == 1 else x / _on_device(at.s, x)
-    return net(scaled, _on_device(at.sigma, x), labels).to(torch.float64)
+    D = net(scaled, _on_device(at.sigma, x), labels)
+    if not isinstance(D, Tensor) or D.shape != x.shape:
+        raise UserError(f"net returned {described(D)}; expected a denoised image for each, {tuple(x.shape)}")
+    return D.to(torch.float64)
 
 
 def _on_device(number: Number, x: Tensor) -> Tensor:
@@ -207,35 +214,6 @@ def check(steps: Sequence[Step]) -> None:
                 )
 
 
-def limits(net: Any, sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """(lo, hi): the range asked for, cut to what the network supports."""
-    lo, hi = max(float(sigma_min), float(net.sigma_min)), min(float(sigma_max), float(net.sigma_max))
-    if not 0 < lo < hi < math.inf:
-        raise UserError(
-            f"sigma_min {lo:g} and sigma_max {hi:g} (after cutting to the network's own range "
-            f"{float(net.sigma_min):g} to {float(net.sigma_max):g}); expected 0 < sigma_min < sigma_max, both finite"
-        )
-    return lo, hi
-
-
-def check_steps(num_steps: int, rho: float) -> int:
-    if not (num_steps >= 2 and num_steps == num_steps // 1):
-        raise UserError(
-            f"num_steps is {num_steps}; expected an integer of at least 2 (the grid spans two noise levels)"
-        )
-    if not 0 < rho < math.inf:
-        raise UserError(f"rho is {rho}; expected a positive number")
-    return int(num_steps)
-
-
 def round_sigma(net: Any, sigmas: Tensor) -> Tensor:
     """The network's nearest supported levels, float64 on the host. The only place that may wait for a device."""
     return torch.as_tensor(net.round_sigma(sigmas)).to(device="cpu", dtype=torch.float64)
-
-
-def churn(sigmas: Tensor, num_steps: int, S_churn: float, S_min: float, S_max: float) -> Tensor:
-    """gamma_i = min(S_churn / N, sqrt(2) - 1) where S_min <= sigma_i <= S_max, else 0. Alg. 2, line 4. (N,)"""
-    if not S_churn >= 0:
-        raise UserError(f"S_churn is {S_churn}; expected a number of at least 0")
-    gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
-    return gamma * ((sigmas >= S_min) & (sigmas <= S_max)).to(torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from edm_fast.diffusion import schedule as grids
 from edm_fast.errors import UserError
-from edm_fast.sampling import _loop
+from edm_fast.sampling import _arguments, _loop
 
 SOLVERS = ("euler", "heun")
 
@@ -63,6 +62,7 @@ def ablation_sampler(
         S_max,
         S_noise,
     )
+    _arguments.check_latents(latents)
     return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
 
 
@@ -87,10 +87,11 @@ def ablation_steps(
     S_noise: float = 1,
 ) -> tuple[float, list[_loop.Step]]:
     """(sigma(t_0) s(t_0), the steps): what ablation_sampler does, made on the host. Bad options raise UserError."""
+    _arguments.check_network(net)
     _check(solver, discretization, schedule, scaling, alpha, epsilon_s)
-    num_steps = _loop.check_steps(num_steps, rho)
+    num_steps, rho = _arguments.steps(num_steps), _arguments.positive("rho", rho)
     low, high = grids.default_limits(discretization, epsilon_s)
-    lo, hi = _loop.limits(net, low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max)
+    lo, hi = _arguments.limits(net, low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max)
     sigmas = {
         "vp": lambda: grids.vp_sigmas(num_steps, lo, hi, epsilon_s),
         "ve": lambda: grids.ve_sigmas(num_steps, lo, hi),
@@ -104,7 +105,7 @@ def ablation_steps(
 
     t = process.sigma_inv(_loop.round_sigma(net, sigmas))  # (N,)
     level = process.sigma(t)
-    gamma = _loop.churn(level, num_steps, S_churn, S_min, S_max)
+    gamma, S_noise = _arguments.churn(level, num_steps, S_churn, S_min, S_max, S_noise)
     t_hat = process.sigma_inv(_loop.round_sigma(net, level + gamma * level))
     # round trips t(sigma(t)) may come out slightly below where they started
     variance = (process.sigma(t_hat) ** 2 - level**2).clip(min=0)
@@ -145,7 +146,6 @@ def _check(solver: str, discretization: str, schedule: str, scaling: str, alpha:
     ):
         if value not in known:
             raise UserError(f"{kind} is {value!r}; expected one of {', '.join(known)}")
-    if not 0 < alpha < math.inf:
-        raise UserError(f"alpha is {alpha}; expected a positive number")
-    if not 0 < epsilon_s < 1:
+    _arguments.positive("alpha", alpha)
+    if not 0 < _arguments.number("epsilon_s", epsilon_s) < 1:
         raise UserError(f"epsilon_s is {epsilon_s}; expected a number between 0 and 1")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edm_fast.diffusion.schedule import edm_sigmas
-from edm_fast.sampling import _loop
+from edm_fast.sampling import _arguments, _loop
 
 
 def edm_sampler(
@@ -28,9 +28,12 @@ def edm_sampler(
     """Denoise latents (N, C, H, W) ~ N(0, I) in num_steps Heun steps, 2 num_steps - 1 evaluations of `net`.
 
     t_i = (hi^{1/rho} + i/(N-1) (lo^{1/rho} - hi^{1/rho}))^rho, t_N = 0; each step first raises the noise level from t_i
-    to (1 + gamma_i) t_i. `randn_like` is called once per step, also when gamma_i = 0. Returns float64, not clipped.
+    to (1 + gamma_i) t_i. One step is Euler's from hi to 0. `randn_like` is called once per step, also when gamma_i = 0.
+    `net`: a network, or any net(x, sigma, class_labels) with sigma_min, sigma_max and round_sigma(sigma). Returns
+    float64, not clipped.
     """
     start, steps = edm_steps(net, num_steps, sigma_min, sigma_max, rho, S_churn, S_min, S_max, S_noise)
+    _arguments.check_latents(latents)
     return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
 
 
@@ -46,10 +49,12 @@ def edm_steps(
     S_noise: float = 1,
 ) -> tuple[float, list[_loop.Step]]:
     """(t_0, the steps): what edm_sampler does, made on the host. Bad options raise UserError."""
-    num_steps = _loop.check_steps(num_steps, rho)
-    lo, hi = _loop.limits(net, sigma_min, sigma_max)
+    _arguments.check_network(net)
+    num_steps, rho = _arguments.steps(num_steps), _arguments.positive("rho", rho)
+    lo, hi = _arguments.limits(net, sigma_min, sigma_max)
     t = _loop.round_sigma(net, edm_sigmas(num_steps, lo, hi, rho))  # (N,)
-    t_hat = _loop.round_sigma(net, t + _loop.churn(t, num_steps, S_churn, S_min, S_max) * t)
+    gamma, S_noise = _arguments.churn(t, num_steps, S_churn, S_min, S_max, S_noise)
+    t_hat = _loop.round_sigma(net, t + gamma * t)
     noise = (t_hat * t_hat - t * t).sqrt() * S_noise
     t_next = [*t[1:].tolist(), 0.0]
 

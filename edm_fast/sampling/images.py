@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.PngImagePlugin
 import torch
 
+from edm_fast import pictures
 from edm_fast.errors import UserError
 from edm_fast.files import atomic_write
-
-# the text chunk that names the settings an image was made with
-KEY = "edm-fast"
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
@@ -34,31 +29,25 @@ def image_name(seed: int, subdirs: bool = False) -> str:
 
 def save_png(path: str | os.PathLike[str], image: np.ndarray, made_with: str = "") -> None:
     """Write an image (H, W, 1) as mode L or (H, W, 3) as RGB, whole or not at all; `made_with` becomes a text chunk."""
-    info = PIL.PngImagePlugin.PngInfo()
-    if made_with:
-        info.add_text(KEY, made_with)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, format="png", pnginfo=info)
-    with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+    data = pictures.encode_png(image, made_with)
+    with atomic_write(path, kind="png") as file:
+        file.write(data)
 
 
 def made_with(path: str | os.PathLike[str]) -> str | None:
     """The text save_png stored in the file, "" if it holds none, None if there is no file."""
     try:
-        with PIL.Image.open(path) as image:
-            return str(image.info.get(KEY, ""))
+        with open(path, "rb") as file:
+            return pictures.header(file, str(path)).text
     except FileNotFoundError:
         return None
-    except PIL.UnidentifiedImageError:
+    except UserError:  # some other file
         return ""
 
 
 def read_png(path: str | os.PathLike[str]) -> np.ndarray:
     """(H, W, C) uint8."""
-    with PIL.Image.open(path) as image:
-        pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return np.atleast_3d(pictures.decode(Path(path).read_bytes(), str(path)))
 
 
 def grid_shape(count: int) -> tuple[int, int]:
@@ -70,10 +59,24 @@ def grid_shape(count: int) -> tuple[int, int]:
     return -(-count // columns), columns
 
 
-def arrange(images: Sequence[np.ndarray]) -> np.ndarray:
-    """One picture (rows H, columns W, C) of images (H, W, C), row by row; what is left over stays white."""
-    if not images:
+def arrange(images: torch.Tensor | Sequence[np.ndarray]) -> np.ndarray:
+    """One picture (rows H, columns W, C) of images, row by row; what is left over stays white.
+
+    Images as samplers return them, (N, C, H, W) in [-1, 1], or of bytes, each (H, W, C).
+    """
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+            raise UserError(
+                f"images are {images.dtype} {tuple(images.shape)}; expected floating-point numbers (N, 1 or 3, H, W)"
+            )
+        if not images.isfinite().all():
+            raise UserError("images hold numbers that are not finite; expected [-1, 1]")
+        images = list(to_uint8(images.detach()))
+    if not len(images):
         raise UserError("no images to arrange in a grid")
+    for image in images:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] > 3:
+            raise UserError("images are no bytes (H, W, 1 or 3); expected these, or a tensor as samplers return it")
     rows, columns = grid_shape(len(images))
     height, width, channels = images[0].shape
     picture = np.full((rows, height, columns, width, channels), 255, dtype=np.uint8)
@@ -84,6 +87,8 @@ def arrange(images: Sequence[np.ndarray]) -> np.ndarray:
     return picture.reshape(rows * height, columns * width, channels)
 
 
-def save_grid(path: str | os.PathLike[str], images: Sequence[np.ndarray]) -> None:
-    """Write `arrange(images)` as a PNG."""
-    save_png(Path(path), arrange(images))
+def save_grid(path: str | os.PathLike[str], images: torch.Tensor | Sequence[np.ndarray]) -> None:
+    """Write `arrange(images)` as a PNG, marked so that no data set takes it for one of its images."""
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"{path} is no name for a grid of images; expected one that ends in .png")
+    save_png(Path(path), arrange(images), pictures.GRID)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
@@ -16,15 +18,46 @@ def deal_seeds(seeds: Sequence[int], max_batch: int, world: int = 1) -> list[lis
 
     The larger parts come first; rank r takes parts r, r + world, ...; parts may be empty.
     """
+    if max_batch < 1 or world < 1:
+        raise UserError(f"max_batch is {max_batch} and world is {world}; expected integers of at least 1")
     count = ((len(seeds) - 1) // (max_batch * world) + 1) * world
     size, larger = divmod(len(seeds), max(count, 1))
     starts = [i * size + min(i, larger) for i in range(count + 1)]
     return [list(seeds[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
 
 
+def deal_missing(seeds: Sequence[int], finished: Set[int], max_batch: int, world: int = 1) -> list[list[int]]:
+    """What is left of a run: the parts of `deal_seeds` of which nothing is finished, then the rest, dealt anew.
+
+    A batch of another size may round otherwise, so whole batches stay as they were cut. No part is empty.
+    """
+    whole, rest = [], []
+    for part in deal_seeds(seeds, max_batch, world):
+        missing = [seed for seed in part if seed not in finished]
+        if len(missing) == len(part):
+            whole.append(part)
+        else:
+            rest += missing
+    return [part for part in (*whole, *deal_seeds(rest, max_batch, world)) if part]
+
+
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:
     """Rows of the float32 identity matrix. classes (N,) int64 -> (N, label_dim)."""
     return torch.nn.functional.one_hot(classes, label_dim).to(torch.float32)
+
+
+def check_class(net: Any, class_idx: int | None) -> None:
+    """UserError unless the network has this class; None is always fine."""
+    if class_idx is None:
+        return
+    if isinstance(class_idx, bool) or not hasattr(class_idx, "__index__"):
+        raise UserError(f"class {str(class_idx)[:80]!r}; expected an integer or None")
+    if not net.label_dim:
+        raise UserError(f"class {class_idx}: the network is unconditional; expected no class")
+    if not 0 <= int(class_idx) < net.label_dim:
+        raise UserError(
+            f"class {class_idx}: the network has {net.label_dim} classes; expected 0 to {net.label_dim - 1}"
+        )
 
 
 def sample_seeds(
@@ -40,6 +73,7 @@ def sample_seeds(
     Each seed's stream gives the latents (float32), then a class if the network has any (drawn also where class_idx
     replaces it), then the sampler's noise.
     """
+    check_class(net, class_idx)
     rnd = StackedRandomGenerator(device, seeds)
     latents = rnd.randn([len(seeds), net.img_channels, net.img_resolution, net.img_resolution], device=device)
     labels = None
@@ -58,21 +92,29 @@ class StackedRandomGenerator:
 
     def __init__(self, device: torch.device | str, seeds: Iterable[int]) -> None:
         self.generators = []
-        for seed in seeds:
+        try:
+            numbers = [operator.index(seed) for seed in seeds]
+        except TypeError:
+            raise UserError(f"seeds is {str(seeds)[:80]!r}; expected integers, one for each image") from None
+        for number in numbers:
             generator = torch.Generator(device)
-            generator.manual_seed(int(seed) % 2**32)
+            generator.manual_seed(number % 2**32)
             self.generators.append(generator)
 
-    def _check(self, size: Sequence[int]) -> None:
-        if len(size) == 0 or size[0] != len(self.generators):
-            raise UserError(f"size is {tuple(size)}; expected a batch of {len(self.generators)}, one image per seed")
+    def _drawn(
+        self, size: Sequence[int], draw: Callable[..., Tensor], empty: torch.dtype | None, kwargs: Any
+    ) -> Tensor:
+        """draw(shape of an image, generator=...) of each stream, stacked; `empty` is the type of no images."""
+        n = len(self.generators)
+        if not isinstance(size, Sequence) or len(size) == 0 or size[0] != n:
+            raise UserError(f"size is {size!r}; expected a sequence whose first number is {n}, one image per seed")
+        if not n:
+            return torch.empty(tuple(size), **{"dtype": empty, **kwargs})
+        return torch.stack([draw(tuple(size[1:]), generator=g, **kwargs) for g in self.generators])
 
     def randn(self, size: Sequence[int], **kwargs: Any) -> Tensor:
         """Standard normals of shape `size` = (N, ...); kwargs go to torch.randn."""
-        self._check(size)
-        if not self.generators:
-            return torch.empty(tuple(size), **kwargs)
-        return torch.stack([torch.randn(tuple(size[1:]), generator=g, **kwargs) for g in self.generators])
+        return self._drawn(size, torch.randn, None, kwargs)
 
     def randn_like(self, input: Tensor) -> Tensor:
         """Standard normals in the shape, dtype, layout and device of `input`."""
@@ -81,8 +123,7 @@ class StackedRandomGenerator:
 
     def randint(self, *bounds: int, size: Sequence[int], **kwargs: Any) -> Tensor:
         """randint(high, size=...) or randint(low, high, size=...): integers from [low, high)."""
-        low, high = bounds if len(bounds) == 2 else (0, *bounds)
-        self._check(size)
-        if not self.generators:
-            return torch.empty(tuple(size), **{"dtype": torch.int64, **kwargs})
-        return torch.stack([torch.randint(low, high, tuple(size[1:]), generator=g, **kwargs) for g in self.generators])
+        low, high = bounds if len(bounds) == 2 else (0, *bounds) if len(bounds) == 1 else (0, 0)
+        if not low < high:
+            raise UserError(f"randint of {bounds}; expected high, or low and high, low (0 if left out) below high")
+        return self._drawn(size, functools.partial(torch.randint, low, high), torch.int64, kwargs)

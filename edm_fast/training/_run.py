@@ -18,6 +18,7 @@ from torch import Tensor
 from edm_fast import distributed
 from edm_fast.data import ImageFolderDataset, InfiniteSampler
 from edm_fast.errors import UserError
+from edm_fast.files import user_path
 from edm_fast.training import _build
 from edm_fast.training._stats import Stats
 from edm_fast.training._stop import outlive_signals
@@ -70,7 +71,7 @@ class Options:
     keep_states: int
 
     def __post_init__(self) -> None:
-        self.run_dir = Path(self.run_dir)
+        self.run_dir = Path(user_path(self.run_dir))
         for name, low in LOWEST.items():
             value = getattr(self, name)
             if not isinstance(value, numbers.Real) or not low <= float(value) < float("inf"):

@@ -77,6 +77,8 @@ def save_state(run: Run, path: Path, automatic: bool, **progress: float) -> None
     run.automatic_states += [path.name] if automatic else []
     state = {
         "format": FORMAT,
+        "class_name": type(run.net).__name__,  # with these two, load() builds the networks
+        "init_kwargs": run.net.init_kwargs,
         "net": run.net.state_dict(),
         "ema": run.ema.state_dict(),
         "optimizer_state": run.optimizer.state_dict(),
@@ -95,7 +97,7 @@ def save_state(run: Run, path: Path, automatic: bool, **progress: float) -> None
         "automatic": automatic,
         **progress,
     }
-    with atomic_write(path) as file:
+    with atomic_write(path) as file:  # whatever is there: the folder is this run's, and a damaged state makes room
         torch.save(state, file)
     keep = run.options.keep_states
     for name in run.automatic_states[:-keep]:

@@ -168,7 +168,7 @@ REFUSED = {
     "missing": ({"tensors": state(**{BIAS: None})}, f"misses 1 of .*{BIAS}"),
     "extra": ({"tensors": state(extra=torch.ones(1))}, "1 tensors too many.*extra"),
     "shape": ({"tensors": state(**{BIAS: torch.ones(31)})}, r"shape \[31\]; .* \[32\]"),
-    "dtype": ({"tensors": state(**{BIAS: torch.ones(32).half()})}, "F16; expected F32"),
+    "dtype": ({"tensors": state(**{BIAS: torch.ones(32).int()})}, "I32; expected one of F32, F16"),
 }
 
 

@@ -80,7 +80,7 @@ def test_refusals(tmp_path, capsys):
 def test_empty_destination(tmp_path, monkeypatch, capsys):
     """It would be the current folder."""
     monkeypatch.chdir(tmp_path)
-    assert run(SOURCE, "") == 2 and "expected SRC and DST" in capsys.readouterr().err
+    assert run(SOURCE, "") == 2 and "empty text; expected a path" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

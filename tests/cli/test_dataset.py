@@ -39,7 +39,10 @@ def source(tmp_path):
 @pytest.mark.parametrize("resolution", ["16x16", "16,16"])
 def test_convert_then_check(source, tmp_path, verb, resolution):
     args = [f"--source={source}", f"--dest={tmp_path}/o.zip", "--transform=center-crop", f"--resolution={resolution}"]
-    assert run(*verb, *args).output == f"3 images in {tmp_path}/o.zip\n"
+    assert run(*verb, *args).output.splitlines() == [
+        "3 images of 24x20 RGB; labels: folders, 2 classes (cat = 0, dog = 1)",
+        f"3 images in {tmp_path}/o.zip",
+    ]
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
         assert [label for _, label in json.loads(archive.read("dataset.json"))["labels"]] == [0, 0, 1]
     assert run("check", tmp_path / "o.zip").output.splitlines()[-1] == f"{tmp_path}/o.zip: good"
@@ -68,7 +71,7 @@ def test_errors_are_one_line(source, tmp_path):
     assert "not square" in refused(good, dest) or "expected square" in refused(good, dest)
     assert "--transform" in refused(good, dest, "--transform=crop")
     assert "needs a resolution" in refused(good, dest, "--transform=center-crop")
-    assert "no file or folder" in refused("check", tmp_path / "none")
+    assert "does not exist" in refused("check", tmp_path / "none")
     (tmp_path / "bad.zip").write_bytes(b"PK")
     assert "expected an undamaged zip" in refused(f"--source={tmp_path}/bad.zip", dest)
     assert "not a readable zip" in refused("check", tmp_path / "bad.zip")

@@ -52,7 +52,7 @@ def test_ref_then_calc(place):
     a, b = (fid.compute_statistics(fid.open_images(name), features, workers=0) for name in "ab")
     assert lines[-1] == f"{fid.frechet_distance(*a, *b):g}"
     assert lines[:-1] == [
-        "images: 12 of a, 8x8",
+        "images: a: 12 images of 8x8 RGB; labels: not used",
         "seed: 0",
         "reference: out/b.npz",
         "detector: detector.pt",

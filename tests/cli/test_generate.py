@@ -140,9 +140,11 @@ def test_grid(gray, tmp_path):
 
 
 def test_the_demo_model_is_used_and_named(gray, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "demo_path", lambda: gray)
-    result = succeed(f"--outdir={tmp_path}", "--seeds=0", "--steps=2")
+    monkeypatch.setattr(checkpoint, "demo_path", lambda: gray)
+    result = succeed(f"--outdir={tmp_path / 'unnamed'}", "--seeds=0", "--steps=2")
     assert "demo model" in result.output.splitlines()[0]
+    succeed("--network=demo", f"--outdir={tmp_path / 'named'}", "--seeds=0", "--steps=2")
+    assert contents(tmp_path / "unnamed") == contents(tmp_path / "named")
 
 
 def test_a_missing_demo_model_is_one_line(monkeypatch, tmp_path):
@@ -220,37 +222,61 @@ def test_ways_to_draw_on_a_gpu():
 
 
 def test_continued_runs_keep_what_is_there(conditional, tmp_path):
-    options = (f"--network={conditional}", "--seeds=0-7", "--batch=4", "--steps=3")
+    options = (f"--network={conditional}", "--seeds=0-11", "--batch=4", "--steps=3")
     succeed(*options, f"--outdir={tmp_path / 'whole'}")
     out = tmp_path / "out"
     succeed(*options, f"--outdir={out}")
-    for seed in (2, 5, 6, 7):
+    for seed in (2, 4, 5, 6, 7, 8):
         (out / images.image_name(seed)).unlink()
     (out / ".000005.png.abc.tmp").write_bytes(b"left by a killed run")
     (out / ".notes.tmp").write_bytes(b"not ours")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     result = succeed(*options, f"--outdir={out}", "--skip-existing")
-    assert "4 images in" in result.output and "4 kept" in result.output
-    assert contents(out) == contents(tmp_path / "whole")
+    assert "6 images in" in result.output and "6 kept" in result.output
+    new, whole = contents(out), contents(tmp_path / "whole")
+    assert {name for name in new if new[name] != whole[name]} <= {"000002.png", "000008.png"}  # of batches begun
+    assert np.abs(pixels(out) - pixels(tmp_path / "whole")).max() <= 1
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
     assert leftovers(out) == [".notes.tmp"]
     assert "0 images in" in succeed(*options, f"--outdir={out}", "--skip-existing").output
 
 
-def test_continued_runs_cut_the_same_batches(conditional, tmp_path, monkeypatch):
-    options = (f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0-7", "--batch=3", "--steps=2")
-    parts = []
+def test_a_grid_never_replaces_an_image_that_is_kept(gray, tmp_path):
+    options = (f"--network={gray}", f"--outdir={tmp_path}", "--seeds=0-1", "--steps=1", "--skip-existing")
+    succeed(*options)
+    before = contents(tmp_path)
+    result = run(*options, f"--grid={tmp_path / '000000.png'}")
+    assert result.exit_code == 2 and "000000.png" in result.stderr and contents(tmp_path) == before
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+@pytest.mark.parametrize(
+    ("first", "change", "second", "parts"),
+    [
+        ("--seeds=0-7", lambda out: (out / "000004.png").unlink(), "--seeds=0-7", [[4]]),
+        ("--seeds=0-7", lambda out: damage(out / "000003.png"), "--seeds=0-7", [[3]]),
+        ("--seeds=0-3", lambda out: None, "--seeds=0-7", [[6, 7], [4, 5]]),  # dealt as 0-2, 3-5, 6-7
+        ("--seeds=0-3", lambda out: None, "--seeds=7-0,5,5,4,3,4", [[5, 4]]),  # 7-0 is empty; each once
+        ("--seeds=0-7", lambda out: None, "--seeds=2-8", [[8]]),
+    ],
+)
+def test_continued_runs_draw_what_is_missing(conditional, tmp_path, monkeypatch, first, change, second, parts):
+    options = (f"--network={conditional}", f"--outdir={tmp_path}", "--batch=3", "--steps=1")
+    succeed(*options, first)
+    change(tmp_path)
+    found = []
 
     def recorded(net, sampler, seeds, *args, **kwargs):
-        parts.append(list(seeds))
+        found.append(list(seeds))
         return sample_seeds(net, sampler, seeds, *args, **kwargs)
 
     monkeypatch.setattr(generate, "sample_seeds", recorded)
-    succeed(*options)
-    (tmp_path / "000004.png").unlink()
-    succeed(*options, "--skip-existing")
-    # a batch of another size could round otherwise
-    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7], [3, 4, 5]]
+    succeed(*options, second, "--skip-existing")
+    assert found == parts
+    pixels(tmp_path)  # every file can be read
 
 
 @pytest.mark.parametrize("change", ["--steps=4", "--class=1", "--solver=heun", "--network"])
@@ -279,8 +305,11 @@ def test_a_killed_run_goes_on_to_the_same_images(conditional, tmp_path, one_thre
     pixels(out)  # every file can be read
     succeed(*options, f"--outdir={out}", "--skip-existing")
     succeed(*options, f"--outdir={tmp_path / 'whole'}")
-    assert contents(out) == contents(tmp_path / "whole")
-    assert all(contents(out)[name] == data for name, data in partial.items())
+    new, whole = contents(out), contents(tmp_path / "whole")
+    begun = {images.image_name(seed) for seed in range(len(partial) // 3 * 3, -(-len(partial) // 3) * 3)}
+    assert {name for name in new if new[name] != whole[name]} <= begun - partial.keys()
+    assert np.abs(pixels(out) - pixels(tmp_path / "whole")).max() <= 1
+    assert all(new[name] == data for name, data in partial.items())
     assert leftovers(out) == []
 
 
@@ -321,7 +350,10 @@ BAD = {
     "no seeds": (["--seeds=a"], "'a' is not an integer"),
     "too many seeds": (["--seeds=0-99999999999"], "more than"),
     "no steps": (["--steps=0"], "0"),
-    "one step": (["--steps=1"], "at least 2"),
+    "rho too small": (["--rho=1e-10"], "rho is 1e-10"),
+    "rho too large": (["--rho=1e300"], "rho is 1e+300"),
+    "too many steps": (["--steps=1000000000000"], "num_steps"),
+    "range of noise upside down": (["--S_min=2", "--S_max=1"], "S_min"),
     "range upside down": (["--sigma_min=3", "--sigma_max=2"], "sigma_min"),
     "range empty": (["--sigma_min=2", "--sigma_max=2"], "sigma_min"),
     "range against the default": (["--sigma_min=90"], "sigma_min"),

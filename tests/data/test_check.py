@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from edm_fast.data._output import encode_png, member_name
+from edm_fast.data._output import member_name
 from edm_fast.data.check import check
 from edm_fast.errors import UserError
+from edm_fast.pictures import encode_png
 
 GOOD = {f"{member_name(i)}": np.full((8, 8, 3), i, np.uint8) for i in range(4)}
 
@@ -32,7 +33,7 @@ def make(path, images=None, labels=(0, 1, 1, 2), table=None, extra=(), compressi
 def test_good_zip_and_folder(tmp_path):
     path = make(tmp_path / "a.zip")
     report = check(path)
-    assert report.facts == ["4 images, 8x8, 3 channels", "labels: integers, 3 classes"]
+    assert report.facts == ["4 images of 8x8 RGB; labels: dataset.json, 3 classes"]
     assert report.notes == report.problems == []
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "a")
@@ -42,15 +43,13 @@ def test_good_zip_and_folder(tmp_path):
 @pytest.mark.parametrize(
     "kwargs, note",
     [
-        ({"extra": ["readme.txt"]}, "1 file not read as an image: readme.txt"),
         ({"compression": zipfile.ZIP_DEFLATED}, "5 members compressed; stored ones are read faster"),
-        ({"labels": None}, "no dataset.json: training works without --cond only"),
-        ({"table": '{"labels": null}'}, "dataset.json has no labels: training works without --cond only"),
+        ({"labels": None}, "no labels (no dataset.json): training works without --cond only"),
+        ({"table": '{"labels": null}'}, "no labels (null in dataset.json): training works without --cond only"),
         ({"labels": (0, 1, 1, 3)}, "classes without an image: 2"),
         (
             {"labels": None, "extra": ["sub/dataset.json"]},
-            "no dataset.json (there is sub/dataset.json, but it has to lie at the top): "
-            "training works without --cond only",
+            "no labels (sub/dataset.json does not lie at the top): training works without --cond only",
         ),
     ],
 )
@@ -67,14 +66,14 @@ def all_of(*shape):
     return {name: np.zeros(shape, np.uint8) for name in GOOD}
 
 
-PNG = encode_png(np.zeros((8, 8, 3), np.uint8))
+PNG = encode_png(np.zeros((8, 8, 3), np.uint8), compress_level=0)
 FIRST = "00000/img00000000.png"
 
 
 @pytest.mark.parametrize(
     "kwargs, problem",
     [
-        ({"images": {}, "labels": None}, "no images; expected PNG files"),
+        ({"images": {}, "labels": None}, "no image files in"),
         (
             {"images": with_image(1, PNG[:100])},
             "1 of 4 images cannot be read, the first because: cannot read image 00000/img00000001",
@@ -82,25 +81,24 @@ FIRST = "00000/img00000000.png"
         ({"images": with_image(1, b"text")}, "1 of 4 images cannot be read"),
         (
             {"images": with_image(2, np.zeros((16, 8, 3), np.uint8))},
-            "1 image of 8x16 with 3 channels unlike the rest: 00000/img00000002",
+            "1 image of 8x16 RGB unlike the rest, 8x8 RGB: 00000/img00000002",
         ),
-        ({"images": with_image(2, np.zeros((8, 8), np.uint8))}, "1 image of 8x8 with 1 channel unlike the rest"),
+        ({"images": with_image(2, np.zeros((8, 8), np.uint8))}, "1 image of 8x8 gray unlike the rest"),
         ({"images": all_of(8, 16, 3)}, "images are 16x8, not square"),
         ({"images": all_of(12, 12, 3)}, "the side 12 is not a power of two"),
         ({"images": all_of(8, 8, 4)}, "images have 4 channels; expected 1 (gray) or 3 (RGB)"),
         ({"labels": (0, 1)}, "2 of 4 images without a label: 00000/img00000002.png, 00000/img00000003.png"),
-        ({"images": {FIRST: GOOD[FIRST]}}, "3 labels for images that are not there: 00000/img00000001"),
-        ({"labels": (0, 1, -1, 2)}, "negative class label -1"),
-        ({"labels": (0, 1, "cat", 2)}, "labels are integers and str values; expected all integers"),
-        ({"labels": (0, 1, [1], 2)}, "labels are integers and vectors"),
-        ({"labels": ([1, 2], [1], [1, 2], [0, 0])}, "label vectors of lengths 1, 2"),
-        ({"labels": ([1, "x"],) * 4}, "not numbers"),
-        ({"table": "{"}, "dataset.json is damaged"),
-        ({"table": '{"labels": [3]}'}, "dataset.json is damaged"),
-        ({"table": '{"labels": [[3, 4]]}'}, "dataset.json is damaged"),
-        ({"table": "[]"}, "dataset.json is damaged"),
+        ({"labels": (0, 1, -1, 2)}, "has the class label -1"),
+        ({"labels": (0, 1, "cat", 2)}, "labels that are integers and texts; expected integers"),
+        ({"labels": (0, 1, [1], 2)}, "labels that are integers and vectors of 1 number"),
+        ({"labels": ([1, 2], [1], [1, 2], [0, 0])}, "labels that are vectors of 1 number and vectors of 2 numbers"),
+        ({"labels": ([1, "x"],) * 4}, "lists of other things than numbers"),
+        ({"table": "{"}, " is damaged ("),
+        ({"table": '{"labels": [3]}'}, " is damaged ("),
+        ({"table": '{"labels": [[3, 4]]}'}, " is damaged ("),
+        ({"table": "[]"}, " is damaged ("),
         ({"table": json.dumps({"labels": [[FIRST, 0]] * 2})}, "labels 1 names more than once"),
-        ({"table": json.dumps({"labels": [[FIRST.replace("/", "\\"), 0]]})}, "backslashes"),
+        ({"table": json.dumps({"labels": [[FIRST.replace("/", "\\"), 0]]})}, "3 of 4 images without a label"),
     ],
 )
 def test_problems(tmp_path, kwargs, problem):
@@ -108,7 +106,8 @@ def test_problems(tmp_path, kwargs, problem):
 
 
 def test_vectors(tmp_path):
-    assert "labels: vectors of 2 numbers" in check(make(tmp_path / "a.zip", labels=([0, 1.5],) * 4)).facts
+    (line,) = check(make(tmp_path / "a.zip", labels=([0, 1.5],) * 4)).facts
+    assert line == "4 images of 8x8 RGB; labels: dataset.json, vectors of 2 numbers"
 
 
 def test_names_twice(tmp_path):
@@ -123,19 +122,22 @@ def test_flipped_bit_in_labels(tmp_path):
     path = make(tmp_path / "a.zip")
     data = path.read_bytes()
     path.write_bytes(data.replace(b'{"labels"', b'{"labelz"', 1))
-    assert any(line.startswith("dataset.json cannot be read: Bad CRC-32") for line in check(path).problems)
+    assert any(line.startswith("cannot read dataset.json") and "Bad CRC-32" in line for line in check(path).problems)
 
 
 def test_nothing_to_look_at(tmp_path):
     (tmp_path / "bad.zip").write_bytes(b"nonsense")
     (tmp_path / "file.txt").touch()
-    for name, message in [("none", "no file or folder"), ("bad.zip", "not a readable zip"), ("file.txt", "neither")]:
+    for name, message in [("none", "does not exist"), ("bad.zip", "not a readable zip"), ("file.txt", "neither")]:
         with pytest.raises(UserError, match=message):
             check(tmp_path / name)
 
 
 def test_many_names_are_cut_short(tmp_path):
     for i in range(5):
-        PIL.Image.new("L", (8, 8 + i)).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").touch()
-    assert "5 files not read as an image: 0.txt, 1.txt, 2.txt and 2 more" in check(tmp_path).notes
+        PIL.Image.new("L", (8, 8)).save(tmp_path / f"{i}.png")
+        PIL.Image.new("L", (8, 9)).save(tmp_path / f"odd{i}.png")
+    assert (
+        "5 images of 8x9 gray unlike the rest, 8x8 gray: odd0.png, odd1.png, odd2.png and 2 more"
+        in check(tmp_path).problems
+    )

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import zipfile
@@ -72,9 +73,12 @@ def test_equal_input_gives_equal_zip_bytes_and_stored_members(tmp_path):
 
 
 def test_existing_zip_is_replaced_and_existing_empty_folder_is_filled(tmp_path, monkeypatch):
-    (tmp_path / "a.zip").write_bytes(b"old")
+    write_dataset(tmp_path / "a.zip", [(picture(), 0)] * 2)
     write_dataset(tmp_path / "a.zip", [(picture(), 0)])
-    assert zipfile.is_zipfile(tmp_path / "a.zip")
+    assert len(labels_of(tmp_path / "a.zip")) == 1
+    (tmp_path / "b.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="exists and is a text file; expected a new name, or a zip archive to replace"):
+        write_dataset(tmp_path / "b.zip", [(picture(), 0)])
     (tmp_path / "d").mkdir()
     monkeypatch.chdir(tmp_path / "d")  # the current folder cannot be replaced, only filled
     write_dataset(".", [(picture(), 0)])
@@ -84,11 +88,11 @@ def test_existing_zip_is_replaced_and_existing_empty_folder_is_filled(tmp_path, 
 @pytest.mark.parametrize(
     "images, message",
     [
-        ([picture(8, 16)], "16x8 after the transform; expected square"),
+        ([picture(8, 16)], "images are 16x8, not square"),
         ([picture(channels=4)], "4 channels"),
         ([picture(12, 12)], "power of two"),
-        ([picture(), picture(16, 16)], "image 1: an image of 16x16x3 follows ones of 8x8x3"),
-        ([picture(), picture(channels=1)], "8x8x1 follows"),
+        ([picture(), picture(16, 16)], "image 1: an image of 16x16 RGB follows ones of 8x8 RGB"),
+        ([picture(), picture(channels=1)], "8x8 gray follows"),
         ([], "no image to write"),
         ([None], "no image to write"),
     ],
@@ -131,6 +135,48 @@ def test_bad_destinations(tmp_path):
         write_dataset("", [(picture(), None)])
 
 
+@pytest.mark.parametrize("dest", ["a.zip", "link.zip", "hard.zip", "./a.zip", "chain.zip"])
+def test_the_source_is_never_the_destination(tmp_path, monkeypatch, dest):
+    monkeypatch.chdir(tmp_path)
+    write_dataset("a.zip", [(picture(), 0)])
+    (tmp_path / "link.zip").symlink_to("a.zip")
+    (tmp_path / "chain.zip").symlink_to("link.zip")
+    (tmp_path / "hard.zip").hardlink_to("a.zip")
+    before = (tmp_path / "a.zip").read_bytes()
+    for source in ("a.zip", "link.zip"):
+        with pytest.raises(UserError, match="is the source"):
+            convert(source, dest)
+    assert (tmp_path / "a.zip").read_bytes() == before and (tmp_path / "link.zip").is_symlink()
+
+
+@pytest.mark.parametrize("dest", ["s", "s/new", "s/a/o.zip", "link/o.zip", "s/../s/o.zip"])
+def test_nothing_is_written_into_the_source(tmp_path, monkeypatch, dest):
+    monkeypatch.chdir(tmp_path)
+    save_pictures(tmp_path / "s", ["a/0.png"])
+    (tmp_path / "link").symlink_to("s")
+    with pytest.raises(UserError, match="is the source|not empty"):
+        convert("s", dest)
+    assert [p.name for p in (tmp_path / "s").rglob("*")] == ["a", "0.png"]
+
+
+def test_links_are_kept_and_other_kinds_of_files_too(tmp_path):
+    save_pictures(tmp_path / "s", ["0.png"])
+    said = []
+    for name, target in [("link.zip", "data"), ("folder", "deep")]:
+        (tmp_path / name).symlink_to(target)
+        convert(tmp_path / "s", tmp_path / name, report=said.append)
+        assert (tmp_path / name).is_symlink() and (tmp_path / target).exists()
+    assert not [line for line in said if "replaced" in line]
+    convert(tmp_path / "s", tmp_path / "link.zip", report=said.append)
+    assert said[-1] == f"{tmp_path / 'link.zip'} was there and has been replaced" and (tmp_path / "data").is_file()
+    (tmp_path / "text.zip").write_text("text")
+    os.mkfifo(tmp_path / "pipe.zip")
+    for name in ("text.zip", "pipe.zip"):
+        with pytest.raises(UserError, match=name):
+            convert(tmp_path / "s", tmp_path / name)
+    assert (tmp_path / "text.zip").read_text() == "text" and (tmp_path / "pipe.zip").is_fifo()
+
+
 # --- folders and zips -------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +184,7 @@ def test_folder_order_is_by_path_component_and_top_folders_are_classes(tmp_path)
     # as text "a-b/..." comes before "a/...", as path components after
     save_pictures(tmp_path / "s", ["a-b/0.png", "a/z.png", "a/b/0.png", "root.PNG"])
     (tmp_path / "s" / "notes.txt").touch()
-    count, items = _sources.open_source(tmp_path / "s")
+    count, items, _ = _sources.open_source(tmp_path / "s")
     images, labels = zip(*items, strict=True)
     assert count == 4 and list(labels) == [1, 1, 2, 0]
     for image, seed in zip(images, [2, 1, 0, 3], strict=True):
@@ -157,25 +203,6 @@ def test_labels_of_dataset_json_win_and_max_images_takes_the_first(tmp_path):
     assert labels_of(tmp_path / "o.zip") == [["00000/img00000000.png", 7], ["00000/img00000001.png", 5]]
     convert(tmp_path / "s", tmp_path / "p.zip")
     assert labels_of(tmp_path / "p.zip") is None
-
-
-def test_modes(tmp_path):
-    save_pictures(tmp_path, ["l.png"], channels=1)
-    source = PIL.Image.open(tmp_path / "l.png")
-    expected = {"1": (8, 8), "L": (8, 8), "P": (8, 8, 3), "CMYK": (8, 8, 3), "RGBA": (8, 8, 4), "LA": (8, 8, 2)}
-    for mode, shape in expected.items():
-        buffer = io.BytesIO()
-        source.convert(mode).save(buffer, "tiff")
-        assert _sources.decode_image(buffer, mode).shape == shape
-    clear = source.convert("P")
-    clear.info["transparency"] = 0
-    buffer = io.BytesIO()
-    clear.save(buffer, "png", transparency=0)
-    assert _sources.decode_image(buffer, "clear").shape == (8, 8, 4)
-    deep = io.BytesIO()
-    PIL.Image.fromarray(np.zeros((4, 4), np.uint16)).save(deep, "png")
-    with pytest.raises(UserError, match="8 bits per channel"):
-        _sources.decode_image(deep, "deep")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +229,7 @@ def test_corrupt_sources(tmp_path):
     damaged = bytearray((tmp_path / "good.zip").read_bytes())
     damaged[80] ^= 255
     (tmp_path / "crc.zip").write_bytes(damaged)
-    with pytest.raises(UserError, match="cannot read 00000/img00000000.png"):
+    with pytest.raises(UserError, match="cannot read image 00000/img00000000.png.*Bad CRC"):
         convert(tmp_path / "crc.zip", tmp_path / "o.zip")
     (tmp_path / "odd.rar").touch()
     with pytest.raises(UserError, match="no known kind"):
@@ -241,7 +268,8 @@ def test_bad_transforms():
     for name, resolution, message in [
         ("crop", (8, 8), "unknown transform"),
         ("center-crop", None, "needs a resolution"),
-        (None, (0, 8), "no pixels"),
+        (None, (0, 8), "from 1 to 8192"),
+        (None, (100000, 100000), "from 1 to 8192"),
         ("center-crop-wide", (8, 16), "not wide"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edm_fast import UserError, networks
+from edm_fast import UserError, accelerate, native, networks
 
 TINY = {"img_resolution": 8, "img_channels": 1, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 TINY |= {"attn_resolutions": [4], "dropout": 0.0}
@@ -36,12 +36,32 @@ def test_presets_build(name):
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(UserError, match="edm-cifar10-32x32-cond-vp"):
         networks.preset("edm-cifar10")
+    with pytest.raises(UserError, match=r"near names: edm-cifar10-32x32-cond-vp[,)]"):
+        networks.preset("cifar10-32x32-cond-vp")
+
+
+@pytest.mark.parametrize(
+    ("resolution", "changes", "where"),
+    [
+        (32, {}, "16x16, 8x8 (middle block only); levels: 32x32, 16x16, 8x8"),
+        (28, {}, "7x7 (middle block only); levels: 28x28, 14x14, 7x7"),  # no level has exactly 16
+        (32, {"attn_resolutions": [8]}, "8x8; levels: 32x32, 16x16, 8x8"),
+        (64, {"model_type": "DhariwalUNet"}, "none; levels: 64x64, 32x32, 16x16"),  # 8 channels are not a head of 64
+    ],
+)
+def test_where_a_network_attends(resolution, changes, where):
+    shape = {"img_resolution": resolution, "channel_mult": [1, 1, 1], "model_type": "SongUNet"}
+    net = networks.build("EDMPrecond", {**TINY, **shape, "attn_resolutions": [16], **changes})
+    assert networks.attention_levels(net) == networks.attention_levels([*net.state_dict()]) == where
+    if native.cpu_reason() is None:
+        assert networks.attention_levels(accelerate(net.eval())) == where
 
 
 BAD = {
     "unknown network class": ("Sequential", {}),
     "model_type": ("EDMPrecond", {"model_type": "os.system"}),
     "takes no keyword": ("EDMPrecond", {"colour": 1}),
+    "near names: model_channels": ("EDMPrecond", {"model_chanels": 1}),
     "encoder_type": ("EDMPrecond", {"model_type": "DhariwalUNet", "encoder_type": "skip"}),
     "img_channels is missing": ("EDMPrecond", {"img_channels": None}),
     "img_resolution=": ("EDMPrecond", {"img_resolution": 10**9}),

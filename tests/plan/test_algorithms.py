@@ -120,21 +120,56 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
     assert len(found) == 4 and all(costs == found[0] for costs in found)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": "b"}', "\x00\xff", "1"])
-def test_a_damaged_file_is_measured_anew(clock, tmp_path, text):
+DAMAGED = ["", "{", "[]", "1", "null", "\x00\xff", "PK\x03\x04", "[" * 100_000, '{"a":' * 100_000]
+DAMAGED += [f'{{"a": {value}}}' for value in ('"b"', "null", "[1]", "{}", "1" + "0" * 400, "NaN", "-1", "Infinity")]
+DAMAGED += [slice(1), slice(30), slice(-1), slice(5, None)]  # cut short, or the start lost
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: str(damage)[:16])
+def test_a_damaged_file_is_measured_anew(clock, tmp_path, damage):
     Measured("fp32", tmp_path)(SHAPE)
     path = file(tmp_path)
-    path.write_bytes(text.encode("latin-1"))
+    path.write_bytes(damage.encode("latin-1") if isinstance(damage, str) else path.read_bytes()[damage])
     forget()
     assert fastest(Measured("fp32", tmp_path)(SHAPE)) == WINOGRAD4 and clock.calls == 2
     assert len(json.loads(path.read_text())) == len(ALLOWED)
 
 
-def test_a_folder_that_cannot_be_written(clock, tmp_path):
-    (tmp_path / "file").write_text("in the way")
+def unwritable(folder, what):
+    """A cache folder in which something lies where a file or folder of ours belongs."""
+    Measured("fp32", folder / "other")(SHAPE)
+    name = file(folder / "other").name
+    if what == "a file for the cache folder":
+        (folder / "cache").write_text("in the way")
+    elif what == "a file for the folder of tables":
+        (folder / "cache").mkdir()
+        (folder / "cache" / "plans").write_text("in the way")
+    elif what == "a folder for the lock":
+        (folder / "cache" / "plans" / name).with_suffix(".lock").mkdir(parents=True)
+    elif what == "a link to nothing":
+        (folder / "cache").symlink_to("/proc/nothing")
+    elif what == "a folder for the table":
+        (folder / "cache" / "plans" / name).mkdir(parents=True)
+        (folder / "cache" / "plans" / name / "full").touch()
+    forget()
+    return folder / "cache"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a file for the cache folder",
+        "a file for the folder of tables",
+        "a folder for the lock",
+        "a folder for the table",
+        "a link to nothing",
+    ],
+)
+def test_a_folder_that_cannot_be_written(clock, tmp_path, what):
+    folder = unwritable(tmp_path, what)
     for _ in range(2):
-        assert fastest(Measured("fp32", tmp_path / "file")(SHAPE)) == WINOGRAD4
-    assert clock.calls == 1
+        assert fastest(Measured("fp32", folder)(SHAPE)) == WINOGRAD4
+    assert clock.calls == 2  # for another folder, and once for this one
 
 
 def test_measuring_leaves_random_numbers_alone():

@@ -271,8 +271,8 @@ def test_refusals_stay_once_a_step_is_recorded():
         edm_sampler(fast, latents.clone().requires_grad_(), labels, num_steps=6, **CHURN)
     with use_backend("cpu" if DEVICE.type == "cuda" else "cuda"), pytest.raises(BackendError, match="requested"):
         draw(fast, **CHURN)
-    with pytest.raises(UserError, match="float32.*expected"):
-        edm_sampler(fast, latents, labels, lambda x: torch.zeros_like(x).float(), num_steps=6, **CHURN)
+    with pytest.raises(UserError, match="randn_like returned.*expected"):
+        edm_sampler(fast, latents, labels, lambda x: torch.zeros_like(x)[:1], num_steps=6, **CHURN)
     fast.model.reference[0].train()
     with pytest.raises(UserError, match="training mode"):
         draw(fast, **CHURN)

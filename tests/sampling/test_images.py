@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import edm_fast
 from edm_fast.errors import UserError
 from edm_fast.sampling import arrange, images, to_uint8
 
@@ -58,3 +59,39 @@ def test_arrange():
         arrange([])
     with pytest.raises(UserError):
         arrange([tiles[0], tiles[0][:1]])
+
+
+def test_a_grid_of_what_a_sampler_returns(tmp_path):
+    x = torch.linspace(-1.2, 1.2, 6 * 3 * 4 * 4, dtype=torch.float64).reshape(6, 3, 4, 4)
+    np.testing.assert_array_equal(arrange(x), arrange(list(to_uint8(x))))
+    edm_fast.save_grid(tmp_path / "grid.png", x.float().requires_grad_())
+    assert PIL.Image.open(tmp_path / "grid.png").size == (12, 8)
+    np.testing.assert_array_equal(arrange(x.to(torch.bfloat16))[:4, :4], to_uint8(x.to(torch.bfloat16))[0])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(3, 4, 4),
+        torch.zeros(2, 2, 4, 4),
+        torch.zeros(2, 4, 4, 3),
+        torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        torch.full((2, 3, 4, 4), float("nan")),
+        torch.zeros(0, 3, 4, 4),
+        [torch.zeros(3, 4, 4)],
+        [np.zeros([4, 4, 3])],
+        np.zeros([2, 3, 4, 4], dtype=np.uint8),
+        "images",
+    ],
+)
+def test_what_makes_no_grid(tmp_path, images):
+    with pytest.raises(UserError, match="images") as caught:
+        edm_fast.save_grid(tmp_path / "grid.png", images)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["grid.jpg", "grid", "grid.png.txt"])
+def test_a_grid_is_a_png(tmp_path, name):
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        edm_fast.save_grid(tmp_path / name, torch.zeros(1, 1, 4, 4))
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_networks import tiny
 
 from edm_fast.errors import UserError
 from edm_fast.sampling import StackedRandomGenerator, ablation_sampler, edm_sampler
@@ -136,16 +137,34 @@ def test_an_empty_batch_stays_empty():
 BAD = [
     ({"S_churn": -1}, "S_churn"),
     ({"S_churn": math.nan}, "S_churn"),
-    ({"num_steps": 1}, "num_steps"),
+    ({"S_churn": "3"}, "S_churn"),
+    ({"S_noise": math.nan}, "S_noise"),
+    ({"S_noise": math.inf}, "S_noise"),
+    ({"S_min": 2, "S_max": 1}, "S_min <= S_max"),
+    ({"S_min": math.nan}, "S_min"),
     ({"num_steps": 0}, "num_steps"),
+    ({"num_steps": -3}, "num_steps"),
+    ({"num_steps": True}, "num_steps"),
+    ({"num_steps": "18"}, "num_steps"),
+    ({"num_steps": None}, "num_steps"),
+    ({"num_steps": math.inf}, "num_steps"),
+    ({"num_steps": 10**12}, "num_steps"),
     ({"num_steps": 2.5}, "num_steps"),
     ({"num_steps": math.nan}, "num_steps"),
     ({"rho": 0}, "rho"),
+    ({"rho": -7}, "rho"),
+    ({"rho": math.inf}, "rho"),
+    ({"rho": "7"}, "rho"),
+    ({"rho": 1e-10}, "rho is 1e-10"),  # powers that overflow,
+    ({"rho": 0.1}, "rho is 0.1"),  # lose the lower end,
+    ({"rho": 1e300}, r"rho is 1e\+300"),  # or are all 1
     ({"sigma_min": 3, "sigma_max": 2}, "sigma_min < sigma_max"),
     ({"sigma_min": 2, "sigma_max": 2}, "sigma_min < sigma_max"),
     ({"sigma_min": 0}, "sigma_min"),
     ({"sigma_min": math.nan}, "sigma_min"),
     ({"sigma_max": math.inf}, "finite"),
+    ({"sigma_max": 1e200}, "finite"),  # its square is not
+    ({"sigma_min": "0.1"}, "sigma_min"),
 ]
 
 
@@ -155,6 +174,100 @@ def test_bad_arguments(sampler, kwargs, word):
     with pytest.raises(UserError, match=word) as caught:
         sampler(gauss(), start()[0], **kwargs)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", [edm_sampler, ablation_sampler])
+def test_one_step_is_eulers_from_sigma_max_to_0(sampler):
+    net, (latents, _) = gauss(), start()
+    out = sampler(net, latents, num_steps=1, sigma_max=20)
+    assert net.sigmas == [pytest.approx(20)]
+    x = latents.double() * 20
+    torch.testing.assert_close(out, x + (0 - 20) * (x - net(x, torch.tensor(20.0, dtype=torch.float64))) / 20)
+    assert torch.equal(sampler(net, latents, num_steps=18.0), sampler(net, latents))  # as published
+
+
+@pytest.mark.parametrize("discretization", ["vp", "ve", "iddpm", "edm"])
+@pytest.mark.parametrize("schedule", ["vp", "ve", "linear"])
+def test_one_step_of_the_ablations(discretization, schedule):
+    for scaling in ("vp", "none"):
+        for solver in ("euler", "heun"):
+            net = gauss()
+            kwargs = {"solver": solver, "scaling": scaling, "sigma_max": 50, "sigma_min": 0.01}
+            out = ablation_sampler(
+                net, start()[0], num_steps=1, discretization=discretization, schedule=schedule, **kwargs
+            )
+            assert len(net.sigmas) == 1 and 45 < net.sigmas[0] <= 50.001 and out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_noise_of_another_type_is_cast(dtype):
+    """As published: there the sum of both types is float64."""
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for sampler in (edm_sampler, ablation_sampler):
+        got, want = (
+            sampler(gauss(), start()[0], randn_like=lambda x, eps=eps: eps, num_steps=4, S_churn=4)
+            for eps in (noise, noise.double())
+        )
+        assert got.dtype == torch.float64 and torch.equal(got, want)
+
+
+BAD_NOISE = {
+    "one image's": lambda x: torch.randn(x.shape[1:]),
+    "another batch's": lambda x: torch.randn(1, *x.shape[1:]),
+    "integers": lambda x: torch.ones(x.shape, dtype=torch.int64),
+    "elsewhere": lambda x: torch.empty(x.shape, device="meta"),
+    "an array": lambda x: x.numpy(),
+    "none": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("name", BAD_NOISE)
+def test_noise_that_does_not_fit(name):
+    for churn in (0, 4):
+        with pytest.raises(UserError, match="randn_like returned") as caught:
+            edm_sampler(gauss(), start()[0], randn_like=BAD_NOISE[name], num_steps=3, S_churn=churn)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_latents_of_any_floating_type_and_layout(dtype):
+    latents = start()[0].to(dtype)
+    want = edm_sampler(gauss(), latents.double(), num_steps=3)
+    for z in (latents, latents.mT.contiguous().mT, latents.to(memory_format=torch.channels_last)):
+        assert torch.equal(edm_sampler(gauss(), z, num_steps=3), want)
+
+
+@pytest.mark.parametrize("latents", [torch.ones(SHAPE, dtype=torch.int64), torch.ones(SHAPE).numpy(), 3])
+def test_latents_that_are_no_normal_deviates(latents):
+    for sampler in (edm_sampler, ablation_sampler):
+        with pytest.raises(UserError, match="latents is"):
+            sampler(gauss(), latents)
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (lambda x, sigma, labels: x, "type function, without sigma_min, sigma_max, round_sigma;"),
+        (torch.nn.Identity(), "type Identity, without sigma_min"),
+        (torch.nn.DataParallel(tiny()), "expected its .module"),
+        ({"ema": None}, "type dict"),
+        ("model.pkl", "type str"),
+        (None, "type NoneType"),
+    ],
+)
+def test_what_is_no_denoiser(net, words):
+    for sampler in (edm_sampler, ablation_sampler):
+        with pytest.raises(UserError) as caught:
+            sampler(net, start()[0])
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_denoiser_that_returns_something_else():
+    for wrong in (lambda x, sigma, labels: x[:1], lambda x, sigma, labels: (x, x)):
+        net = gauss()
+        net.denoise = wrong
+        with pytest.raises(UserError, match="net returned"):
+            edm_sampler(net, start()[0], num_steps=2)
 
 
 def test_a_range_outside_the_networks_own():

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edm_fast.errors import UserError
-from edm_fast.sampling import StackedRandomGenerator, deal_seeds, edm_sampler, sample_seeds
+from edm_fast.sampling import StackedRandomGenerator, deal_missing, deal_seeds, edm_sampler, sample_seeds
 
 
 def test_each_image_has_its_own_stream():
@@ -32,10 +33,46 @@ def test_no_seeds():
     assert rnd.randint(5, size=[0]).dtype == torch.int64
 
 
-@pytest.mark.parametrize("size", [[3, 2], [], [1]])
+@pytest.mark.parametrize("size", [[3, 2], [], [1], 2, None, torch.Size([3]), "22"])
 def test_the_batch_must_match_the_seeds(size):
-    with pytest.raises(UserError):
-        StackedRandomGenerator("cpu", [1, 2]).randn(size)
+    rnd = StackedRandomGenerator("cpu", [1, 2])
+    for draw in (rnd.randn, lambda size: rnd.randint(5, size=size)):
+        with pytest.raises(UserError, match="one image per seed"):
+            draw(size)
+    with pytest.raises(UserError, match="one image per seed"):
+        rnd.randn_like(torch.empty(3, 2))
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(3), (0, 1, 2), torch.arange(3), np.arange(3), iter([0, 1, 2]), (seed for seed in range(3))]
+)
+def test_seeds_of_any_kind(seeds):
+    want = StackedRandomGenerator("cpu", [0, 1, 2]).randn((3, 2))
+    assert torch.equal(StackedRandomGenerator("cpu", seeds).randn(torch.Size([3, 2])), want)
+
+
+@pytest.mark.parametrize("seeds", [3, None, "0-3", [0.5], [None], torch.tensor(3), torch.rand(2)])
+def test_what_is_no_seeds(seeds):
+    with pytest.raises(UserError, match="one for each image"):
+        StackedRandomGenerator("cpu", seeds)
+
+
+@pytest.mark.parametrize("bounds", [(), (0,), (-3,), (5, 5), (6, 5), (1, 2, 3)])
+def test_empty_ranges(bounds):
+    """randint(net.label_dim) of a network without classes is one of them."""
+    with pytest.raises(UserError, match="below high"):
+        StackedRandomGenerator("cpu", [1, 2]).randint(*bounds, size=[2])
+
+
+@pytest.mark.parametrize(("label_dim", "class_idx"), [(5, 5), (5, -1), (0, 0), (5, 1.0), (5, True), (5, "3")])
+def test_classes_there_are_not(label_dim, class_idx):
+    with pytest.raises(UserError, match="class "):
+        sample_seeds(Probe(label_dim), edm_sampler, [1, 2], class_idx=class_idx, num_steps=2, sigma_min=0.1)
+
+
+def test_batches_of_nothing():
+    with pytest.raises(UserError, match="at least 1"):
+        deal_seeds([1, 2], 0)
 
 
 @given(st.integers(0, 300), st.integers(1, 70), st.integers(1, 9))
@@ -47,6 +84,14 @@ def test_dealing(n, max_batch, world):
     if n:
         assert max(sizes) <= max_batch and max(sizes) - min(sizes) <= 1
     assert sizes == sorted(sizes, reverse=True)
+
+
+@given(st.integers(0, 60), st.sets(st.integers(0, 60)), st.integers(1, 9), st.integers(1, 4))
+def test_dealing_what_is_missing(n, finished, max_batch, world):
+    parts, whole = deal_missing(range(n), finished, max_batch, world), deal_seeds(range(n), max_batch, world)
+    assert sorted(seed for part in parts for seed in part) == sorted(set(range(n)) - finished)
+    assert all(0 < len(part) <= max_batch for part in parts)
+    assert all(part in parts for part in whole if part and finished.isdisjoint(part))
 
 
 class Probe:

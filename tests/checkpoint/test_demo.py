@@ -1,0 +1,45 @@
+"""The name "demo", wherever a network is named."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_networks import tiny_checkpoint
+
+import edm_fast
+from edm_fast import checkpoint
+from edm_fast.cli import main
+from edm_fast.evaluation import _networks
+
+
+def is_demo(net):
+    return net.label_dim == 10 and net.img_resolution == 32 and not net.training
+
+
+def test_the_name_is_the_model():
+    assert is_demo(edm_fast.load("demo")) and is_demo(edm_fast.load("demo", device="cpu"))
+    assert is_demo(_networks.open_network("demo"))
+    assert checkpoint.inspect("demo") == checkpoint.inspect(checkpoint.demo_path())
+    with pytest.raises(edm_fast.UserError, match="sha256 is"):
+        edm_fast.load("demo", sha256="0" * 64)
+    with pytest.raises(edm_fast.UserError, match="demo"):
+        checkpoint.load_training_state("demo")
+
+
+def test_files_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tiny_checkpoint(tmp_path)
+    (tmp_path / "demo").symlink_to(path)
+    assert is_demo(edm_fast.load("demo"))
+    for name in ("./demo", tmp_path / "demo", (tmp_path / "demo").relative_to(tmp_path)):
+        assert edm_fast.load(name).img_resolution == 8
+    with pytest.raises(edm_fast.UserError, match="no such file"):
+        edm_fast.load("Demo")
+
+
+def test_convert(tmp_path):
+    shown = CliRunner().invoke(main, ["convert", "demo", "--inspect"])
+    assert shown.exit_code == 0 and shown.output.startswith("demo: ") and "10 classes" in shown.output
+    done = CliRunner().invoke(main, ["convert", "demo", str(tmp_path / "copy.safetensors")])
+    assert done.exit_code == 0, done.output
+    copy, net = edm_fast.load(tmp_path / "copy.safetensors"), edm_fast.load("demo")
+    assert all(map(torch.equal, copy.state_dict().values(), net.state_dict().values()))
