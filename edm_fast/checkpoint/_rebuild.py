@@ -95,7 +95,8 @@ def configuration(stored: StoredNetwork, preset: str | None) -> tuple[str, Mappi
     if preset is None:
         raise CheckpointError(
             f"a state_dict of {len(stored.shapes)} tensors without edm-fast's configuration; expected the name of the "
-            "published model they belong to: load(..., preset=NAME), or edm-fast convert --preset=NAME"
+            "published model they belong to: load(..., preset=NAME), or edm-fast convert --preset=NAME "
+            "(other networks: networks.build(...), load_state_dict(...), then edm_fast.save)"
         )
     return networks.PRESETS[preset]
 

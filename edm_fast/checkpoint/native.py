@@ -64,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         inside = Path(temporary) / "new"
         inside.mkdir()
         yield inside
-        if not target.exists():
+        if not target.exists():  # an empty folder is filled: it may be somebody's current one
             with contextlib.suppress(OSError):  # another process may have made it in the meantime
                 os.replace(inside, target)
                 return
@@ -76,7 +76,7 @@ def _is_own_folder(path: Path) -> bool:
     try:
         if (path / CONFIG_NAME).exists():
             return bool(parse_config((path / CONFIG_NAME).read_text(encoding="utf-8")))
-        with safetensors.safe_open(path / WEIGHTS_NAME, framework="pt") as file:
+        with utf8_name(path / WEIGHTS_NAME) as readable, safetensors.safe_open(readable, framework="pt") as file:
             return METADATA_KEY in (file.metadata() or {})
     except (OSError, ValueError, safetensors.SafetensorError):
         return False

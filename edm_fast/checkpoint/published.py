@@ -30,7 +30,12 @@ from edm_fast.checkpoint._unpickle import Reader
 MAX_TEXT = 10_000
 OWN_STATE = "edm-fast training state"  # how the format of this project's own training states begins
 # classes of other projects that use the published way of storing objects
-RELATIVES = {"Precond": "an EDM2 network", "Generator": "a StyleGAN generator", "Discriminator": "a discriminator"}
+RELATIVES = {
+    "Precond": "an EDM2 network",
+    "ECMPrecond": "a consistency model of ECT",
+    "Generator": "a StyleGAN generator",
+    "Discriminator": "a StyleGAN discriminator",
+}
 Tensors = dict[str, TensorRecord]
 
 

@@ -23,7 +23,7 @@ MAX_LINE = 1000
 @click.argument("dest", metavar="[DST]", type=opt.OUTPUT_PATH, required=False)
 @click.option("--inspect", "inspect_only", help="Print the structure of SRC and write nothing", is_flag=True)
 @click.option("--key", help="Which network of SRC  [default: ema, or the only one]", metavar="NAME")
-@click.option("--preset", help="Published model whose weights SRC holds, if it is a state_dict", metavar="NAME")
+@click.option("--preset", help="Published model, if SRC is a state_dict of it  [default: none]", metavar="NAME")
 @click.option("--sha256", help="Expected digest of SRC  [default: not checked]", metavar="HEX")
 @click.option("--overwrite", help="Replace DST if it exists", is_flag=True)
 def command(

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable
 
-import torch
+from edm_fast.networks._precond import UNETS, _Precond
 
 
-def attention_levels(network: torch.nn.Module | Iterable[str]) -> str:
-    """The levels whose blocks attend, e.g. "16x16, 8x8 (middle block only); levels: 32x32, 16x16, 8x8".
+def attention_levels(net: _Precond) -> str:
+    """The levels whose blocks attend: "16x16; middle block: 8x8".
 
-    `network`: a network, or the names of its tensors. As published, blocks attend where a level has exactly a size of
-    attn_resolutions; the first block of the decoder, at the lowest level, always does if it is wide enough for a head.
+    As published, blocks attend where a level has exactly a size listed in attn_resolutions, and the middle block, at
+    the lowest level, always does if it is wide enough for a head. Where that is all, the text says why: "nowhere but in
+    the middle block, 7x7 (levels are 28, 14, 7; listed: 16)".
     """
-    names = network.state_dict() if isinstance(network, torch.nn.Module) else network
-    matches = (re.search(r"\b(?:enc|dec)\.(\d+)x\1_(\w+)\.(\w+)", name) for name in names)
-    blocks = [match.groups() for match in matches if match]
-    sizes = sorted({int(size) for size, _, _ in blocks}, reverse=True)
-    attending = {(int(size), block) for size, block, layer in blocks if layer == "qkv"}
-    levels = []
-    for size in sizes:
-        roles = {block for level, block in attending if level == size}
-        if roles:
-            levels.append(f"{size}x{size}{' (middle block only)' if roles == {'in0'} else ''}")
-    return f"{', '.join(levels) or 'none'}; levels: {', '.join(f'{size}x{size}' for size in sizes) or 'none'}"
+    matches = (re.search(r"\b(?:enc|dec)\.(\d+)x\1_(\w+)\.(\w+)", name) for name in net.state_dict())
+    layers = [match.groups() for match in matches if match]
+    attending = [(f"{size}x{size}", block) for size, block, layer in layers if layer == "qkv"]
+    middle = next((size for size, block in attending if block == "in0"), None)
+    if sizes := dict.fromkeys(size for size, block in attending if block != "in0"):
+        return ", ".join(sizes) + (f"; middle block: {middle}" if middle else "")
+    levels = ", ".join(dict.fromkeys(size for size, _, _ in layers))
+    listed = ", ".join(map(str, _listed(net))) or "none"
+    return f"nowhere{f' but in the middle block, {middle}' if middle else ''} (levels are {levels}; listed: {listed})"
+
+
+def _listed(net: _Precond) -> list[int]:
+    """attn_resolutions: as given, or the default of the kind of network."""
+    given = net.init_kwargs
+    kind = given.get("model_type", inspect.signature(type(net)).parameters["model_type"].default)
+    return list(given.get("attn_resolutions", inspect.signature(UNETS[kind]).parameters["attn_resolutions"].default))

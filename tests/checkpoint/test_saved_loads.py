@@ -1,7 +1,8 @@
 """Whatever save() writes load() reads back; what it would not is refused before a byte is written."""
 
+import concurrent.futures
 import os
-import threading
+import shutil
 
 import pytest
 import torch
@@ -181,13 +182,29 @@ def test_folders(tmp_path, monkeypatch):
         edm_fast.save(tiny(), tmp_path / "x.pkl")
 
 
+def test_folder_made_in_the_meantime(tmp_path, monkeypatch):
+    path, replace = tmp_path / "net", os.replace
+
+    def late(source, target):
+        if target == path:
+            path.mkdir()
+            (path / "other").write_text("")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    edm_fast.save(tiny(), path)
+    assert sorted(os.listdir(path)) == ["config.json", "model.safetensors", "other"]
+    (tmp_path / "empty").mkdir(mode=0o700)
+    edm_fast.save(tiny(), tmp_path / "empty")
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_race(name, tmp_path):
-    """Two threads that save to one name: one of the networks is there, whole."""
+    """Threads that save to one name: one of the networks is there, whole."""
     nets = [tiny(), tiny(sigma_data=0.25)]
-    threads = [threading.Thread(target=lambda net=net: edm_fast.save(net, tmp_path / name)) for net in nets * 2]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for _ in range(3):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda net: edm_fast.save(net, tmp_path / name), nets * 2))  # raises what they raised
     assert edm_fast.load(tmp_path / name).sigma_data in (0.5, 0.25) and os.listdir(tmp_path) == [name]

@@ -67,7 +67,10 @@ def test_errors_are_one_line(source, tmp_path):
     assert "--dest" in refused(good)
     assert "empty text" in refused(good, "--dest=")
     assert "expected WxH" in refused(good, dest, "--resolution=64")
-    assert "expected WxH" in refused(good, dest, "--resolution=axb")
+    for size in ("axb", "64x", "-8x8", "8x8x8", "9" * 5000 + "x8", "1e3x8"):
+        assert "expected WxH" in refused(good, dest, f"--resolution={size}")
+    for size in ("0x0", "0x8", "100000x100000", "8193x8"):
+        assert "from 1 to 8192" in refused(good, dest, f"--resolution={size}")
     assert "not square" in refused(good, dest) or "expected square" in refused(good, dest)
     assert "--transform" in refused(good, dest, "--transform=crop")
     assert "needs a resolution" in refused(good, dest, "--transform=center-crop")

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from edm_fast.cli import main
 from edm_fast.cli.fid import calc, ref
 from edm_fast.evaluation import fid
+from edm_fast.sampling import save_grid
 
 
 @pytest.fixture
@@ -65,6 +66,25 @@ def test_few_images_are_noted_and_equal_sets_are_near_zero(place):
     assert "ill-conditioned" in run("calc", "--images=a", "--ref=a.npz", "--num=4", "--detector=detector.pt").output
     last = run("calc", "--images=a", "--ref=a.npz", "--num=12", "--detector=detector.pt").stdout.splitlines()[-1]
     assert abs(float(last)) < 1e-6
+
+
+def test_images_are_looked_at_before_the_detector(place):
+    save_grid(place / "a" / "grid.png", [np.zeros((8, 8, 3), np.uint8)] * 4)
+    (place / "a" / "._000.png").write_bytes(b"x")
+    result = run("calc", "--images=a", "--ref=" + str(reference(place)), "--num=12", "--detector=detector.pt")
+    assert (
+        result.stdout.splitlines()[0] == "images: a: 12 images of 8x8 RGB; labels: not used; left out: 1 hidden, 1 grid"
+    )
+    for size, mode, shape in [((8, 8), "L", "[1, 8, 8]"), ((16, 8), "RGB", "[3, 8, 16]")]:
+        PIL.Image.new(mode, size).save(place / "a" / "zzz.png")
+        for args in (["ref", "--data=a", "--dest=o.npz"], ["calc", "--images=a", "--ref=r.npz", "--num=13"]):
+            line = refused(*args, "--detector=none.pt")
+            assert "zzz.png" in line and shape in line
+
+
+def reference(place):
+    np.savez(place / "r.npz", mu=np.zeros(4), sigma=np.eye(4))
+    return place / "r.npz"
 
 
 def test_detector_is_found_in_the_cache_folder(place):

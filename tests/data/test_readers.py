@@ -112,7 +112,7 @@ def test_pictures_that_all_refuse(tmp_path, name, data, message):
         ("z.jpg", picture(format="mpo", save_all=True, append_images=[PIL.Image.new("RGB", (4, 4))])),
         ("z.webp", picture(format="webp")),
         ("z.ppm", b"P6 8 8 100\n" + bytes(192)),
-        ("z.jpg", picture(format="jpeg", exif=b"Exif\0\0damaged")),
+        ("z.jpg", picture(format="jpeg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0text" + bytes(4))),
         pytest.param(
             *("z.avif", None), marks=pytest.mark.skipif(".avif" not in PIL.Image.registered_extensions(), reason="AVIF")
         ),

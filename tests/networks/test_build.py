@@ -43,16 +43,19 @@ def test_unknown_preset_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("resolution", "changes", "where"),
     [
-        (32, {}, "16x16, 8x8 (middle block only); levels: 32x32, 16x16, 8x8"),
-        (28, {}, "7x7 (middle block only); levels: 28x28, 14x14, 7x7"),  # no level has exactly 16
-        (32, {"attn_resolutions": [8]}, "8x8; levels: 32x32, 16x16, 8x8"),
-        (64, {"model_type": "DhariwalUNet"}, "none; levels: 64x64, 32x32, 16x16"),  # 8 channels are not a head of 64
+        (32, {}, "16x16; middle block: 8x8"),
+        (28, {}, "nowhere but in the middle block, 7x7 (levels are 28, 14, 7; listed: 16)"),
+        (96, {"attn_resolutions": []}, "nowhere but in the middle block, 24x24 (levels are 96, 48, 24; listed: none)"),
+        (32, {"attn_resolutions": [8, 16]}, "16x16, 8x8; middle block: 8x8"),
+        # 8 channels are not a head of 64
+        (64, {"model_type": "DhariwalUNet"}, "nowhere (levels are 64, 32, 16; listed: 32, 16, 8)"),
     ],
 )
 def test_where_a_network_attends(resolution, changes, where):
     shape = {"img_resolution": resolution, "channel_mult": [1, 1, 1], "model_type": "SongUNet"}
-    net = networks.build("EDMPrecond", {**TINY, **shape, "attn_resolutions": [16], **changes})
-    assert networks.attention_levels(net) == networks.attention_levels([*net.state_dict()]) == where
+    kwargs = {name: value for name, value in TINY.items() if name != "attn_resolutions"}
+    net = networks.build("EDMPrecond", {**kwargs, **shape, **changes})
+    assert networks.attention_levels(net) == where
     if native.cpu_reason() is None:
         assert networks.attention_levels(accelerate(net.eval())) == where
 

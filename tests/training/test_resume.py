@@ -114,6 +114,14 @@ def test_previews_ticks_and_workers_do_not_change_the_result(data, tmp_path, wor
     same_state(plain.ema.state_dict(), other.ema.state_dict())
 
 
+def test_networks_of_a_state_load(data, tmp_path):
+    """A state says how its networks are built."""
+    run = run_loop(data, tmp_path / "run")
+    for key, module in (("net", run.net), ("ema", run.ema)):
+        loaded = checkpoint.load(tmp_path / "run" / "training-state-000000.pt", key=key)
+        same_state(module.state_dict(), loaded.state_dict())
+
+
 def test_state_of_another_network_or_data_set(data, tmp_path):
     run_loop(data, tmp_path / "run")
     state = str(tmp_path / "run" / "training-state-000000.pt")
