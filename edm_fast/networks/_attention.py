@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import Any
 
-from edm_fast.networks._precond import UNETS, _Precond
+import torch
+
+from edm_fast.networks._precond import UNETS
 
 
-def attention_levels(net: _Precond) -> str:
+def attention_levels(net: torch.nn.Module) -> str:
     """The levels whose blocks attend: "16x16; middle block: 8x8".
 
     As published, blocks attend where a level has exactly a size listed in attn_resolutions, and the middle block, at
@@ -26,8 +29,8 @@ def attention_levels(net: _Precond) -> str:
     return f"nowhere{f' but in the middle block, {middle}' if middle else ''} (levels are {levels}; listed: {listed})"
 
 
-def _listed(net: _Precond) -> list[int]:
+def _listed(net: torch.nn.Module) -> list[int]:
     """attn_resolutions: as given, or the default of the kind of network."""
-    given = net.init_kwargs
+    given: dict[str, Any] = getattr(net, "init_kwargs", {})
     kind = given.get("model_type", inspect.signature(type(net)).parameters["model_type"].default)
     return list(given.get("attn_resolutions", inspect.signature(UNETS[kind]).parameters["attn_resolutions"].default))

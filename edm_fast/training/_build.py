@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,22 +85,8 @@ def describe(net: torch.nn.Module) -> str:
     """ "EDMPrecond, 55,733,891 parameters, images of 32x32; attention at: ..." """
     parameters = sum(p.numel() for p in net.parameters())
     side = levels(net)[0]
-    return f"{type(net).__name__}, {parameters:,} parameters, images of {side}x{side}; attention at: {attention(net)}"
-
-
-def attention(net: torch.nn.Module) -> str:
-    """Where blocks have attention: levels of a listed size, and always the middle block at the lowest level."""
-    model: Any = net.get_submodule("model")
-    blocks = [*model.enc.named_children(), *model.dec.named_children()]
-    attentive = [name for name, block in blocks if getattr(block, "num_heads", 0)]
-    sides = dict.fromkeys(name.partition("_")[0] for name in attentive if "_in" not in name)
-    middle = next((name.partition("_")[0] for name in attentive if "_in" in name), None)
-    if sides:
-        return ", ".join(sides) + (f"; middle block: {middle}" if middle else "")
-    default = inspect.signature(type(model)).parameters["attn_resolutions"].default
-    listed = getattr(net, "init_kwargs", {}).get("attn_resolutions", default)
-    found = f"levels are {', '.join(map(str, levels(net)))}; listed: {', '.join(map(str, listed)) or 'none'}"
-    return f"nowhere{f' but in the middle block, {middle}' if middle else ''} ({found})"
+    where = networks.attention_levels(net)
+    return f"{type(net).__name__}, {parameters:,} parameters, images of {side}x{side}; attention at: {where}"
 
 
 def describe_network(network_kwargs: Kwargs, dataset: ImageFolderDataset) -> str:

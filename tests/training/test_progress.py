@@ -11,7 +11,6 @@ import pytest
 import tiny_training as tiny
 import torch
 
-from edm_fast import networks
 from edm_fast.training import _build, _progress, _stats
 
 
@@ -104,37 +103,6 @@ def test_busy_processors_are_noticed_and_waiting_is_not(monkeypatch, capsys):
     for _ in range(3):
         progress.step()
     assert capsys.readouterr().out.count("The processors are busy with other work") == 1  # once
-
-
-SONG = {"model_type": "SongUNet", "model_channels": 4, "num_blocks": 1}
-ADM = {"model_type": "DhariwalUNet", "model_channels": 64, "num_blocks": 1}
-
-
-@pytest.mark.parametrize(
-    "size, changes, text",
-    [
-        (32, {"channel_mult": [1, 1, 1]}, "16x16; middle block: 8x8"),
-        (16, {"channel_mult": [1, 1]}, "16x16; middle block: 8x8"),
-        (28, {"channel_mult": [1, 1, 1]}, "nowhere but in the middle block, 7x7 (levels are 28, 14, 7; listed: 16)"),
-        (96, {"channel_mult": [1, 1]}, "nowhere but in the middle block, 48x48 (levels are 96, 48; listed: 16)"),
-        (
-            8,
-            {"channel_mult": [1], "attn_resolutions": []},
-            "nowhere but in the middle block, 8x8 (levels are 8; listed: none)",
-        ),
-        (32, {**ADM, "channel_mult": [1, 1]}, "32x32, 16x16; middle block: 16x16"),
-        (
-            28,
-            {**ADM, "channel_mult": [1, 1]},
-            "nowhere but in the middle block, 14x14 (levels are 28, 14; listed: 32, 16, 8)",
-        ),
-        (28, {**ADM, "model_channels": 32, "channel_mult": [1, 1]}, "nowhere (levels are 28, 14; listed: 32, 16, 8)"),
-    ],
-)
-def test_where_attention_is(size, changes, text):
-    with torch.device("meta"):
-        net = networks.build("EDMPrecond", {"img_resolution": size, "img_channels": 1, **SONG, **changes})
-    assert _build.attention(net) == text
 
 
 def test_describing_a_network_takes_no_random_numbers(tmp_path):
