@@ -97,7 +97,7 @@ def save_state(run: Run, path: Path, automatic: bool, **progress: float) -> None
         "automatic": automatic,
         **progress,
     }
-    with atomic_write(path, kind="torch") as file:
+    with atomic_write(path) as file:  # whatever is there: the folder is this run's, and a damaged state makes room
         torch.save(state, file)
     keep = run.options.keep_states
     for name in run.automatic_states[:-keep]:

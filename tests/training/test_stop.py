@@ -156,6 +156,14 @@ def test_states_by_the_clock_make_room_and_those_asked_for_stay(data, tmp_path, 
     assert states() == [3, 5, 11]
 
 
+def test_a_damaged_state_makes_room_when_its_turn_comes(data, tmp_path):
+    run_loop(data, tmp_path, total_kimg=0.04)
+    good = tmp_path / "training-state-000000.pt"
+    (tmp_path / "training-state-000001.pt").write_bytes(b"junk of a crash")
+    run_loop(data, tmp_path, total_kimg=1, batch_size=480, resume_state_dump=str(good))
+    assert state(tmp_path, "training-state-000001.pt")["cur_nimg"] == 1000
+
+
 def test_results_of_another_run_are_refused(data, tmp_path):
     run_loop(data, tmp_path / "a")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
