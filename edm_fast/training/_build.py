@@ -65,27 +65,13 @@ def build_network(kwargs: Kwargs, dataset: ImageFolderDataset) -> torch.nn.Modul
     if dataset.num_channels not in (1, 3):
         raise UserError(f"images have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
     rest.update(img_resolution=dataset.resolution, img_channels=dataset.num_channels, label_dim=dataset.label_dim)
-    net = networks.build(name, rest)
-    sides = levels(net)
-    if dataset.resolution % 2 ** (len(sides) - 1):
-        raise UserError(
-            f"images are {dataset.resolution}x{dataset.resolution}; expected a side that is a multiple of "
-            f"{2 ** (len(sides) - 1)}, since the network has {len(sides)} resolutions"
-        )
-    return net.train().requires_grad_(True)
-
-
-def levels(net: torch.nn.Module) -> list[int]:
-    """The sides of the network's resolutions, largest first."""
-    encoder = net.get_submodule("model.enc")
-    return list(dict.fromkeys(int(name.partition("x")[0]) for name, _ in encoder.named_children()))
+    return networks.build(name, rest).train().requires_grad_(True)
 
 
 def describe(net: torch.nn.Module) -> str:
     """ "EDMPrecond, 55,733,891 parameters, images of 32x32; attention at: ..." """
     parameters = sum(p.numel() for p in net.parameters())
-    side = levels(net)[0]
-    where = networks.attention_levels(net)
+    side, where = net.img_resolution, networks.attention_levels(net)
     return f"{type(net).__name__}, {parameters:,} parameters, images of {side}x{side}; attention at: {where}"
 
 

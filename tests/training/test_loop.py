@@ -223,7 +223,7 @@ def test_format_time(seconds, text):
         ({"augment_kwargs": {"class_name": "AugmentPipe", "zoom": 1}}, "zoom"),
         ({"network_kwargs": {"class_name": 3}}, "class_name"),
         ({"dataset_kwargs": {"path": "/nowhere.zip"}}, "does not exist"),
-        ({"network_kwargs": {**tiny.NETWORK, "channel_mult": [1, 1, 1, 1]}}, "4x4; .* a multiple of 8"),
+        ({"network_kwargs": {**tiny.NETWORK, "channel_mult": [1, 1, 1, 1]}}, "4x4 .* multiples of 8"),
         ({"seed": -1}, "seed -1"),
     ],
 )
