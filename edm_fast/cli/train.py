@@ -61,7 +61,6 @@ def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[d
         "cache": cache,
     }
     dataset = ImageFolderDataset(**{key: value for key, value in kwargs.items() if key != "class_name"})
-    distributed.print0(dataset.survey(halvings=2))
     if cond and not dataset.has_labels:
         raise UserError(f"--cond=1 needs labels; {data} has none (expected a dataset.json with labels)")
     return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset
@@ -209,17 +208,12 @@ def length_line(settings: dict[str, Any], duration: float) -> str:
     return f"{line} ({'; '.join(notes)})" if notes else line
 
 
-def print_summary(
-    settings: dict[str, Any], dataset: ImageFolderDataset, run_dir: str, duration: float, minutes: float
-) -> None:
+def print_summary(settings: dict[str, Any], found: str, run_dir: str, duration: float, minutes: float) -> None:
     """What the run will do, for people; everything else is in training_options.json."""
-    colours = {1: "gray", 3: "RGB"}.get(dataset.num_channels, f"{dataset.num_channels} channels")
-    size = f"{len(dataset):,} images of {dataset.resolution}x{dataset.resolution}, {colours}"
-    labels = f"labels of length {dataset.label_dim}" if dataset.label_dim else "no labels"
     states = f"a training state every {settings['state_dump_ticks']} ticks"
     states += f" and every {minutes:g} minutes" if minutes else ""
     print(f"Run folder: {run_dir} ({distributed.world_size()} process(es); settings: training_options.json)")
-    print(f"Data: {settings['dataset_kwargs']['path']}: {size}, {labels}")
+    print(f"Data: {settings['dataset_kwargs']['path']}: {found}")
     print(f"Length: {length_line(settings, duration)}")
     print(f"Ticks: every {settings['kimg_per_tick']} kimg; a snapshot every {settings['snapshot_ticks']}, {states}")
     print(flush=True)
@@ -237,10 +231,8 @@ def prepare_auto(run_dir: str) -> dict[str, Any]:
     return {"resume_state_dump": str(path), "seed": seed}
 
 
-def launch(
-    settings: dict[str, Any], dataset: ImageFolderDataset, run_dir: str, opts: dict[str, Any], device: torch.device
-) -> None:
-    """Make the run folder, find the dump to go on from, and train."""
+def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, Any], device: torch.device) -> None:
+    """Make the run folder, find the dump to go on from, and train; found: the line about the data set."""
     auto, main = opts["resume"] == "auto", distributed.rank() == 0
     if not auto:
         check_free(run_dir, settings.get("resume_state_dump"))
@@ -254,7 +246,7 @@ def launch(
                     json.dump({**settings, "run_dir": run_dir}, file, indent=2)
             except OSError as error:
                 raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-            print_summary(settings, dataset, run_dir, opts["duration"], opts["dump_minutes"])
+            print_summary(settings, found, run_dir, opts["duration"], opts["dump_minutes"])
         distributed.barrier()
         training_loop(run_dir=run_dir, device=device, **settings)
 
@@ -327,6 +319,8 @@ def command(**opts: Any) -> None:
     device = resolve_device(opts["device"])
     distributed.init(device)
     settings, dataset = training_settings(opts)
+    # one rank reads all headers; if that ends in an error, torchrun ends the others
+    found = distributed.broadcast_object(dataset.survey(halvings=2) if distributed.rank() == 0 else "")
     deal_batch(settings["batch_size"], settings["batch_gpu"])
     network = describe_network(settings["network_kwargs"], dataset)
     run_dir = pick_run_dir(opts["outdir"], run_name(opts, dataset), opts["nosubdir"], opts["resume"] == "auto")
@@ -336,11 +330,11 @@ def command(**opts: Any) -> None:
             print("Settings:")
             print(json.dumps({**settings, "run_dir": run_dir}, indent=2))
             print(f"Network: {network}")
-            print_summary(settings, dataset, run_dir, opts["duration"], opts["dump_minutes"])
+            print_summary(settings, found, run_dir, opts["duration"], opts["dump_minutes"])
             print("Dry run; stopping.")
     else:
         try:
-            launch(settings, dataset, run_dir, opts, device)
+            launch(settings, found, run_dir, opts, device)
         except (Stopped, Interrupted):  # on all ranks
             distributed.shutdown()
             raise
