@@ -232,7 +232,7 @@ def prepare_auto(run_dir: str) -> dict[str, Any]:
 
 
 def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, Any], device: torch.device) -> None:
-    """Make the run folder, find the dump to go on from, and train."""
+    """Make the run folder, find the dump to go on from, and train; found: the line about the data set."""
     auto, main = opts["resume"] == "auto", distributed.rank() == 0
     if not auto:
         check_free(run_dir, settings.get("resume_state_dump"))
@@ -320,7 +320,9 @@ def command(**opts: Any) -> None:
     distributed.init(device)
     settings, dataset = training_settings(opts)
     deal_batch(settings["batch_size"], settings["batch_gpu"])
-    found = dataset.survey(halvings=len(settings["network_kwargs"]["channel_mult"]) - 1)
+    halvings = len(settings["network_kwargs"]["channel_mult"]) - 1
+    # one rank reads all headers; if that ends in an error, torchrun ends the others
+    found = distributed.broadcast_object(dataset.survey(halvings) if distributed.rank() == 0 else "")
     network = describe_network(settings["network_kwargs"], dataset)
     run_dir = pick_run_dir(opts["outdir"], run_name(opts, dataset), opts["nosubdir"], opts["resume"] == "auto")
     run_dir = distributed.broadcast_object(run_dir)

@@ -126,7 +126,9 @@ class FolderSource(Listing):
                     yield from self._files(f"{folder}{entry.name}/", (*above, here))
                 else:
                     good = os.path.isfile(entry) if linked else entry.is_file()
-                    yield folder + entry.name, "" if good else "broken link or special file"
+                    # a picture whose link leads nowhere is missing, which is said when it is read
+                    missing = linked and not os.path.exists(entry) and pictures.is_picture_name(entry.name)
+                    yield folder + entry.name, "" if good or missing else "broken link or special file"
 
     def _open(self, name: str) -> IO[bytes]:
         return open(os.path.join(self.path, name), "rb")

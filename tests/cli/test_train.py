@@ -59,6 +59,7 @@ def test_run_folder_holds_everything(tmp_path, data):
         "training-state-000001.pt",
         "training_options.json",
     ]
+    assert ": 12 images of 4x4 gray; labels: dataset.json, 3 classes\n" in result.stdout
     assert (out / name / "log.txt").read_text() == result.stdout
     options = json.loads((out / name / "training_options.json").read_text())
     assert options["run_dir"] == str(out / name) and options["seed"] == 1 and options["total_kimg"] == 1

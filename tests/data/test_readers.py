@@ -243,7 +243,7 @@ def test_grids_are_left_out(tmp_path):
 def test_links_are_followed_without_going_in_circles(tmp_path):
     make_folder(tmp_path / "real", GOOD)
     folder = make_folder(tmp_path / "f", {"ant/0.png": GOOD["0.png"]})
-    for name, target in [("cat", "../real"), ("dog", "../real"), ("up", "."), ("x.png", "none"), ("y", "y")]:
+    for name, target in [("cat", "../real"), ("dog", "../real"), ("up", "."), ("x", "none"), ("y", "y")]:
         (folder / name).symlink_to(target)
     (folder / "ant" / "up").symlink_to("..")
     os.mkfifo(folder / "pipe.png")
@@ -251,6 +251,9 @@ def test_links_are_followed_without_going_in_circles(tmp_path):
         assert "7 images of 8x8 RGB; " in said, (reader, said)
         assert said.endswith("left out: 3 broken link or special file, 2 link to a folder above it"), (reader, said)
     assert [label for _, label in _sources.open_source(folder)[1]] == [0, 1, 1, 1, 2, 2, 2]
+    (folder / "ant" / "x.png").symlink_to("none")  # an image that is missing
+    for reader, said in readers.read(folder, tmp_path / "p.zip").items():
+        assert "x.png" in said and "No such file" in said, (reader, said)
 
 
 TABLE = {"labels": [[name, i] for i, name in enumerate(GOOD)]}
