@@ -93,6 +93,8 @@ class _Precond(torch.nn.Module):
         **model_kwargs: Any,
     ) -> torch.Tensor:
         x = x.to(torch.float32)
+        if isinstance(sigma, (int, float)):  # as_tensor would make torch.compile compile anew for each level
+            sigma = sigma * torch.ones(1, device=x.device)
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
         half = self.use_fp16 and not force_fp32 and x.is_cuda
         dtype = torch.float16 if half else torch.float32
