@@ -155,6 +155,11 @@ class Op:
         self.like = like
         self.candidates = candidates
         self.__doc__ = reference.__doc__
+        # of each request by name: why no other backend was tried
+        self._others = {
+            request: {name: f"{request!r} was asked for by name" for name in candidates if name != request}
+            for request in NAMES
+        }
         self._calls: dict[str, int] = {}
         self._reasons: dict[str, dict[str, str]] = {}
         _ops[name] = self
@@ -163,7 +168,7 @@ class Op:
         """The backend this call would run on. Raises BackendError if an explicit request cannot be honoured."""
         request = _requested.get(self.name, _requested[None])
         if request == "reference":
-            return Choice(self.name, "reference", self._others(request))
+            return Choice(self.name, "reference", self._others[request])
         _checked(request, ENVIRONMENT)
         if request != "auto":
             reason = self._reason(request, args, kwargs)
@@ -172,7 +177,7 @@ class Op:
                     f"{self.name}: backend {request!r} was requested, but {reason}; "
                     "expected 'auto' (no EDM_FAST_BACKEND) or 'reference' for this op"
                 )
-            return Choice(self.name, request, self._others(request))
+            return Choice(self.name, request, self._others[request])
         reasons: dict[str, str] = {}
         for name, candidate in self.candidates.items():
             reason = self._reason(name, args, kwargs)
@@ -182,10 +187,6 @@ class Op:
                 return Choice(self.name, name, reasons)
             reasons[name] = reason
         return Choice(self.name, "reference", reasons)
-
-    def _others(self, request: str) -> dict[str, str]:
-        """Why no other backend was tried."""
-        return {name: f"{request!r} was asked for by name" for name in self.candidates if name != request}
 
     def _reason(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         candidate = self.candidates.get(name)

@@ -23,9 +23,9 @@ from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
 
 
-def _plus(y: torch.Tensor, term: torch.Tensor) -> torch.Tensor:
-    """y + term in the dtype and, unless torch.func or forward mode forbid it, the memory of y."""
-    return (y + term).to(y.dtype) if transformed() else y.add_(term)
+def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
+    """y + term in the dtype of y."""
+    return y.add_(term) if in_place else (y + term).to(y.dtype)
 
 
 def reference(
@@ -39,12 +39,13 @@ def reference(
 ) -> torch.Tensor:
     """Convolve x (N, C, H, W) with weight (O, C, k, k); `padding` defaults to k // 2 (same size for odd k)."""
     y = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2 if padding is None else padding)
+    in_place = not transformed()  # torch.func and forward mode forbid it
     if bias is not None:
-        y = _plus(y, bias.to(x.dtype).reshape(1, -1, 1, 1))
+        y = _plus(y, bias.to(x.dtype).reshape(1, -1, 1, 1), in_place)
     if emb is not None:
-        y = _plus(y, emb[:, :, None, None])
+        y = _plus(y, emb[:, :, None, None], in_place)
     if residual is not None:
-        y = _plus(y, residual)
+        y = _plus(y, residual, in_place)
     return y if scale == 1.0 else y * scale
 
 

@@ -144,15 +144,17 @@ def _native_reason(base: torch.Tensor) -> str | None:
 
 def cpu_reason(
     base: torch.Tensor,
-    *args: Any,
+    x: torch.Tensor | None = None,
+    D: torch.Tensor | None = None,
+    *,
     terms: Sequence[torch.Tensor] = (),
     weights: Sequence[Scalar] = (),
     noise: torch.Tensor | None = None,
-    **coefficients: Any,
+    **coefficients: Scalar,
 ) -> str | None:
     if base.device.type != "cpu":
         return "it needs CPU tensors"
-    for number in _tensors_among(weights, {k: v for k, v in coefficients.items() if k not in ("x", "D")}):
+    for number in _tensors_among(weights, coefficients):
         each = base.ndim > 0 and number.shape == (base.shape[0], *[1] * (base.ndim - 1))
         if number.dtype != base.dtype or number.device != base.device or not (each or number.numel() == 1):
             return "a coefficient is a tensor of another dtype or device, or of more numbers than one for each image"
@@ -222,9 +224,12 @@ def cpu_forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Takes any layout, and coefficients that are tensors of one number, or of one for each image."""
     tensors: list[Any] = [base, x, D, noise, *terms]
-    if native.layout_of(*(t for t in tensors if t is not None)) is None:
+    given = _tensors_among(weights, coefficients)
+    if native.layout_of(*[t for t in tensors if t is not None]) is None:
         tensors = [t if t is None else t.contiguous() for t in tensors]
-    n = max([1, *(number.numel() for number in _tensors_among(weights, coefficients))])
+    elif not given:
+        return _fused("native", base, x, D, terms=terms, weights=weights, noise=noise, **coefficients)
+    n = max([1, *(number.numel() for number in given)])
     parts = []
     for i in range(n):
         rows = tensors if n == 1 else [t if t is None else t[i : i + 1] for t in tensors]
