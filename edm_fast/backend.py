@@ -50,25 +50,30 @@ class Choice:
     calls: int = 0
 
     def __str__(self) -> str:
-        why = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+        names: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            names.setdefault(reason, []).append(name)
+        why = "; ".join(f"{', '.join(found)}: {reason}" for reason, found in names.items())
         calls = f" ({self.calls} calls)" if self.calls else ""
-        return f"{self.op}: {self.backend}{calls}" + (f" | {why}" if why else "")
+        return f"{self.op}: {self.backend}{calls} | {why or 'the first choice'}"
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, where: str = "") -> str:
     if name not in NAMES:
-        raise UserError(f"unknown backend {name!r}; expected one of {', '.join(NAMES)}")
+        raise UserError(f"unknown backend {name!r}{where}; expected one of {', '.join(NAMES)}")
     return name
 
 
 # process-wide, as torch's own backend switches: threads of one program see the same choice. Replaced as a whole, never
 # changed in place, so that no thread finds it half written
+ENVIRONMENT = " in EDM_FAST_BACKEND"  # all others are checked when they are asked for
 _requested: dict[str | None, str] = {None: os.environ.get("EDM_FAST_BACKEND") or "auto"}
 _ops: dict[str, Op] = {}
 
 
 def requested() -> dict[str, str]:
-    """The backends asked for: of all ops under "", then of single ops by name."""
+    """The backends asked for: of all ops under "", then of single ops by name; UserError if there is no such one."""
+    _checked(_requested[None], ENVIRONMENT)
     return {name or "": backend for name, backend in _requested.items()}
 
 
@@ -99,7 +104,7 @@ class use_backend:
         _requested = self._saved
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, whose tensors hide what they carry."""
     if torch.compiler.is_compiling():
         return False
@@ -132,32 +137,47 @@ def recording(recorder: Callable[..., Any] | None) -> Iterator[None]:
 class Op:
     """A function with one definition (`reference`) and several implementations.
 
-    `check(*args)` raises UserError on bad input before anything runs; candidates get checked input only.
+    `check(*args)` raises UserError on bad input before anything runs; candidates get checked input only. `like(*args)`,
+    if given, is an empty tensor as the result would be, for inputs that hold no numbers.
     """
 
     def __init__(
-        self, name: str, reference: Callable[..., Any], check: Callable[..., None], **candidates: Candidate
+        self,
+        name: str,
+        reference: Callable[..., Any],
+        check: Callable[..., None],
+        like: Callable[..., torch.Tensor] | None = None,
+        **candidates: Candidate,
     ) -> None:
         self.name = name
         self.reference = reference
         self.check = check
+        self.like = like
         self.candidates = candidates
         self.__doc__ = reference.__doc__
+        # of each request by name: why no other backend was tried
+        self._others = {
+            request: {name: f"{request!r} was asked for by name" for name in candidates if name != request}
+            for request in NAMES
+        }
         self._calls: dict[str, int] = {}
-        self._last: dict[str, str] = {}
+        self._reasons: dict[str, dict[str, str]] = {}
         _ops[name] = self
 
     def choose(self, *args: Any, **kwargs: Any) -> Choice:
         """The backend this call would run on. Raises BackendError if an explicit request cannot be honoured."""
         request = _requested.get(self.name, _requested[None])
         if request == "reference":
-            return Choice(self.name, "reference", {})
-        _checked(request)
+            return Choice(self.name, "reference", self._others[request])
+        _checked(request, ENVIRONMENT)
         if request != "auto":
             reason = self._reason(request, args, kwargs)
             if reason is not None:
-                raise BackendError(f"{self.name}: backend {request!r} was requested, but {reason}")
-            return Choice(self.name, request, {})
+                raise BackendError(
+                    f"{self.name}: backend {request!r} was requested, but {reason}; "
+                    "expected 'auto' (no EDM_FAST_BACKEND) or 'reference' for this op"
+                )
+            return Choice(self.name, request, self._others[request])
         reasons: dict[str, str] = {}
         for name, candidate in self.candidates.items():
             reason = self._reason(name, args, kwargs)
@@ -175,7 +195,7 @@ class Op:
         if not candidate.differentiable and torch.is_grad_enabled():
             if any(t.requires_grad for t in _tensors((*args, *kwargs.values()))):
                 return "it has no backward and a gradient is needed"
-        if _transformed():
+        if transformed():
             return "torch.func and forward-mode derivatives need the plain formula"
         return candidate.reason(*args, **kwargs)
 
@@ -185,15 +205,19 @@ class Op:
             return recorder(self, *args, **kwargs)
         choice = self.choose(*args, **kwargs)
         if not torch.compiler.is_compiling():
-            self._calls[choice.backend] = self._calls.get(choice.backend, 0) + 1
-            self._last = choice.reasons
+            self.note(choice.backend, choice.reasons)
         if choice.backend == "reference":
             return self.reference(*args, **kwargs)
         return self.candidates[choice.backend].forward(*args, **kwargs)
 
+    def note(self, backend: str, reasons: dict[str, str], calls: int = 1) -> None:
+        """Remember, for `explain`, that the op ran on this backend and why on no other."""
+        self._calls[backend] = self._calls.get(backend, 0) + calls
+        self._reasons[backend] = reasons
+
     def explain(self) -> list[Choice]:
-        """One Choice per backend that has run since the last reset, with the reasons of the latest call."""
-        return [Choice(self.name, name, self._last, calls) for name, calls in list(self._calls.items())]
+        """One Choice per backend that has run since the last reset, with the reasons of its latest call."""
+        return [Choice(self.name, name, self._reasons[name], calls) for name, calls in list(self._calls.items())]
 
     def reset(self) -> None:
         self._calls.clear()

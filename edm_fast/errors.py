@@ -15,8 +15,9 @@ class UserOSError(UserError, OSError):
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks, or its kind if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The text of an error without line breaks, or its kind if it has none; of the system's errors what went wrong."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def count(number: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch  # first: the compiled part looks for torch's thread pool when it needs one
 
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, one_line
 
 ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 DTYPES = {torch.float32: 0, torch.float64: 1}  # codes of csrc/common.h
@@ -21,13 +21,18 @@ CUDA_DTYPES = {**DTYPES, torch.float16: 2, torch.bfloat16: 3}
 
 lib: Any = None
 _failure = ""
+_isa = MAX_TERMS = 0
 try:
-    from edm_fast import _C as lib  # type: ignore[no-redef,attr-defined]
-except ImportError as error:
-    _failure = f"the compiled part is not there ({error}); it needs a C++17 compiler and pybind11 at install time"
+    from edm_fast import _C
 
-_isa: int = lib.BEST_ISA if lib is not None else 0
-MAX_TERMS: int = lib.MAX_TERMS if lib is not None else 0
+    _isa, MAX_TERMS = _C.BEST_ISA, _C.MAX_TERMS
+    lib = _C
+except ImportError as error:
+    _why = f"the compiled part is not there ({one_line(error)})"
+    _failure = f"{_why}; it needs a C++17 compiler and pybind11 at install time"
+except Exception as error:  # whatever a broken or foreign file raises
+    _why = f"the compiled part does not load ({type(error).__name__}: {one_line(error)})"
+    _failure = f"{_why}; expected a new installation"
 
 
 def cpu_reason() -> str | None:
@@ -35,14 +40,9 @@ def cpu_reason() -> str | None:
     return _failure or None
 
 
-@functools.cache
 def cuda_reason() -> str | None:
-    """None if CUDA functions can be called, otherwise why not."""
-    if lib is None:
-        return _failure
-    if lib.CUDA_STATUS:
-        return lib.CUDA_STATUS
-    return None if torch.cuda.is_available() else "no CUDA device"
+    """None if CUDA functions can be called on the tensors of a CUDA device, otherwise why not."""
+    return _failure if lib is None else lib.CUDA_STATUS or None
 
 
 def isa() -> str:

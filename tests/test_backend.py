@@ -6,8 +6,9 @@ import threading
 import pytest
 import torch
 
-from edm_fast import UserError, backend, explain, ops, use_backend
+from edm_fast import UserError, backend, explain, native, ops, use_backend
 from edm_fast.backend import BackendError, Candidate, Op
+from edm_fast.cases import SMALL
 
 
 def twice(x):
@@ -77,16 +78,32 @@ def test_unknown_names_are_refused(op):
         use_backend("cpu", "conv3d")
 
 
-def test_environment_names_the_backend(op, monkeypatch):
-    monkeypatch.setitem(backend._requested, None, "nonsense")
-    with pytest.raises(UserError, match="unknown backend 'nonsense'"):
-        op(torch.ones(2))
+@pytest.mark.parametrize("name", ["nonsense", "CPU", " "])
+def test_environment_names_the_backend(op, monkeypatch, name):
+    monkeypatch.setitem(backend._requested, None, name)
+    for question in (lambda: op(torch.ones(2)), backend.requested):
+        with pytest.raises(UserError, match=f"unknown backend '{name}' in EDM_FAST_BACKEND; expected one of auto"):
+            question()
 
 
 def test_bad_input_is_refused_before_anything_runs(op):
     with pytest.raises(UserError, match="vector"):
         op(torch.ones(2, 2))
     assert op.explain() == []
+
+
+def test_explain_gives_each_backend_reasons_of_its_own(op):
+    explain(reset=True)
+    op(torch.ones(5))
+    op(torch.ones(2))
+    with use_backend("reference"):
+        op(torch.ones(2))
+    slow, fast = op.explain()
+    assert slow.backend == "reference" and slow.calls == 2 and fast.backend == "cpu"
+    assert str(slow) == "twice: reference (2 calls) | cuda, cpu: 'reference' was asked for by name"
+    assert str(fast) == "twice: cpu (1 calls) | cuda: it needs CUDA tensors"
+    with use_backend("cpu"), pytest.raises(BackendError, match="expected 'auto' .no EDM_FAST_BACKEND. or 'reference'"):
+        op(torch.ones(5))
 
 
 def test_explain_reports_and_resets(op):
@@ -175,3 +192,30 @@ def test_forward_mode_derivatives_are_not_lost():
         assert torch.autograd.forward_ad.unpack_dual(y).tangent.eq(2).all()
         with use_backend("cpu"), pytest.raises(BackendError):
             ops.upfirdn(dual, f, down=2)
+
+
+def gradients(op, name, order):
+    """Of inputs x and a cotangent v: what a fused call's backward makes of a v that carries something."""
+    found = backend.ops()[op]
+    args, kwargs = SMALL[op].inputs(torch.float32)
+    x = args[0].requires_grad_()
+    with use_backend(name):
+        y = found(x, *args[1:], **kwargs)
+    v = torch.randn(2, *y.shape, generator=torch.Generator().manual_seed(1))
+    if order == "one by one":  # the backward is linear in v: its tangent is the gradient of the tangent
+        return torch.stack([torch.autograd.grad(y, x, row, retain_graph=True)[0] for row in v])
+    if order == "batched":
+        return torch.autograd.grad(y, x, v, is_grads_batched=True)[0]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(v[0], v[1])
+        (gradient,) = torch.autograd.grad(y, x, dual, create_graph=order == "to differentiate")
+        return torch.stack(torch.autograd.forward_ad.unpack_dual(gradient)).detach()
+
+
+@pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+@pytest.mark.parametrize("order", ["tangents", "to differentiate", "batched"])
+@pytest.mark.parametrize("op", ["upfirdn", "group_norm_silu", "attention", "conv2d"])
+def test_the_backward_of_fused_ops_keeps_what_cotangents_carry(op, order):
+    """The call itself ran on its kernel, before forward mode or vmap was at work."""
+    got, want = gradients(op, "cpu", order), gradients(op, "reference", "one by one")
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

@@ -179,3 +179,25 @@ def test_ops_work_without_the_compiled_part(monkeypatch):
     assert upfirdn(x, f, down=2).shape == (1, 2, 2, 2)
     with pytest.raises(UserError, match="the best here is none"), native.use_isa("portable"):
         pass
+
+
+@pytest.mark.parametrize(
+    "fault", ["raise OSError('undefined symbol')", "raise ImportError('x')", "1 / 0", "BEST_ISA = 0"]
+)
+def test_a_broken_compiled_part_is_a_reason(fault, tmp_path):
+    """Also one of another version, which lacks what is asked for."""
+    program = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'edm_fast._C':\n"
+        "            import importlib.util; return importlib.util.spec_from_file_location(name, sys.argv[1])\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from edm_fast import native, ops; import torch\n"
+        "assert native.lib is None; print(native.cpu_reason())\n"
+        "print(ops.upfirdn(torch.ones(1, 1, 4, 4), torch.ones(2, 2) / 4, down=2).sum().item())\n"
+    )
+    (tmp_path / "broken.py").write_text(fault)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "broken.py")], capture_output=True, text=True)
+    reason, result = done.stdout.splitlines()
+    assert reason.startswith("the compiled part ") and result == "4.0", done.stderr

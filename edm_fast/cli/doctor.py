@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -14,13 +16,19 @@ import click
 import torch
 
 from edm_fast import backend, native
-from edm_fast.cases import SMALL
+from edm_fast.cases import cases, laid_out
+from edm_fast.errors import UserError, one_line
 from edm_fast.evaluation.verify import small_calls, verify_ops
+from edm_fast.networks import ARCHITECTURES, build
 
 PACKAGES = (
     *("torch", "numpy", "scipy", "pillow", "safetensors", "click", "tqdm"),
     *("triton", "lmdb", "tensorboard", "matplotlib", "pytest-benchmark"),
 )
+NETWORKS = [
+    *[("EDMPrecond", "ddpmpp"), ("VPPrecond", "ddpmpp"), ("VEPrecond", "ncsnpp")],
+    *[("EDMPrecond", "adm"), ("iDDPMPrecond", "adm")],
+]
 
 
 def self_test() -> list[dict[str, Any]]:
@@ -49,6 +57,11 @@ def native_part() -> dict[str, Any]:
 def triton_part() -> dict[str, Any]:
     if importlib.util.find_spec("triton") is None:
         return {"available": False, "reason": "triton is not installed (pip install 'edm-fast[gpu]')"}
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # whatever a broken installation raises
+        reason = f"triton does not load ({type(error).__name__}: {one_line(error)})"
+        return {"available": False, "reason": reason, "version": _version("triton")}
     if not torch.cuda.is_available():
         return {"available": False, "reason": "no CUDA device", "version": _version("triton")}
     return {"available": True, "version": _version("triton")}
@@ -56,7 +69,7 @@ def triton_part() -> dict[str, Any]:
 
 def cuda_part() -> dict[str, Any]:
     here = torch.cuda.is_available()
-    reason = native.cuda_reason()
+    reason = native.cuda_reason() or (None if here else "no CUDA device")
     part: dict[str, Any] = {"available": reason is None, "torch_cuda": torch.version.cuda}
     if here:
         part["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -66,25 +79,53 @@ def cuda_part() -> dict[str, Any]:
 
 
 def choices() -> dict[str, dict[str, Any]]:
-    """Per op: the backend of a small call, and why not the others."""
-    table: dict[str, dict[str, Any]] = {}
+    """Per op: on how many layers of the published networks each backend runs, and why not on the others."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, case in SMALL.items():
-        op = backend.ops()[name]
-        args, kwargs = case.inputs(torch.float32, device)
-        try:
-            choice = op.choose(*args, **kwargs)
-            missing = set(backend.NAMES) - {"auto", "reference", *op.candidates}
-            reasons = {**choice.reasons, **dict.fromkeys(sorted(missing), "this op has no such implementation")}
-            table[name] = {"backend": choice.backend, "device": device, "reasons": reasons}
-        except backend.UserError as error:
-            table[name] = {"backend": None, "device": device, "reasons": {"requested": str(error)}}
+
+    def empty(*shape: int, layout: str = "contiguous", scale: float = 1.0) -> torch.Tensor:
+        return laid_out(torch.empty(shape, device=device), layout)
+
+    table: dict[str, dict[str, Any]] = {}
+    for name, op in backend.ops().items():
+        layers: collections.Counter[str] = collections.Counter()
+        reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for case in cases(name, real=True):
+            args, kwargs = case.build(empty)
+            try:
+                choice = op.choose(*args, **kwargs)
+            except UserError as error:
+                reasons["requested"][str(error)] += 1
+                continue
+            layers[choice.backend] += 1
+            for other, why in choice.reasons.items():
+                reasons[other][why] += 1
+        for other in sorted({*backend.NAMES} - {"auto", "reference", *op.candidates}):
+            reasons[other]["this op has no such implementation"] = len(cases(name, real=True))
+        best = layers.most_common(1)[0][0] if layers else None
+        table[name] = {"backend": best, "device": device, "layers": dict(layers)}
+        table[name]["reasons"] = {other: dict(found) for other, found in reasons.items()}
     return table
 
 
+def families() -> dict[str, str | None]:
+    """For a tiny network of each kind, why the backend that was asked for cannot run it, or None."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+    found: dict[str, str | None] = {}
+    for class_name, arch in NETWORKS:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            kwargs = {**ARCHITECTURES[arch], **size, "img_resolution": 8, "img_channels": 3}
+            net = build(class_name, kwargs).eval().to(device)
+            try:
+                y = net(torch.ones(2, 3, 8, 8, device=device), net.round_sigma(torch.tensor([0.5, 2.0], device=device)))
+                found[f"{class_name} {arch}"] = None if y.isfinite().all() else "its images are not finite"
+            except UserError as error:
+                found[f"{class_name} {arch}"] = str(error)
+    return found
+
+
 def report() -> dict[str, Any]:
-    tests = self_test()
-    table = choices()
+    tests, table, networks = self_test(), choices(), families()
     return {
         "versions": {
             "edm-fast": _version("edm-fast"),
@@ -97,9 +138,28 @@ def report() -> dict[str, Any]:
         "cuda": cuda_part(),
         "triton": triton_part(),
         "ops": table,
+        "networks": networks,
         "self_test": tests,
-        "ok": all(row["ok"] for row in tests) and all(row["backend"] for row in table.values()),
+        "ok": all(row["ok"] for row in tests) and not any(networks.values()) and _all_run(table),
     }
+
+
+def _all_run(table: dict[str, dict[str, Any]]) -> bool:
+    return not any("requested" in row["reasons"] for row in table.values())
+
+
+def _op_lines(name: str, row: dict[str, Any]) -> list[str]:
+    """An op and, below it, why other backends were passed over on some or all layers of the published networks."""
+    asked = sum(row["layers"].values()) + sum(row["reasons"].get("requested", {}).values())
+    shares = sorted(row["layers"].items(), key=lambda item: -item[1])
+    ran = ", ".join(other if n == asked else f"{other} for {n} of {asked} layers" for other, n in shares)
+    lines = [f"  {name:17s} {ran or 'cannot run'} on {row['device']}"]
+    for other, found in row["reasons"].items():
+        for why, n in found.items():
+            if other == "requested" or ran:
+                some = f" for {n} of {asked}" if n < asked else ""
+                lines.append(f"  {'':17s}   " + (why if other == "requested" else f"not {other}{some}: {why}"))
+    return lines
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -118,10 +178,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"EDM_FAST_BACKEND={found['requested_backend']}")
     lines.append("ops:")
     for name, row in found["ops"].items():
-        lines.append(f"  {name:17s} {row['backend'] or 'cannot run'} on {row['device']}")
-        lines += [
-            f"  {'':17s}   {'not ' * bool(row['backend'])}{other}: {why}" for other, why in row["reasons"].items()
-        ]
+        lines += _op_lines(name, row)
+    lines.append("a tiny network of each kind:")
+    for name, reason in found["networks"].items():
+        lines.append(f"  {name:25s} {'runs' if reason is None else f'cannot run: {reason}'}")
     lines.append("self-test, largest error against float64:")
     for row in found["self_test"]:
         where = f"{row['op']:17s} {row['backend']:9s} {row['device']:4s} {row['dtype']}"

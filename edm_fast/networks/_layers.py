@@ -56,7 +56,7 @@ class Linear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.matmul(x, self.weight.to(x.dtype).mT)
         if self.bias is not None:
-            y += self.bias.to(x.dtype)
+            y = (y + self.bias.to(x.dtype)).to(y.dtype)  # not in place: torch.func forbids it
         return y
 
 

@@ -97,6 +97,8 @@ class _Precond(torch.nn.Module):
     ) -> torch.Tensor:
         _inputs.check_images(x, self.img_channels)
         x = x.to(torch.float32)
+        if isinstance(sigma, (int, float)):  # as_tensor would make torch.compile compile anew for each level
+            sigma = sigma * torch.ones(1, device=x.device)
         sigma = torch.as_tensor(sigma, device=x.device)
         _inputs.check_levels(sigma, x.shape[0])
         sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)

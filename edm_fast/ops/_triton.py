@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-import functools
+import os
 from typing import Any
 
 import torch
+
+from edm_fast.errors import one_line
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DTYPES64 = (*DTYPES, torch.float64)  # of ops without matrix products
 
 
-@functools.cache
+# read once: no call of an op should import Triton only to hear that it is not wanted
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+_failure = ""
+_old: dict[torch.device, bool] = {}
+
+
 def _kernels() -> Any:
-    """edm_fast.kernels._launch, or one phrase saying why it cannot be had."""
+    """edm_fast.kernels._launch, or one phrase saying why it cannot be had. Not in functools.cache: torch.compile would
+    warn of it."""
+    global _failure
+    if _failure:
+        return _failure
     try:
         from edm_fast.kernels import _launch  # late: a missing triton is a reason, not a crash
-    except (ImportError, AttributeError) as error:
-        return f"triton does not load ({error})"
+    except Exception as error:  # whatever a broken installation raises
+        _failure = f"triton does not load ({type(error).__name__}: {one_line(error)})"
+        return _failure
     return _launch
 
 
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _is_old(device: torch.device, least: tuple[int, int]) -> bool:
+    if device not in _old:
+        _old[device] = torch.version.hip is None and torch.cuda.get_device_capability(device) < least
+    return _old[device]
 
 
 def reason(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
@@ -36,14 +50,14 @@ def reason(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYP
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         other = next(t.dtype for t in found if t.dtype not in dtypes)
         return f"it takes {', '.join(names[:-1])} and {names[-1]}, not {other}"
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        return "it needs CUDA tensors"
     kernels = _kernels()
     if isinstance(kernels, str):
         return kernels
-    if device.type == "cpu" and kernels.INTERPRETED:
-        return None
-    if device.type != "cuda":
-        return "it needs CUDA tensors"
-    if torch.version.hip is None and _capability(device) < kernels.MIN_CAPABILITY:
+    if device.type == "cpu":
+        return None if kernels.INTERPRETED else "it needs CUDA tensors"
+    if _is_old(device, kernels.MIN_CAPABILITY):
         return "it needs a GPU of compute capability 8.0 or later"
     return None
 

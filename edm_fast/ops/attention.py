@@ -18,21 +18,26 @@ from typing import Any
 import torch
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op
+from edm_fast.backend import Candidate, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
 
 
+def _weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """w = softmax(q^T k / sqrt(C)), (N, C, Q), (N, C, K) -> (N, Q, K)."""
+    scaled = k / math.sqrt(k.shape[1])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    # autocast would take the product in half precision; it knows no meta tensors, which ask for shapes alone
+    with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
+        return torch.einsum("ncq,nck->nqk", q.to(wide), scaled.to(wide)).softmax(dim=2).to(q.dtype)
+
+
 class AttentionWeights(torch.autograd.Function):
-    """w = softmax(q^T k / sqrt(C)), (N, C, Q), (N, C, K) -> (N, Q, K), with the backward taken from the rounded w."""
+    """`_weights` with the backward taken from the rounded w."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        scaled = k / math.sqrt(k.shape[1])
-        wide = torch.promote_types(q.dtype, torch.float32)
-        # autocast would take the product in half precision; it knows no meta tensors, which ask for shapes alone
-        with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
-            w = torch.einsum("ncq,nck->nqk", q.to(wide), scaled.to(wide)).softmax(dim=2).to(q.dtype)
+        w = _weights(q, k)
         ctx.save_for_backward(q, k, w)
         return w
 
@@ -42,14 +47,16 @@ class AttentionWeights(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         w, dw = w.to(wide), dw.to(wide)
         db = w * (dw - (w * dw).sum(dim=2, keepdim=True))  # softmax backward, (N, Q, K)
-        dq = torch.einsum("nck,nqk->ncq", k.to(wide), db).to(q.dtype) / math.sqrt(k.shape[1])
-        dk = torch.einsum("ncq,nqk->nck", q.to(wide), db).to(k.dtype) / math.sqrt(k.shape[1])
+        # torch.einsum has no rule for batches of gradients (is_grads_batched)
+        dq = torch.bmm(k.to(wide), db.mT).to(q.dtype) / math.sqrt(k.shape[1])
+        dk = torch.bmm(q.to(wide), db).to(k.dtype) / math.sqrt(k.shape[1])
         return dq, dk
 
 
 def attention_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """w (N, Q, K) in the dtype of q (N, C, Q) and k (N, C, K)."""
-    return AttentionWeights.apply(q, k)
+    # an autograd function would need rules of its own for torch.func and forward mode; the plain formula has torch's
+    return _weights(q, k) if transformed() else AttentionWeights.apply(q, k)
 
 
 def reference(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
@@ -148,6 +155,9 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, da: torch.Tensor) -> Any:
+        if transformed():  # the op would lose what `da` carries
+            qkv, (heads, _) = ctx.saved_tensors[0], ctx.rest
+            return *torch.func.vjp(lambda qkv: reference(qkv, heads), qkv)[1](da), None, None
         gradients = Gradients.apply if torch.is_grad_enabled() else torch.ops.edm_fast.attention_backward
         return gradients(da, *ctx.saved_tensors, *ctx.rest), None, None
 
@@ -171,6 +181,11 @@ class Gradients(torch.autograd.Function):
             (dqkv,) = torch.autograd.grad(reference(qkv, ctx.heads), qkv, da, create_graph=True)
         found = torch.autograd.grad(dqkv, (da, qkv), ddqkv, create_graph=torch.is_grad_enabled(), allow_unused=True)
         return *found, None, None, None, None
+
+
+def like(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
+    n, channels, *size = qkv.shape
+    return torch.empty((n, channels // 3, *size), dtype=qkv.dtype, device=qkv.device)
 
 
 def _run(qkv: torch.Tensor, num_heads: int, backend: str) -> torch.Tensor:
@@ -209,6 +224,7 @@ attention = Op(
     "attention",
     reference,
     check,
+    like,
     triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower),
     cpu=Candidate(cpu_forward, cpu_reason, differentiable=True),
 )

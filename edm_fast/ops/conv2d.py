@@ -18,9 +18,14 @@ import torch.nn.functional as F
 import torch.nn.grad
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op
+from edm_fast.backend import Candidate, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
+
+
+def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
+    """y + term in the dtype of y."""
+    return y.add_(term) if in_place else (y + term).to(y.dtype)
 
 
 def reference(
@@ -34,12 +39,13 @@ def reference(
 ) -> torch.Tensor:
     """Convolve x (N, C, H, W) with weight (O, C, k, k); `padding` defaults to k // 2 (same size for odd k)."""
     y = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2 if padding is None else padding)
+    in_place = not transformed()  # torch.func and forward mode forbid it
     if bias is not None:
-        y = y.add_(bias.to(x.dtype).reshape(1, -1, 1, 1))
+        y = _plus(y, bias.to(x.dtype).reshape(1, -1, 1, 1), in_place)
     if emb is not None:
-        y = y.add_(emb[:, :, None, None])
+        y = _plus(y, emb[:, :, None, None], in_place)
     if residual is not None:
-        y = y.add_(residual)
+        y = _plus(y, residual, in_place)
     return y if scale == 1.0 else y * scale
 
 
@@ -211,7 +217,7 @@ torch.library.register_fake("edm_fast::conv2d_adjoint", _fake_adjoint, lib=_libr
 
 
 class Convolve(torch.autograd.Function):
-    """The op. Its backward is of the same backend once, and the reference's where it is to be differentiated itself."""
+    """The op. Its backward is of the same backend once, and the reference's to differentiate or transform it."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
@@ -226,7 +232,8 @@ class Convolve(torch.autograd.Function):
         rows, residual, scale, padding, backend = ctx.rest
         dy = dy if scale == 1.0 else dy * scale
         dx = dweight = drows = None
-        if torch.is_grad_enabled():
+        # the latter: is_grads_batched
+        if torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(dy):
             if ctx.needs_input_grad[0]:
                 dx = F.conv_transpose2d(dy, weight, padding=padding)
             if ctx.needs_input_grad[1]:
@@ -240,6 +247,18 @@ class Convolve(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             drows = dy.sum((2, 3)) if rows == dy.shape[0] else dy.sum((0, 2, 3))[None]
         return dx, dweight, drows, dy if residual and ctx.needs_input_grad[3] else None, None, None, None
+
+
+def like(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    emb: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int | None = None,
+) -> torch.Tensor:
+    return _fake_forward(x, weight, None, None, 1.0, weight.shape[-1] // 2 if padding is None else padding)
 
 
 def cpu_forward(
@@ -351,4 +370,4 @@ triton = Candidate(triton_forward, triton_reason, differentiable=True, slower=tr
 # F(4x4) pays for its speed with digits: up to 6 times the largest error of torch's best order of summation, and no more
 # than that of its worst
 cpu = Candidate(cpu_forward, cpu_reason, differentiable=True, slower=cpu_slower, budget=8.0)
-conv2d = Op("conv2d", reference, check, triton=triton, cpu=cpu)
+conv2d = Op("conv2d", reference, check, like, triton=triton, cpu=cpu)

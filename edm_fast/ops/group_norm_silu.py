@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op
+from edm_fast.backend import Candidate, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
 
@@ -182,6 +182,18 @@ class Normalise(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         saved = ctx.saved_tensors
         weight, bias, scale, shift = saved[2:]
+        if transformed():  # the op would lose what `dy` carries
+            groups, eps, silu, _ = ctx.rest
+            given = [t for t in saved[1:] if t is not None]
+
+            def formula(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *rows: torch.Tensor) -> torch.Tensor:
+                scale, shift = rows or (None, None)
+                return reference(x, weight, bias, groups, eps, scale, shift, silu)
+
+            with torch.enable_grad():  # or torch has no forward mode for these backward functions
+                found = torch.func.vjp(formula, *given)[1](dy)
+            found = [t.view_as(t) for t in found]  # outside, so that they keep the tangent but no graph
+            return *found, *[None] * (9 - len(found))
         gradients = Gradients.apply if torch.is_grad_enabled() else torch.ops.edm_fast.group_norm_silu_backward
         dx, dparams = gradients(dy, *saved, *ctx.rest)
         if scale is None:
@@ -221,6 +233,10 @@ class Gradients(torch.autograd.Function):
         )
         ddy, *rest = (None if t is None else next(found) for t in aliases)
         return ddy, None, *rest, *[None] * 4
+
+
+def like(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def cpu_forward(
@@ -344,6 +360,7 @@ group_norm_silu = Op(
     "group_norm_silu",
     reference,
     check,
+    like,
     triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower),
     cuda=Candidate(cuda_forward, cuda_reason),
     cpu=Candidate(cpu_forward, cpu_reason, differentiable=True),

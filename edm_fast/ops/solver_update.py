@@ -101,6 +101,10 @@ def check(
 MAX_TERMS = 8  # of csrc/solver_update.h and kernels/solver_update.py
 
 
+def _tensors_among(weights: Sequence[Scalar], coefficients: dict[str, Scalar]) -> list[torch.Tensor]:
+    return [number for number in (*weights, *coefficients.values()) if isinstance(number, torch.Tensor)]
+
+
 def _fused_reason(
     on_device: bool,
     base: torch.Tensor,
@@ -114,38 +118,57 @@ def _fused_reason(
 ) -> str | None:
     """Why a kernel does not take these arguments, whatever the device and the dtype. on_device: whether it reads
     coefficients there."""
-    numbers = [number for number in (*weights, *coefficients.values()) if isinstance(number, torch.Tensor)]
+    numbers = _tensors_among(weights, coefficients)
     if numbers and not on_device:
         return "a coefficient is a tensor"
     like = base.dtype, base.device, 1
     if any([(n.dtype, n.device, n.numel()) != like or n.ndim > base.ndim for n in numbers]):
         return "a coefficient is a tensor of another dtype or device, or of more numbers than one"
-    if len(terms) > MAX_TERMS:
-        return f"it takes {MAX_TERMS} terms, not {len(terms)}"
     tensors = [tensor for tensor in (base, x, D, noise, *terms) if tensor is not None]
     if native.layout_of(*tensors) is None:
         return "the tensors do not share one dense memory layout"
+    return _common_reason(terms)
+
+
+def _common_reason(terms: Sequence[torch.Tensor]) -> str | None:
+    if len(terms) > MAX_TERMS:
+        return f"it takes {MAX_TERMS} terms, not {len(terms)}"
     if torch.compiler.is_compiling():
         return "torch.compile fuses the plain formula itself"
     return None
 
 
-def _native_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
-    if base.dtype not in native.DTYPES:
-        return f"it takes float32 or float64, not {base.dtype}"
-    return _fused_reason(False, base, *args, **kwargs)
+def _native_reason(base: torch.Tensor) -> str | None:
+    return None if base.dtype in native.DTYPES else f"it takes float32 or float64, not {base.dtype}"
 
 
-def cpu_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+def cpu_reason(
+    base: torch.Tensor,
+    x: torch.Tensor | None = None,
+    D: torch.Tensor | None = None,
+    *,
+    terms: Sequence[torch.Tensor] = (),
+    weights: Sequence[Scalar] = (),
+    noise: torch.Tensor | None = None,
+    **coefficients: Scalar,
+) -> str | None:
     if base.device.type != "cpu":
         return "it needs CPU tensors"
-    return native.cpu_reason() or _native_reason(base, *args, **kwargs)
+    for number in _tensors_among(weights, coefficients):
+        each = base.ndim > 0 and number.shape == (base.shape[0], *[1] * (base.ndim - 1))
+        if number.dtype != base.dtype or number.device != base.device or not (each or number.numel() == 1):
+            return "a coefficient is a tensor of another dtype or device, or of more numbers than one for each image"
+    return native.cpu_reason() or _native_reason(base) or _common_reason(terms)
+
+
+def cpu_slower(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+    return _fused_reason(False, base, *args, **kwargs)
 
 
 def cuda_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
     if base.device.type != "cuda":
         return "it needs CUDA tensors"
-    return native.cuda_reason() or _native_reason(base, *args, **kwargs)
+    return native.cuda_reason() or _native_reason(base) or _fused_reason(False, base, *args, **kwargs)
 
 
 def triton_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
@@ -189,6 +212,39 @@ def _fused(
     return y, d
 
 
+def cpu_forward(
+    base: torch.Tensor,
+    x: torch.Tensor | None = None,
+    D: torch.Tensor | None = None,
+    *,
+    terms: Sequence[torch.Tensor] = (),
+    weights: Sequence[Scalar] = (),
+    noise: torch.Tensor | None = None,
+    **coefficients: Scalar,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Takes any layout, and coefficients that are tensors of one number, or of one for each image."""
+    tensors: list[Any] = [base, x, D, noise, *terms]
+    given = _tensors_among(weights, coefficients)
+    if native.layout_of(*[t for t in tensors if t is not None]) is None:
+        tensors = [t if t is None else t.contiguous() for t in tensors]
+    elif not given:
+        return _fused("native", base, x, D, terms=terms, weights=weights, noise=noise, **coefficients)
+    n = max([1, *(number.numel() for number in given)])
+    parts = []
+    for i in range(n):
+        rows = tensors if n == 1 else [t if t is None else t[i : i + 1] for t in tensors]
+        numbers: dict[str, Any] = {name: _number(value, i) for name, value in coefficients.items()}
+        numbers |= {"terms": rows[4:], "weights": [_number(weight, i) for weight in weights], "noise": rows[3]}
+        parts.append(_fused("native", *rows[:3], **numbers))
+    if n == 1:
+        return parts[0]
+    return torch.cat([y for y, _ in parts]), None if D is None else torch.cat([d for _, d in parts if d is not None])
+
+
+def _number(value: Scalar, image: int) -> float:
+    return value.reshape(-1)[min(image, value.numel() - 1)].item() if isinstance(value, torch.Tensor) else value
+
+
 native_forward = functools.partial(_fused, "native")
 triton_forward = functools.partial(_fused, "triton")
 solver_update = Op(
@@ -197,5 +253,5 @@ solver_update = Op(
     check,
     cuda=Candidate(native_forward, cuda_reason),
     triton=Candidate(triton_forward, triton_reason, slower=triton_slower),
-    cpu=Candidate(native_forward, cpu_reason),
+    cpu=Candidate(cpu_forward, cpu_reason, slower=cpu_slower),
 )

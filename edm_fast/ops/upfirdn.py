@@ -18,19 +18,15 @@ import torch
 import torch.nn.functional as F
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op
+from edm_fast.backend import Candidate, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
 
 
 def reference(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
     """Resample x (N, C, H, W) by the filter f (K, K): `up` times larger, or `down` times smaller (one of them is 1)."""
-    channels = x.shape[1]
-    f = f.to(x.dtype)[None, None]
-    if up > 1:
-        weight = (f * up**2).tile([channels, 1, 1, 1])  # (C, 1, K, K)
-        return F.conv_transpose2d(x, weight, groups=channels, stride=up, padding=padding)
-    return F.conv2d(x, f.tile([channels, 1, 1, 1]), groups=channels, stride=down, padding=padding)
+    size = [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
+    return _plain(x, f.to(x.dtype), up > 1, max(up, down), padding, size, float(up**2))
 
 
 def check(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> None:
@@ -49,9 +45,20 @@ def output_size(size: int, taps: int, up: int, down: int, padding: int) -> int:
     return (size - 1) * up + taps - 2 * padding if up > 1 else (size + 2 * padding - taps) // down + 1
 
 
-# The fused op is one linear map or its adjoint, with the output size given, so that each is the other's backward:
+# One linear map or its adjoint, with the output size given, so that each is the other's backward:
 #     down: y[i] = gain sum_k x[factor i - padding + k] f[k]        up: y[i] = gain sum_j x[j] f[i + padding - factor j]
-# `backend` is "native" or "triton".
+def _plain(
+    x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, size: list[int], gain: float
+) -> torch.Tensor:
+    channels, taps = x.shape[1], f.shape[0]
+    weight = (f if gain == 1 else f * gain)[None, None].tile([channels, 1, 1, 1])  # (C, 1, K, K)
+    if up:
+        rest = [wanted - ((n - 1) * factor + taps - 2 * padding) for wanted, n in zip(size, x.shape[2:])]
+        return F.conv_transpose2d(x, weight, None, factor, padding, rest, channels)
+    return F.conv2d(x, weight, None, factor, padding, 1, channels)
+
+
+# The fused op computes the same; `backend` is "native" or "triton".
 _library = torch.library.Library("edm_fast", "FRAGMENT")
 _arguments = "Tensor x, Tensor f, bool up, int factor, int padding, int[2] size, float gain, str backend"
 _library.define(f"upfirdn({_arguments}) -> Tensor")
@@ -112,7 +119,14 @@ class Resample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         (f,) = ctx.saved_tensors
+        if transformed():  # the op would lose what `dy` carries
+            return _plain(dy, f, *ctx.rest[:-1]), *[None] * 7
         return Resample.apply(dy, f, *ctx.rest), *[None] * 7
+
+
+def like(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
+    size = [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device)
 
 
 def _fused(
@@ -163,6 +177,7 @@ upfirdn = Op(
     "upfirdn",
     reference,
     check,
+    like,
     cuda=Candidate(native_forward, cuda_reason, differentiable=True),
     triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=triton_slower),
     cpu=Candidate(native_forward, cpu_reason, differentiable=True),

@@ -7,11 +7,12 @@ CUDA graph. Samplers have a whole step as one graph: see `PlannedUNet.replayer`.
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import inspect
+import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from edm_fast import backend, native
 from edm_fast.errors import UserError
 from edm_fast.networks import SongUNet, build
-from edm_fast.networks._precond import PRECONDS, _Precond
+from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
 from edm_fast.plan import _cpu, _gpu
 from edm_fast.plan._algorithms import ALLOWED
 from edm_fast.plan._trace import trace
@@ -31,7 +32,14 @@ PRECISIONS = {"cpu": tuple(ALLOWED), "cuda": tuple(_gpu.PRECISIONS)}
 Program = _cpu.Program | _gpu.Program
 MAX_PROGRAMS = 4  # kept by one network, for as many input shapes or threads
 
+DIMENSIONS = {"x": 4, "noise_labels": 1, "class_labels": 2, "augment_labels": 2}  # of a raw network's inputs
+INSIDE = {"_orig_mod": "torch.compile", "module": "a parallel or averaged model"}  # where wrappers keep the network
+
 Evaluate = Callable[..., Sequence[torch.Tensor]]  # a function of numbers and tensors that evaluates the network
+
+
+class HiddenError(UserError, AttributeError):
+    """A layer of an accelerated network was asked for; an AttributeError too, as the probes of torch expect."""
 
 
 def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packed_limit: float | None = None) -> Any:
@@ -59,7 +67,7 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     if precision not in PRECISIONS[device.type]:
         expected = ", ".join(PRECISIONS[device.type])
         raise UserError(f"precision {precision!r} does not run on {device.type}; expected one of {expected}")
-    if packed_limit is not None and not packed_limit >= 0:
+    if packed_limit is not None and not (isinstance(packed_limit, (int, float)) and packed_limit >= 0):
         raise UserError(f"packed_limit is {packed_limit!r}; expected a number of at least 0, or None")
     if device.type == "cpu" and native.cpu_reason() is not None:
         raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
@@ -81,7 +89,7 @@ def own_network(net: Any) -> _Precond:
     name = type(net).__name__
     kwargs = getattr(net, "init_kwargs", None)
     if name not in PRECONDS or not isinstance(net, torch.nn.Module) or not isinstance(kwargs, dict):
-        raise UserError(f"accelerate() got a {name}; expected a network of edm_fast or of the published classes")
+        raise UserError(f"accelerate() got an object of class {name}; expected {_expected(net)}")
     own = build(name, {key: value for key, value in kwargs.items()})
     try:
         own.load_state_dict(net.state_dict())
@@ -91,6 +99,18 @@ def own_network(net: Any) -> _Precond:
             f"accelerate() got a {name} whose weights are not those its init_kwargs describe: {fault}"
         ) from None
     return own.train(net.training).requires_grad_(False)
+
+
+def _expected(other: Any) -> str:
+    """What should have been given in place of something that is no preconditioned network."""
+    if isinstance(other, (str, os.PathLike)):
+        return "a network: edm_fast.load(path)"
+    for name, what in INSIDE.items():
+        if isinstance(other, torch.nn.Module) and isinstance(getattr(other, name, None), torch.nn.Module):
+            return f"the network inside what {what} made, net.{name}"
+    if isinstance(other, (*UNETS.values(), PlannedUNet)):
+        return f"the network around it, one of {', '.join(PRECONDS)}"
+    return "a network of edm_fast or of the published classes"
 
 
 def planner(
@@ -120,11 +140,42 @@ def _everywhere() -> Iterator[Any]:
         yield getattr(torch.nn.modules.module, name, None)
 
 
+def _untraced(method: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch.compiler.disable, without its long import of torch's compiler where nothing is compiled."""
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return method(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))
+        return disabled[0](*args, **kwargs)
+
+    return call
+
+
 class _Here(threading.local):
     """What the evaluations of this thread are part of."""
 
     program: Any = None  # that which records a graph: they become calls of it
     ran: set[Any] | None = None  # the shapes evaluated, while somebody wants to know
+
+
+def _shape_fault(tensors: dict[str, torch.Tensor]) -> str | None:
+    """Why these cannot be the inputs of one batch, or None."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            return f"{name} is of class {type(tensor).__name__}; expected a tensor"
+        if tensor.ndim != DIMENSIONS.get(name, max(tensor.ndim, 1)):
+            return f"{name} has shape {tuple(tensor.shape)}; expected {DIMENSIONS.get(name, 1)} dimensions"
+    if "x" not in tensors:
+        return "there is no x; expected images (N, C, H, W)"
+    n = len(tensors["x"])
+    for name, tensor in tensors.items():
+        if len(tensor) not in (1, n):
+            return f"{name} has {len(tensor)} rows; expected {n}, one for each image, or 1 for all of them"
+    return None
 
 
 class PlannedUNet(torch.nn.Module):
@@ -147,19 +198,23 @@ class PlannedUNet(torch.nn.Module):
         self.device = next(model.parameters()).device
         self.how = precision, cuda_graph, packed_limit, choose
         self.planner = planner(self.device, *self.how)
-        self.programs: OrderedDict[Any, list[Program]] = OrderedDict()
+        self.programs: collections.OrderedDict[Any, list[Program]] = collections.OrderedDict()
         self.sizes: dict[Any, int] = {}
-        self.seen: OrderedDict[Any, Any] = OrderedDict()  # kinds of sampling steps, and the shapes each evaluates
+        self.calls: collections.Counter[str] = collections.Counter()  # of each op in one evaluation
+        self.seen: collections.OrderedDict[Any, Any] = (
+            collections.OrderedDict()
+        )  # kinds of sampling steps, and the shapes each evaluates
         self.here = _Here()
         self.lock = threading.Lock()
         self.signature = signature(model)
         self.training = False
 
-    @torch.compiler.disable
+    @_untraced
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         inputs = self.signature.bind(*args, **kwargs).arguments
         tensors = {name: value for name, value in inputs.items() if value is not None}
-        if (fault := self.fault(tensors.values())) is not None:
+        fault = _shape_fault(tensors) or self.fault(tensors.values())
+        if fault is not None:
             raise UserError(fault)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             n = tensors["x"].shape[0]
@@ -177,6 +232,8 @@ class PlannedUNet(torch.nn.Module):
             return f"a network accelerated for {self.device} got tensors on another device"
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return "an accelerated network has no gradients; expected torch.no_grad() or the network itself"
+        if backend.transformed():
+            return "an accelerated network does not run in torch.func or forward mode; expected the network itself"
         if self.reference[0].training:
             return "the network was put in training mode after accelerate(); expected net.eval()"
         return None
@@ -196,9 +253,18 @@ class PlannedUNet(torch.nn.Module):
             self.here.ran.add(key)
         program = self.take(key)
         try:
-            return program.run(tensors)
+            result = program.run(tensors)
         finally:
             self.give_back(key, program)
+        self.note()
+        return result
+
+    def note(self) -> None:
+        """For `explain`: an evaluation's ops have run, in a plan."""
+        for name, calls in self.calls.items():
+            op = backend.ops()[name]
+            reasons = dict.fromkeys((*op.candidates, "reference"), "the network is accelerated and runs as one plan")
+            op.note(f"accelerated {self.how[0]}", reasons, calls)
 
     def replayer(self, net: Any) -> Callable[[Any, Evaluate, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
         """What a sampler hands its steps to: replay(form, function, numbers, tensors) is function(numbers, *tensors).
@@ -218,7 +284,7 @@ class PlannedUNet(torch.nn.Module):
         buffers = [(name, buffer.data_ptr()) for name, buffer in net._buffers.items() if buffer is not None]
         return functools.partial(self.replayed, (type(net), *sorted(plain.items()), *buffers))
 
-    @torch.compiler.disable
+    @_untraced
     def replayed(
         self, net: Any, form: Any, function: Evaluate, numbers: Sequence[float], tensors: Sequence[torch.Tensor | None]
     ) -> Sequence[torch.Tensor]:
@@ -236,7 +302,9 @@ class PlannedUNet(torch.nn.Module):
         try:
             # as for programs: not for inference mode alone
             with torch.no_grad(), torch.inference_mode(False):
-                return program.replayed(kind, function, numbers, tensors)
+                result = program.replayed(kind, function, numbers, tensors)
+            self.note()
+            return result
         finally:
             self.here.program = None
             self.give_back(key, program)
@@ -265,7 +333,9 @@ class PlannedUNet(torch.nn.Module):
             if self.programs.get(key):
                 return self.programs[key].pop()
         with torch.inference_mode(False):  # or the program could be used in inference mode alone
-            return self.planner(trace(self.reference[0], dict(key)))
+            graph = trace(self.reference[0], dict(key))
+            self.calls = collections.Counter(node.kind for node in graph.nodes if node.kind in backend.ops())
+            return self.planner(graph)
 
     def give_back(self, key: Any, program: Program) -> None:
         dropped = []
@@ -280,6 +350,13 @@ class PlannedUNet(torch.nn.Module):
                     del self.programs[oldest]
         for old in dropped:
             old.finish()
+
+    def __getattr__(self, name: str) -> Any:
+        """Layers are not reached through the plan: what was done to them there would be lost without a word."""
+        (model,) = self.__dict__.get("reference", [None])
+        if model is not None and any(name in found for found in (model._modules, model._parameters, model._buffers)):
+            raise HiddenError(f"an accelerated network has no {name} of its own; expected the network it was made of")
+        return super().__getattr__(name)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Module]]:
         """Those of the network, so that parameters() and buffers() find its tensors."""

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from edm_fast import backend
+from edm_fast.plan._shapes import result_of
 
 MANY = 2**30  # images: all that there are
 POSITIONAL = ("x", "noise_labels")  # how preconditioners pass them, which hooks see
@@ -86,6 +87,13 @@ class Recorder(TorchFunctionMode):
         self.real.pop(id(meta), None)
         return found
 
+    def constant(self, real: torch.Tensor) -> torch.Tensor:
+        """A meta tensor that stands for numbers known now."""
+        meta = torch.empty(real.shape, dtype=real.dtype, device="meta")
+        self.kept.append(meta)
+        self.real[id(meta)] = real
+        return meta
+
     def described(self, tree: Any) -> Any:
         if isinstance(tree, torch.Tensor):
             known = self.values.get(id(tree))
@@ -111,15 +119,18 @@ class Recorder(TorchFunctionMode):
         bound.apply_defaults()
         self.paused = True
         try:
-            result = op.reference(*args, **kwargs)
+            result = (op.like or op.reference)(*args, **kwargs)
         finally:
             self.paused = False
         return self.record(op.name, op, (), dict(bound.arguments), result)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name == "arange" and not self.paused and kwargs.get("device") == torch.device("meta"):
+            return self.constant(func(*args, **{**kwargs, "device": self.device}))
+        found = result_of(func, args, kwargs)
+        result = found if found is not None else func(*args, **kwargs)
         tensors = [result] if isinstance(result, torch.Tensor) else result
         if self.paused or not isinstance(tensors, (list, tuple)) or not tensors:
             return result

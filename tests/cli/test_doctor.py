@@ -1,6 +1,7 @@
 """edm-fast doctor: the report, its JSON, and exit code 1 when a backend computes something else."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -54,14 +55,55 @@ def test_wrong_numbers_are_found(monkeypatch, planted):
 def test_without_the_compiled_part(monkeypatch):
     monkeypatch.setattr(native, "lib", None)
     monkeypatch.setattr(native, "_failure", "the compiled part is not there (a test)")
-    native.cuda_reason.cache_clear()
-    try:
-        result = CliRunner().invoke(doctor.command)
-    finally:
-        native.cuda_reason.cache_clear()
+    result = CliRunner().invoke(doctor.command)
     assert result.exit_code == 0, result.output
     assert "compiled part: no: the compiled part is not there" in result.output
     assert "not cpu: the compiled part is not there" in result.output
+
+
+@pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+def test_layers_of_real_size_are_asked_about():
+    """A small convolution stays with torch, which is no sign that there is no native one."""
+    text = CliRunner().invoke(doctor.command).output
+    assert "conv2d            cpu for 7 of 12 layers, reference for 5 of 12 layers" in text
+    assert "not cpu for 2 of 12: torch is as fast for a 1x1 kernel" in text
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "reference"])
+def test_whole_networks_are_tried_on_the_backend_asked_for(name):
+    able = {"cpu": native.cpu_reason() is None, "cuda": False, "reference": True}
+    with backend.use_backend(name):
+        result = CliRunner().invoke(doctor.command, ["--json"])
+    networks = json.loads(result.output)["networks"]
+    assert len(networks) == 5 and result.exit_code == (0 if able[name] else 1)
+    for reason in networks.values():
+        assert reason is None if able[name] else f"backend '{name}' was requested, but" in reason, reason
+
+
+BROKEN = [
+    "RuntimeError('no driver')",
+    "AttributeError('x')",
+    "OSError('libtriton.so')",
+    "ImportError('x')",
+    "SystemError()",
+]
+
+
+@pytest.mark.parametrize("error", BROKEN)
+def test_a_broken_triton_is_a_reason(error, tmp_path):
+    """Whatever it raises, also where Triton is asked for: by the doctor, by an op, by its interpreter."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton/__init__.py").write_text(f"raise {error}")
+    program = (
+        "import torch, edm_fast; from edm_fast.cli import doctor; from edm_fast import ops, backend\n"
+        "print(doctor.triton_part()); x = torch.ones(1, 3, 4, 4)\n"
+        "choice = ops.attention.choose(x); print(choice); assert 'does not load' in choice.reasons['triton']\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count(f"triton does not load ({error.partition('(')[0]}") == 2, (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("name, code, text", [("reference", 0, "all is well"), ("nonsense", 1, "unknown backend")])

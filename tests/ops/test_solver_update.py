@@ -104,9 +104,8 @@ def test_reasons():
     for call, reason in (
         (dict(base=x.half()), "float16"),
         (dict(base=x, a=torch.tensor(0.5)), "coefficient"),
-        (dict(base=x, terms=[D], weights=[torch.tensor(1.0)]), "coefficient"),
+        (dict(base=x, terms=[D], weights=[torch.rand_like(x)]), "coefficient"),
         (dict(base=x, terms=[D] * 9, weights=[1.0] * 9), "9"),
-        (dict(base=x, terms=[D.to(memory_format=torch.channels_last)], weights=[1.0]), "layout"),
         (dict(base=x.clone().requires_grad_()), "no backward"),
     ):
         choice = solver_update.choose(**call)
@@ -115,6 +114,19 @@ def test_reasons():
         torch.testing.assert_close(y, solver_update.reference(**call)[0])
         with backend.use_backend("cpu"), pytest.raises(backend.BackendError, match=reason):
             solver_update(**call)
+
+
+@needs_native
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(), (1, 1, 1, 1), (3, 1, 1, 1)])
+def test_asked_for_by_name_it_takes_what_preconditioners_give(shape, layout):
+    """A coefficient for each image, and network outputs in another layout; on its own it leaves both to torch."""
+    x, D, F, noise = draw(4, 3, 4, 5, 6)
+    args = x, x, D
+    kwargs = {"terms": [F.to(memory_format=layout)], "weights": [torch.rand(shape, dtype=x.dtype)], "noise": noise}
+    kwargs |= {"a": torch.rand(shape, dtype=x.dtype), "t": 0.7, "c": 0.3}
+    assert solver_update.choose(*args, **kwargs).backend == "reference"
+    same_bits(op_checks.forced("solver_update", "cpu"), (args, kwargs))
 
 
 def test_differentiable():

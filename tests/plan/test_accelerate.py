@@ -5,14 +5,16 @@ import copy
 import io
 import math
 import pickle
+import warnings
 
 import native_conv as nc
 import pytest
 import torch
 from planned_networks import NETWORKS, network, on_algorithm
 from tiny_networks import tiny
+from torch.autograd import forward_ad
 
-from edm_fast import accelerate, edm_sampler
+from edm_fast import accelerate, edm_sampler, explain
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
 from edm_fast.plan import MAX_PROGRAMS, _algorithms
@@ -238,7 +240,27 @@ REFUSED = {
     "weights": (lambda net: accelerate(net).load_state_dict(net.state_dict()), "weights"),
     "float64": (lambda net: accelerate(net).double(), "float64"),
     "train()": (lambda net: accelerate(net).train(), "trained"),
+    "compiled": (lambda net: accelerate(torch.compile(net, backend="eager")), "torch.compile made, net._orig_mod"),
+    "parallel": (lambda net: accelerate(torch.nn.DataParallel(net)), "net.module"),
+    "averaged": (lambda net: accelerate(torch.optim.swa_utils.AveragedModel(net)), "net.module"),
+    "raw network": (lambda net: accelerate(net.model), "network around it"),
+    "raw plan": (lambda net: accelerate(accelerate(net).model), "network around it"),
+    "a path": (lambda net: accelerate("model.pkl"), "edm_fast.load"),
+    "limit": (lambda net: accelerate(net, packed_limit="1"), "packed_limit"),
+    "too many labels": (lambda net: rows(net, class_labels=(3, 4)), "class_labels has 3 rows; expected 2"),
+    "labels without rows": (lambda net: rows(net, class_labels=(2,)), "class_labels has shape"),
+    "too many levels": (lambda net: rows(net, noise_labels=(3,)), "noise_labels has 3 rows; expected 2"),
+    "levels in columns": (lambda net: rows(net, noise_labels=(2, 1)), "noise_labels has shape"),
+    "too many augmentations": (lambda net: rows(net, augment_labels=(3, 9)), "augment_labels has 3 rows"),
+    "a level that is a number": (lambda net: accelerate(net).model(torch.ones(1, 3, 8, 8), 0.7), "float"),
+    "one image": (lambda net: rows(net, x=(3, 8, 8)), "x has shape"),
 }
+
+
+def rows(net, **shapes):
+    """A plan, called itself, with an input of another shape than the others fit to."""
+    shapes = {"x": (2, 3, 8, 8), "noise_labels": (2,), **shapes}
+    return accelerate(net).model(**{name: torch.ones(shape) for name, shape in shapes.items()})
 
 
 def call(fast, before):
@@ -283,3 +305,85 @@ def test_results_are_fresh_tensors_also_out_of_inference_mode():
     kept = second.clone()
     fast(x + 1, sigma)
     assert torch.equal(second, kept) and torch.equal(first, kept)
+
+
+def dual(function, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x)))
+
+
+TRANSFORMS = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "forward mode": dual,
+    "vmap": lambda f, x: torch.vmap(lambda x: f(x[None]))(x),
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+    "vjp": torch.func.vjp,
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).sum())(x),
+    "linearize": torch.func.linearize,
+    "functionalize": lambda f, x: torch.func.functionalize(f)(x),
+    "double backward": lambda f, x: torch.autograd.functional.jvp(f, x, x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp-ve", "adm", "adm-iddpm"])
+def test_transforms_are_refused_in_one_line(name):
+    """A plan would lose a derivative without a word. Images and levels may carry it."""
+    net = network(name)
+    x, sigma, labels = inputs(net, 2, 0.7)
+    for precision in ("exact", "fp32", "bf16"):
+        fast = accelerate(net, precision)
+        for transform in TRANSFORMS if precision == "fp32" else ("jvp", "forward mode", "vmap"):
+            with pytest.raises(UserError, match="expected .*the network itself"):
+                TRANSFORMS[transform](lambda x, fast=fast: fast(x, sigma), x)
+    with pytest.raises(UserError, match="torch.func or forward mode"):
+        dual(lambda sigma: fast(x, sigma, labels), torch.tensor([0.7, 0.7]))
+
+
+def test_other_weights_are_refused():
+    net = tiny()
+    fast = accelerate(net)
+    zeros = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    x, sigma, _ = inputs(net, 1, 0.7)
+    with pytest.raises(AttributeError) as refused:
+        torch.func.functional_call(fast, zeros, (x, sigma))
+    assert "expected the network it was made of" in str(refused.value.__cause__)
+    assert not hasattr(fast.model, "enc") and getattr(fast.model, "map_layer0", None) is None
+    want = fast(x, sigma)
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            assert torch.equal(fast(x, sigma), want)
+
+
+def test_a_compiled_accelerated_network_runs_its_plans():
+    net = tiny(label_dim=4)
+    fast = accelerate(net)
+    graphs = []
+
+    def eager(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(fast, backend=eager)
+        for batch in (1, 2, 3):
+            x, sigma, labels = inputs(net, batch, 0.7)
+            with torch.no_grad():
+                assert torch.equal(compiled(x, sigma, labels), fast(x, sigma, labels))
+    assert 0 < len(graphs) <= 6  # what is before and after the plan, for one image, for two, for any number
+
+
+def test_explain_tells_of_plans():
+    net = tiny()
+    fast = accelerate(net)
+    explain(reset=True)
+    with torch.no_grad():
+        fast(*inputs(net, 1, 0.7))
+        fast(*inputs(net, 1, 0.7))
+    ran = {choice.op: choice for choice in explain()}
+    assert ran["conv2d"].backend == ran["attention"].backend == "accelerated fp32"
+    assert ran["attention"].calls == 2 * sum(bool(getattr(m, "num_heads", 0)) for m in net.modules())
+    assert "plan" in ran["conv2d"].reasons["cpu"] and ran["solver_update"].reasons

@@ -1,8 +1,15 @@
 """trace(): the calls of a module in order, without running it."""
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 
 from edm_fast import ops
+from edm_fast.checkpoint import demo_path
+from edm_fast.plan._shapes import result_of
 from edm_fast.plan._trace import Value, trace
 
 
@@ -80,3 +87,52 @@ def test_the_module_is_left_alone():
     trace(module, {"x": (1, 3, 4, 4), "scale": (1,)})
     for name, tensor in module.state_dict(keep_vars=True).items():
         assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
+
+
+ROWS, COLUMN, WIDE = (torch.empty(shape, device="meta") for shape in ((3, 4), (3, 1), (2, 3, 4)))
+HALF = torch.empty(3, 4, dtype=torch.float16, device="meta")
+CALLS = [
+    *[(torch.mul, (ROWS, 2)), (torch.add, (WIDE, COLUMN)), (torch.Tensor.__rpow__, (ROWS, 0.5))],
+    *[(torch.sub, (HALF, ROWS)), (torch.div, (COLUMN, HALF)), (torch.cos, (HALF,))],
+    *[(torch.cat, ((ROWS, COLUMN), 1)), (torch.cat, ([WIDE, WIDE], -3)), (torch.matmul, (ROWS, ROWS.mT))],
+]
+
+
+@pytest.mark.parametrize(("function", "args"), CALLS)
+def test_results_are_known_as_torch_knows_them(function, args):
+    got, want = result_of(function, args, {}), function(*args)
+    assert got.shape == want.shape and got.dtype == want.dtype and got.is_meta
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs"),
+    [
+        (torch.add, (ROWS, WIDE.mT), {}),
+        (torch.add, (ROWS, ROWS), {"alpha": 2}),
+        (torch.cat, ((ROWS, WIDE), 1), {}),
+        (torch.cat, ((ROWS, HALF), 1), {}),
+        (torch.matmul, (ROWS, ROWS), {}),
+        (torch.matmul, (WIDE, ROWS.mT), {}),
+        (torch.div, (ROWS.long(), 2), {}),
+        (torch.Tensor.add_, (ROWS, ROWS), {}),
+    ],
+)
+def test_what_needs_more_than_a_rule_is_left_to_torch(function, args, kwargs):
+    assert result_of(function, args, kwargs) is None
+
+
+IMPORTS = """
+import sys, torch, edm_fast
+net = edm_fast.accelerate(edm_fast.load(sys.argv[1]))
+with torch.no_grad():
+    assert net(torch.zeros(1, 1, 32, 32), torch.tensor(0.7)).isfinite().all()
+print(*[name for name in ("torch._dynamo", "torch._inductor", "sympy", "triton") if name in sys.modules])
+"""
+
+
+def test_the_first_image_waits_for_no_compiler():
+    """torch's compiler and Triton take longer to import than a plan takes to make."""
+    env = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "EDM_FAST_CACHE_DIR": os.environ["EDM_FAST_CACHE_DIR"]}
+    command = [sys.executable, "-c", IMPORTS, str(demo_path())]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
