@@ -179,7 +179,8 @@ def atomic_write(path: PathLike, mode: str = "wb", kind: str | None = None) -> I
     """
     target, permissions = _look(path, kind)
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
-    start = os.fsencode(target.name)[:200].decode(errors="ignore")  # a name of full length leaves no room for more
+    # a name of full length leaves no room for more
+    start = os.fsencode(target.name)[:200].decode(sys.getfilesystemencoding(), "ignore")
     with _naming(os.fsdecode(path)):
         target.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{start}.", suffix=".tmp")
