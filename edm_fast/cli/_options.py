@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Any
 
 import click
 
 from edm_fast.errors import UserError
-from edm_fast.files import user_path
+from edm_fast.files import link_target, user_path
 
 # far above any published use (50,000 images); a slip such as 0-99999999999 must not fill the memory
 MAX_INTS = 10_000_000
@@ -66,23 +67,28 @@ class Float(click.FloatRange):
 
 
 class UserPath(click.ParamType):
-    """A path, or an http(s) address where `url` allows one, with ~ expanded; empty text is none."""
+    """A path, or an http(s) address where `url` allows one, with ~ expanded; empty text is none.
+
+    For an `output`, a symbolic link to nothing is what it leads to, as no folder can be made under its own name.
+    """
 
     name = "path"
 
-    def __init__(self, url: bool = False) -> None:
+    def __init__(self, url: bool = False, output: bool = False) -> None:
         self.url = url
+        self.output = output
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return user_path(value, self.url)
+            path = user_path(value, self.url)
+            return path if not self.output or os.path.exists(path) else str(link_target(path))
         except UserError as error:
             self.fail(str(error), param, ctx)
 
 
 INPUT_PATH = UserPath()
 INPUT_PATH_OR_URL = UserPath(url=True)
-OUTPUT_PATH = UserPath()
+OUTPUT_PATH = UserPath(output=True)
 INT_LIST = IntList()
 POSITIVE_INT = click.IntRange(min=1)
 NON_NEGATIVE_INT = click.IntRange(min=0)

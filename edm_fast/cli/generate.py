@@ -245,7 +245,7 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
     if replaced := sum(check_output(path, "png") for path in targets):
         click.echo(f"note: {replaced} images in {outdir} will be replaced")
     if options["grid"] is not None:
-        expect_output(options["grid"], "png", *map(str, targets))
+        expect_output(options["grid"], "png", *(str(outdir / name) for name in names.values()))
     return finished
 
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from edm_fast import distributed
 from edm_fast.data.dataset import ImageFolderDataset
 from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write, utf8_name
+from edm_fast.files import atomic_write, user_path, utf8_name
 from edm_fast.sampling.seeds import deal_seeds
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 -> (N, D)
@@ -163,7 +163,7 @@ def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndar
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """`mu` (D,) and `sigma` (D, D) of an .npz file."""
     try:
-        with np.load(path, allow_pickle=False) as npz:
+        with np.load(user_path(path), allow_pickle=False) as npz:
             mu, sigma = (np.asarray(npz[key], np.float64) for key in ("mu", "sigma"))
     except FileNotFoundError:
         raise UserOSError(f"no file {path}; expected reference statistics (.npz)") from None
@@ -183,7 +183,7 @@ def load_detector(path: str | os.PathLike[str], device: torch.device | str = "cp
     It is called as module(images, return_features=True). A TorchScript archive is a program: load only one from a
     place you trust. Pickles are not loaded.
     """
-    path = Path(path)
+    path = Path(user_path(path))
     if not path.is_file():
         raise UserOSError(f"no file {path}; expected a TorchScript archive of the Inception detector")
     if not zipfile.is_zipfile(path):

@@ -72,9 +72,12 @@ def test_equal_input_gives_equal_zip_bytes_and_stored_members(tmp_path):
 
 
 def test_existing_zip_is_replaced_and_existing_empty_folder_is_filled(tmp_path, monkeypatch):
-    (tmp_path / "a.zip").write_bytes(b"old")
-    write_dataset(tmp_path / "a.zip", [(picture(), 0)])
+    for _ in range(2):
+        write_dataset(tmp_path / "a.zip", [(picture(), 0)])
     assert zipfile.is_zipfile(tmp_path / "a.zip")
+    (tmp_path / "b.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="exists and is a text file; expected a new name, or a zip archive to replace"):
+        write_dataset(tmp_path / "b.zip", [(picture(), 0)])
     (tmp_path / "d").mkdir()
     monkeypatch.chdir(tmp_path / "d")  # the current folder cannot be replaced, only filled
     write_dataset(".", [(picture(), 0)])
