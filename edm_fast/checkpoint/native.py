@@ -27,6 +27,10 @@ from edm_fast.checkpoint._source import describe_folder
 from edm_fast.errors import UserOSError
 from edm_fast.files import atomic_write, utf8_name
 
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # Windows has no such locks
+    import fcntl  # type: ignore[no-redef]
+
 FORMAT_VERSION = 1
 METADATA_KEY = "edm_fast"
 CONFIG_NAME = "config.json"
@@ -68,8 +72,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # another process may have made it in the meantime
                 os.replace(inside, target)
                 return
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            os.replace(inside / name, target / name)
+        with _alone_in(target):
+            for name in (CONFIG_NAME, WEIGHTS_NAME):
+                os.replace(inside / name, target / name)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Others that do the same wait, so that the two files of one network stay together."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _is_own_folder(path: Path) -> bool:

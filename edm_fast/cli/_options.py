@@ -81,7 +81,8 @@ class UserPath(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             path = user_path(value, self.url)
-            return path if not self.output or os.path.exists(path) else str(link_target(path))
+            to_nothing = self.output and os.path.islink(path) and not os.path.exists(path)
+            return str(link_target(path)) if to_nothing else path  # as given: a slash at its end says folder
         except UserError as error:
             self.fail(str(error), param, ctx)
 
