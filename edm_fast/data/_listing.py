@@ -124,11 +124,9 @@ class FolderSource(Listing):
                 linked = entry.is_symlink()  # os.path answers for links that lead nowhere or in a circle
                 if os.path.isdir(entry) if linked else entry.is_dir():
                     yield from self._files(f"{folder}{entry.name}/", (*above, here))
-                else:
-                    good = os.path.isfile(entry) if linked else entry.is_file()
-                    # a picture whose link leads nowhere is missing, which is said when it is read
-                    missing = linked and not os.path.exists(entry) and pictures.is_picture_name(entry.name)
-                    yield folder + entry.name, "" if good or missing else "broken link or special file"
+                else:  # a link that leads nowhere stands for a file that is missing, which is said when it is read
+                    special = os.path.exists(entry) and not os.path.isfile(entry) if linked else not entry.is_file()
+                    yield folder + entry.name, "special file" if special else ""
 
     def _open(self, name: str) -> IO[bytes]:
         return open(os.path.join(self.path, name), "rb")
