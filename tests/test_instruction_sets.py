@@ -31,11 +31,9 @@ CONVOLUTIONS = [  # n, channels, h, w, outputs, padding, bias rows, residual, sc
     (1, 150, 5, 8, 33, 0, 1, False, 1.0),
 ]
 
-needed = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
+missing = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
 pytestmark = [
-    pytest.mark.skipif(
-        bool(needed), reason=f"{' and '.join(needed)}: not installed (g++-aarch64-linux-gnu, qemu-user)"
-    ),
+    pytest.mark.skipif(bool(missing), reason=f"no {' and no '.join(missing)} (.ci/run installs them)"),
     pytest.mark.skipif(platform.machine() == "aarch64", reason="the tests of the ops run on this processor itself"),
     nc.needs_native,
 ]
