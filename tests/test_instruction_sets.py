@@ -21,7 +21,7 @@ from edm_fast import cases, native, ops, use_backend
 
 ROOT = Path(__file__).parents[1]
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-FLAGS = "-std=c++17 -O2 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -pthread".split()
+FLAGS = "-std=c++17 -O1 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -pthread".split()
 SOURCES = [*sorted((ROOT / "csrc/cpu").rglob("*.cpp")), ROOT / "tests/instruction_sets/replay.cpp"]
 HOSTS = {"portable": "portable", "neon": "avx2"}  # whose bits they are to have
 HALF = math.sqrt(0.5)
@@ -107,7 +107,9 @@ def record_convolutions(record):
             pad = 0 if algorithm in nc.UNPADDED else None if doubled else padding
             x, weight, *tail = nc.inputs(n, c, h, w, out, kernel, pad, *rest, double=doubled)
             loose = algorithm in (*nc.INTEGERS, *nc.PAIRED)  # sums over lanes enter
-            tolerance = nc.budget(algorithm, nc.seen(x, algorithm), weight, *tail) if loose else 0.0
+            # of integers few differ, by one; the budget allows for all of them
+            share = 0.0 if not loose else 0.03 if algorithm in nc.INTEGERS else 1.0
+            tolerance = share * nc.budget(algorithm, nc.seen(x, algorithm), weight, *tail)
             ignored = ("workspace", "packed") if algorithm in nc.INTEGERS else ("workspace",)
             with record.case(f"conv2d {algorithm} {kernel} {(n, c, h, w, out)}", tolerance, ignored):
                 convolve(x, weight, algorithm, *tail)

@@ -11,7 +11,7 @@ int solver_update_fwd_cpu(const SolverUpdate& s, int isa, int threads) {
     if (s.dtype != kFloat64 && s.dtype != kFloat32) return kBadType;
     const SolverUpdateKernels& kernels = kernels_of(isa).solver_update;
     const auto update = s.dtype == kFloat64 ? kernels.update_double : kernels.update_float;
-    // no part is smaller than what one thread does at once
+    // fewer elements are not worth a thread
     parallel_for(s.size, 4096, threads, [&](int64_t begin, int64_t end) { update(s, begin, end); });
     return kOk;
 }
