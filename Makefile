@@ -18,7 +18,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-NATIVE := setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # one process for each core, and one thread in each: faster than the reverse for tests this small
 PYTEST_FLAGS ?= --numprocesses=auto
 

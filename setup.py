@@ -64,7 +64,7 @@ try:
     import pybind11.setup_helpers
 
     pybind11.setup_helpers.ParallelCompile(default=JOBS).install()
-    extension = Extension("edm_fast._C", sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")), [pybind11.get_include()])
+    extension = Extension("edm_fast._C", sorted(glob("csrc/**/*.cpp", recursive=True)), [pybind11.get_include()])
     extension.extra_compile_args, extension.language, extension.optional = FLAGS, "c++", True
     hide = ["-Wl,--exclude-libs,ALL"] * (sys.platform == "linux")  # the CUDA runtime stays inside
     extension.extra_link_args, extension.depends = hide, glob("csrc/**/*.*", recursive=True)

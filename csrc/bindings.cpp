@@ -10,6 +10,7 @@
 #include "attention.h"
 #include "common.h"
 #include "conv2d.h"
+#include "cpu/simd/isas.h"
 #include "group_norm_silu.h"
 #include "solver_update.h"
 #include "upfirdn.h"
@@ -91,8 +92,8 @@ static GroupNormSilu norm_cuda(int dtype, Address x, Address y, Address stats, A
 #endif
 
 static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual, Address workspace,
-                     Address affine, Address balance, const std::vector<int64_t>& k, double scale, bool silu, bool transposed,
-                     int algorithm) {
+                     Address affine, Address balance, const std::vector<int64_t>& k, double scale, bool silu,
+                     bool transposed, int algorithm) {
     if (k.size() != 11) check("conv2d", kBadArgument);
     return {dtype, algorithm, (void*)y, (void*)x, (void*)weight, (void*)bias, (void*)residual,
             k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], scale,
@@ -119,6 +120,17 @@ static Conv2dBwd conv2d_bwd(int dtype, Address dweight, Address x, Address dy, A
     return {dtype, (void*)dweight, (void*)x, (void*)dy, (void*)workspace, k[0], k[1], k[2], k[3], k[4], k[5]};
 }
 
+static py::list isas() {
+    py::list rows;
+    for (int i = 0; i < isa_count(); ++i) {
+        const Isa& isa = isa_at(i);
+        rows.append(py::dict(py::arg("name") = isa.name, py::arg("available") = isa.available,
+                             py::arg("registers") = isa.registers, py::arg("fma") = isa.fma,
+                             py::arg("int16_dot") = isa.int16_dot, py::arg("pairs") = isa.pairs));
+    }
+    return rows;
+}
+
 // m.def of one native function: its maker's arguments, then (isa, threads) on the CPU or (device, stream) on a GPU
 template <typename S, typename... Args, typename P, typename Q>
 static void define(py::module_& m, const std::string& name, S (*make)(Args...), int (*run)(const S&, P, Q)) {
@@ -132,6 +144,7 @@ static void define(py::module_& m, const std::string& name, S (*make)(Args...), 
 PYBIND11_MODULE(_C, m) {
     using namespace edm;
     m.attr("MAX_TERMS") = int(kMaxTerms);
+    m.attr("ISAS") = isas();
     m.attr("BEST_ISA") = best_isa();
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });

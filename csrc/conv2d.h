@@ -5,13 +5,14 @@
 
 namespace edm {
 
-// How the products are taken. Winograd (Lavin & Gray 2016): tiles of 2x2, 4x4 or 4x8 outputs from 16, 36 or 60 products a
-// channel pair, where the direct sum takes 36, 144 or 288. Int16: the products are those of scaled 16-bit integers, twice
-// as many at a time where the processor has AVX512-VNNI, and exact; what is lost is the rounding to them, less than to
-// bfloat16. Up: each pixel of x stands for 2x2 of them, padded by 1; y (n, 2 h, 2 w, out) comes from four 2x2 convolutions
-// of x, in tiles of 2x2 or 4x4 outputs from 9 or 25 products. Plain: the weight lies as networks hold it, and its
-// transform is taken at each call; the bits are those of the packed weight's. Paired: the products are taken in pairs of
-// terms (csrc/cpu/_pairs.h), half as many multiplications for two thirds of the channels; sums with infinities may be NaN.
+// How the products are taken. Winograd (Lavin & Gray 2016): tiles of 2x2, 4x4 or 4x8 outputs from 16, 36 or 60 products
+// a channel pair, where the direct sum takes 36, 144 or 288. Int16: the products are those of scaled 16-bit integers,
+// twice as many at a time where the processor has AVX512-VNNI, and exact; what is lost is the rounding to them, less
+// than to bfloat16. Up: each pixel of x stands for 2x2 of them, padded by 1; y (n, 2 h, 2 w, out) comes from four 2x2
+// convolutions of x, in tiles of 2x2 or 4x4 outputs from 9 or 25 products. Plain: the weight lies as networks hold it,
+// and its transform is taken at each call; the bits are those of the packed weight's. Paired: the products are taken in
+// pairs of terms (csrc/cpu/_pairs.h), half as many multiplications for two thirds of the channels; sums with infinities
+// may be NaN.
 enum ConvAlgorithm : int {
     kDirect = 0,
     kWinograd2 = 2,
@@ -45,7 +46,7 @@ struct Conv2d {
     double scale;
     void* workspace_ptr;          // conv2d_fwd_workspace floats
     bool transposed;              // Plain: the weight is (in, out, 3, 3), to be flipped in both axes
-    const void* affine_ptr;       // Plain: as group_norm_silu_fwd_cpu leaves it; the norm of x is what is convolved. Or null
+    const void* affine_ptr;       // Plain, or null: as group_norm_silu_fwd_cpu leaves it; the norm of x is convolved
     bool silu;                    // the SiLU of the norm
     const void* balance_ptr;      // Paired with Plain: as conv2d_pack_cpu leaves it for this algorithm
 };

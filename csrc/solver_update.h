@@ -1,4 +1,5 @@
-// solver_update: d = (p x - q D)/t;  y = a base + h (sum_k weights_k terms_k + w d) + c noise, in this order, no contraction.
+// solver_update: d = (p x - q D)/t;  y = a base + h (sum_k weights_k terms_k + w d) + c noise, in this order, no
+// contraction.
 #pragma once
 
 #include "common.h"

@@ -15,17 +15,18 @@ import torch  # first: the compiled part looks for torch's thread pool when it n
 
 from edm_fast.errors import UserError, one_line
 
-ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 DTYPES = {torch.float32: 0, torch.float64: 1}  # codes of csrc/common.h
 CUDA_DTYPES = {**DTYPES, torch.float16: 2, torch.bfloat16: 3}
 
 lib: Any = None
+# the instruction sets this build has code for, whether this processor runs it or not
+ISAS: tuple[str, ...] = ("portable",)
 _failure = ""
 _isa = MAX_TERMS = 0
 try:
     from edm_fast import _C
 
-    _isa, MAX_TERMS = _C.BEST_ISA, _C.MAX_TERMS
+    _isa, MAX_TERMS, ISAS = _C.BEST_ISA, _C.MAX_TERMS, tuple(row["name"] for row in _C.ISAS)
     lib = _C
 except ImportError as error:
     _why = f"the compiled part is not there ({one_line(error)})"
@@ -50,11 +51,16 @@ def isa() -> str:
     return ISAS[_isa]
 
 
+def available(name: str) -> bool:
+    """Whether CPU functions can run on the instruction set here."""
+    return lib is not None and any(row["name"] == name and row["available"] for row in lib.ISAS)
+
+
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Run CPU functions on "portable", "avx2" or "avx512" code inside the block (process-wide)."""
+    """Run CPU functions on the code for one of ISAS inside the block (process-wide)."""
     global _isa
-    if name not in ISAS or lib is None or ISAS.index(name) > lib.BEST_ISA:
+    if not available(name):
         best = ISAS[lib.BEST_ISA] if lib is not None else "none"
         raise UserError(f"instruction set {name!r} is not available; the best here is {best}")
     saved, _isa = _isa, ISAS.index(name)

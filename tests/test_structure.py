@@ -107,7 +107,7 @@ def test_one_name_per_op():
         assert (ROOT / f"tests/ops/test_{op}.py").exists(), f"{op} has no test"
         assert (ROOT / f"benchmarks/ops/bench_{op}.py").exists(), f"{op} has no benchmark"
     shared = {"common", "bindings", "parallel", "errors", "launch"}
-    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu"} and p.name[0] != "_"]
+    files = [p for folder in ("csrc", "csrc/cpu", "csrc/cuda") for p in (ROOT / folder).glob("[!_]*.*")]
     native = {p.stem.removesuffix("_bwd") for p in files} - shared
     assert native <= set(OPS), f"native files of no op: {native - set(OPS)}"
     triton = {p.stem for p in KERNELS if not p.name.startswith("_")}

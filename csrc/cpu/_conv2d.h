@@ -1,12 +1,10 @@
-// What the convolution and its backward share: how outputs are numbered.
+// How the outputs of a convolution are numbered.
 #pragma once
 
 #include "../conv2d.h"
-#include "_pairs.h"
-#include "_scratch.h"
+#include "_layout.h"
 
 namespace edm {
-namespace {
 
 constexpr int64_t kMostTiles = 24, kMostPixels = 48;  // of a block
 
@@ -23,7 +21,9 @@ constexpr int64_t tile_rows(int algorithm) {
     return products == kWinograd2 || products == kWinograd2Up ? 2 : products == kDirect || products == kInt16 ? 1 : 4;
 }
 
-constexpr int64_t tile_columns(int algorithm) { return algorithm % kPaired == kWinograd4x8Plain ? 8 : tile_rows(algorithm); }
+constexpr int64_t tile_columns(int algorithm) {
+    return algorithm % kPaired == kWinograd4x8Plain ? 8 : tile_rows(algorithm);
+}
 
 // outputs of all images in a row, grouped in tiles of rows x columns; where x is doubled, those of one phase
 struct Cut {
@@ -64,5 +64,4 @@ constexpr Phase phase_of(int algorithm, int64_t index) {
     return doubles(algorithm) ? Phase{2, index / 2, index % 2} : Phase{};
 }
 
-}  // namespace
 }  // namespace edm

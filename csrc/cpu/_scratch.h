@@ -1,4 +1,4 @@
-// Memory of the matrix kernels: a block that each thread keeps, and rows laid out for the first-level cache.
+// Memory of the matrix kernels that each thread keeps.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,6 @@
 #include <vector>
 
 namespace edm {
-
-// floats from one row of a matrix to the next: rows a power of two apart would share few sets of the first-level cache
-constexpr int64_t row_pitch(int64_t depth) { return (depth + 15) / 16 * 16 + 16; }
 
 // A block of memory that each thread keeps: allocating megabytes at each call would cost page faults
 inline float* scratch_of(int64_t floats) {

@@ -3,14 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "_conv2d.h"
+#include "_layout.h"
+#include "_pairs.h"
 
 namespace edm {
-namespace {
-
-// panels of 32 output channels
-constexpr int64_t panels(int64_t out) { return (out + 31) / 32; }
 
 // planes of a transformed weight, of one phase: positions of the kernel, or products of a tile; -1: no such algorithm
 inline int64_t planes_of(int algorithm, int64_t kernel) {
@@ -39,8 +38,8 @@ struct Filters {
     int64_t by_in() const { return transposed ? out * taps : taps; }
 };
 
-// what a weight's size is times to be that of the tiles it meets: the geometric mean, over the products, of the ratio of the
-// norms of a row of G and one of B^T
+// what a weight's size is times to be that of the tiles it meets: the geometric mean, over the products, of the ratio
+// of the norms of a row of G and one of B^T
 constexpr float balance_of(int algorithm) {
     switch (products_of(algorithm)) {
         case kDirect: return 1;
@@ -52,16 +51,16 @@ constexpr float balance_of(int algorithm) {
     }
 }
 
-// Paired: what scales each input channel of an image, what takes that back in the weights, what scales the weights of each
-// output channel then, and what takes that back in the sums; of whole panels of outputs. See _pairs.h.
+// Paired: what scales each input channel of an image, what takes that back in the weights, what scales the weights of
+// each output channel then, and what takes that back in the sums; of whole panels of outputs. See _pairs.h.
 struct Balance {
     float *channels = nullptr, *weights = nullptr, *outputs = nullptr, *back = nullptr;
     Balance(const void* memory, int64_t in, int64_t out) {
         if (!memory) return;
         channels = static_cast<float*>(const_cast<void*>(memory)), weights = channels + in;
-        outputs = weights + in, back = outputs + 32 * panels(out);
+        outputs = weights + in, back = outputs + padded(out);
     }
-    static constexpr int64_t floats(int64_t in, int64_t out) { return 2 * (in + 32 * panels(out)); }
+    static constexpr int64_t floats(int64_t in, int64_t out) { return 2 * (in + padded(out)); }
 
     // the root mean square of filters [first, last) of inputs [begin, end)
     static float size(const Filters& f, int64_t first, int64_t last, int64_t begin, int64_t end,
@@ -88,17 +87,19 @@ struct Balance {
     }
 };
 
-// Plain weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles. Threads that
-// have kOwnTiles or more each take tiles of their own: what another core has written may be far away. Of transformed
-// images kSharedFloats, or kOwnFloats for each thread, still lie in the third-level cache when they are multiplied.
-constexpr int64_t kDepth = 256, kPlaneStep = (kDepth + parts_of(kDepth, kShortPairedChunk)) * 32 + 16, kTileGroup = 12, kOwnTiles = 48;
+// Plain weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles. Threads
+// that have kOwnTiles or more each take tiles of their own: what another core has written may be far away. Of
+// transformed images kSharedFloats, or kOwnFloats for each thread, still lie in the third-level cache when they are
+// multiplied.
+constexpr int64_t kDepth = 256, kPlaneStep = (kDepth + parts_of(kDepth, kShortPairedChunk)) * kPanel + 16;
+constexpr int64_t kTileGroup = 12, kOwnTiles = 48;
 constexpr int64_t kSharedFloats = 7 << 18, kOwnFloats = 1 << 22;
 
 // Paired: where in a row its corrections begin
 constexpr int64_t corrections_at(int64_t in) { return (in + 15) / 16 * 16; }
 
-// floats from tile to tile of a plane: paired, rows end with their corrections, and the first plane's with the factor that
-// takes back the scale of the tile
+// floats from tile to tile of a plane: paired, rows end with their corrections, and the first plane's with the factor
+// that takes back the scale of the tile
 constexpr int64_t tile_pitch(int algorithm, int64_t in) {
     if (!is_paired(algorithm)) return row_pitch(in);
     const int64_t chunk = kShortPairedChunk;
@@ -122,5 +123,21 @@ struct Chunks {
     }
 };
 
-}  // namespace
+// of one instruction set
+struct Conv2dKernels {
+    // tiles or pixels [first, last), panels [panel, last_panel) of the outputs, with a packed weight
+    void (*convolve)(const Conv2d& s, const Cut& cut, int64_t first, int64_t last, int64_t panel, int64_t last_panel,
+                     float* scratch);
+    // with a plain weight: tiles [first, last) of a chunk that begins with tile `base`, to the planes v; then one panel
+    // of their outputs
+    void (*read_tiles)(const Conv2d& s, const Cut& cut, Phase phase, int64_t base, int64_t first, int64_t last,
+                       const Chunks& chunks, float* v, float* image);
+    void (*multiply_tiles)(const Conv2d& s, const Filters& filters, const Cut& cut, Phase phase, int64_t base,
+                           int64_t first, int64_t last, const Chunks& chunks, int64_t panel, const float* v,
+                           float* scratch);
+    decltype(multiply_tiles) multiply_tiles_in_pairs;
+    void (*pack_panel)(const Conv2dPack& s, Phase phase, int64_t panel, int64_t count, int64_t out, int64_t in,
+                       const Balance& balance);
+};
+
 }  // namespace edm

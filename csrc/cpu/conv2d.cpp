@@ -1,28 +1,27 @@
 // Cuts a convolution into blocks of outputs (tiles of them for Winograd) times ranges of output channels, of which each
 // thread takes some. How the work is cut never changes a sum, so neither the number of threads nor the batch does.
-#include "_exp.h"
+#include <algorithm>
+
+#include "_kernels.h"
+#include "_layout.h"
+#include "_scratch.h"
 #include "_weights.h"
-
-#include <vector>
-
-#define EDM_BODY "_conv2d.inc"
-#include "_foreach_isa.h"
+#include "simd/isas.h"
 
 namespace edm {
 namespace {
 
-constexpr int64_t kPanel = 32;
-constexpr int64_t kMostInt16 = 4096;  // channels, see _int16.inc
+constexpr int64_t kMostInt16 = 4096;  // channels, see kernels/matmul_int16.h
 
 // floats of one plane of one panel
 int64_t plane_floats(int algorithm, int64_t in) {
-    if (is_paired(algorithm)) return portable::paired_panel(in);
-    return int16_products(algorithm) ? portable::int16_panel(in) : in * kPanel;
+    if (is_paired(algorithm)) return paired_panel(in);
+    return int16_products(algorithm) ? int16_panel(in) : in * kPanel;
 }
 
 // floats of scratch for `block` tiles or pixels
 int64_t scratch_floats(const Conv2d& s, int64_t block) {
-    const int64_t pitch = row_pitch(s.in), q = portable::int16_pitch(s.in) / 2;
+    const int64_t pitch = row_pitch(s.in), q = int16_pitch(s.in) / 2;
     if (s.algorithm == kDirect) return 16 * kPanel;
     if (s.algorithm == kPaired) return 16 * kPanel + block * (tile_pitch(s.algorithm, s.in) + 1);
     if (s.algorithm == kInt16) return block * (kPanel + 1 + q);
@@ -35,17 +34,18 @@ bool fits(const Conv2d& s, int isa) {
     return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
            planes_of(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
-           ((s.algorithm != kInt16 && s.algorithm != kPaired) || s.padding == 0) && (!doubles(s.algorithm) || s.padding == 1) &&
+           ((s.algorithm != kInt16 && s.algorithm != kPaired) || s.padding == 0) &&
+           (!doubles(s.algorithm) || s.padding == 1) &&
            (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out &&
            (!s.residual_ptr || s.residual_pitch >= s.out) && (!is_plain(s.algorithm) || s.workspace_ptr) &&
            (!s.transposed || is_plain(s.algorithm)) && (!s.affine_ptr || is_plain(s.algorithm)) &&
-           (!is_paired(s.algorithm) || !is_plain(s.algorithm) || s.balance_ptr) && isa <= best_isa();
+           (!is_paired(s.algorithm) || !is_plain(s.algorithm) || s.balance_ptr) && available(isa);
 }
 
-// Plain weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output channels at
-// a time, whose weights are transformed for it.
-template <bool Paired>
-void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int threads) {
+// Plain weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output
+// channels at a time, whose weights are transformed for it.
+void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, const Conv2dKernels& kernels, int threads) {
+    const auto multiply = is_paired(s.algorithm) ? kernels.multiply_tiles_in_pairs : kernels.multiply_tiles;
     const Chunks chunks(s, cut.total, threads);
     const Filters filters{static_cast<const float*>(s.weight_ptr), s.out, s.in, 9, s.transposed};
     const int64_t v_floats = chunks.planes * chunks.tiles * chunks.pitch;
@@ -57,9 +57,9 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
             float *v = scratch_of(v_floats + floats + image_floats), *scratch = v + v_floats, *image = scratch + floats;
             for (int64_t chunk = begin; chunk < end; ++chunk) {
                 const int64_t base = chunk * chunks.tiles, tiles = std::min(chunks.tiles, cut.total - base);
-                EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, 0, tiles, chunks, v, image));
+                kernels.read_tiles(s, cut, phase, base, 0, tiles, chunks, v, image);
                 for (int64_t panel = 0; panel < panels(s.out); ++panel)
-                    EDM_DISPATCH(isa, multiply_tiles<Paired>(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch));
+                    multiply(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch);
             }
         });
         return;
@@ -71,14 +71,14 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, int isa, int t
         const int64_t count = std::min(chunks.tiles, cut.total - base);
         parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
             float* image = scratch_of(image_floats);
-            EDM_DISPATCH(isa, read_tiles(s, cut, phase, base, begin, end, chunks, v, image));
+            kernels.read_tiles(s, cut, phase, base, begin, end, chunks, v, image);
         });
         parallel_for(panels(s.out) * parts, 1, threads, [&](int64_t begin, int64_t end) {
             float* scratch = scratch_of(floats);
             for (int64_t item = begin; item < end; ++item) {
                 const int64_t panel = item / parts, part = item % parts;
-                EDM_DISPATCH(isa, multiply_tiles<Paired>(s, filters, cut, phase, base, count * part / parts,
-                                                 count * (part + 1) / parts, chunks, panel, v, scratch));
+                multiply(s, filters, cut, phase, base, count * part / parts,
+                                                 count * (part + 1) / parts, chunks, panel, v, scratch);
             }
         });
     }
@@ -106,7 +106,7 @@ int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
     const int64_t count = planes_of(s.algorithm, s.kernel);
     const bool plain = is_plain(s.algorithm), paired = is_paired(s.algorithm);
     if (s.dtype != kFloat32) return kBadType;
-    if (isa > best_isa() || (plain && !paired) || (s.transposed && doubles(s.algorithm))) return kBadArgument;
+    if (!available(isa) || (plain && !paired) || (s.transposed && doubles(s.algorithm))) return kBadArgument;
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
     if (count < 0 || out < 1 || in < 1 || (int16_products(s.algorithm) && in > kMostInt16)) return kBadArgument;
     const int64_t before = plain ? 0 : panels(out) * plane_floats(s.algorithm, in);
@@ -116,15 +116,16 @@ int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
         parallel_for(in, 16, threads, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) balance.set_channel(filters, i, plain ? kDepth : in);
         });
-        parallel_for(panels(out) * kPanel, 16, threads, [&](int64_t begin, int64_t end) {
+        parallel_for(padded(out), 16, threads, [&](int64_t begin, int64_t end) {
             for (int64_t o = begin; o < end; ++o) balance.set_output(filters, o, s.algorithm);
         });
     }
     if (plain) return kOk;
+    const Conv2dKernels& kernels = kernels_of(isa).conv2d;
     parallel_for(panels(out) * phases(s.algorithm), 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
             const Phase phase = phase_of(s.algorithm, item / panels(out));
-            EDM_DISPATCH(isa, pack_panel(s, phase, item % panels(out), count, out, in, balance));
+            kernels.pack_panel(s, phase, item % panels(out), count, out, in, balance);
         }
     });
     return kOk;
@@ -134,10 +135,11 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     if (s.dtype != kFloat32) return kBadType;
     if (!fits(s, isa)) return kBadArgument;
     if (s.n == 0) return kOk;
+    const Conv2dKernels& kernels = kernels_of(isa).conv2d;
     const Cut cut(s);
     if (is_plain(s.algorithm)) {
-        const auto convolve = is_paired(s.algorithm) ? convolve_plain<true> : convolve_plain<false>;
-        for (int p = 0; p < phases(s.algorithm); ++p) convolve(s, cut, phase_of(s.algorithm, p), isa, threads);
+        for (int p = 0; p < phases(s.algorithm); ++p)
+            convolve_plain(s, cut, phase_of(s.algorithm, p), kernels, threads);
         return kOk;
     }
     const bool tiled = tile_rows(s.algorithm) > 1;
@@ -152,8 +154,8 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
         for (int64_t item = begin; item < end; ++item) {
             // by parts first: a thread stays with its weights
             const int64_t part = item / blocks, block = item % blocks;
-            EDM_DISPATCH(isa, convolve(s, cut, cut.total * block / blocks, cut.total * (block + 1) / blocks,
-                                       panels(s.out) * part / parts, panels(s.out) * (part + 1) / parts, scratch));
+            kernels.convolve(s, cut, cut.total * block / blocks, cut.total * (block + 1) / blocks,
+                                       panels(s.out) * part / parts, panels(s.out) * (part + 1) / parts, scratch);
         }
     });
     return kOk;

@@ -1,27 +1,13 @@
 // Three stages, a chunk of tiles at a time: transforms of x and dy, 36 products that sum over the tiles, and at the end
 // the transform back. The order of the sums depends on sizes alone.
-#include "_conv2d.h"
+#include <algorithm>
+
+#include "_conv2d_bwd.h"
+#include "_kernels.h"
+#include "simd/isas.h"
 
 namespace edm {
 namespace {
-
-constexpr int64_t kColumns = 32;                    // of a panel
-constexpr int64_t kChunkFloats = 3 * 1024 * 1024;  // of transformed images at a time
-
-struct Workspace {
-    int64_t pitch, panels, tiles;  // floats of a row of v; panels of dy's channels; tiles of a chunk
-    // (36, tiles, pitch), (36, panels, tiles, kPanel), (36, panels, in, kPanel)
-    float *v = nullptr, *m = nullptr, *u = nullptr;
-    int64_t floats;
-
-    Workspace(int64_t total, int64_t in, int64_t out, float* memory)
-        : pitch(row_pitch(in)), panels((out + kColumns - 1) / kColumns) {
-        const int64_t each = 36 * (pitch + panels * kColumns);
-        tiles = std::max<int64_t>(1, std::min(total, kChunkFloats / each));
-        if (memory) v = memory, m = v + 36 * tiles * pitch, u = m + 36 * tiles * panels * kColumns;
-        floats = each * tiles + 36 * panels * in * kColumns;
-    }
-};
 
 Conv2d image_of(const Conv2dBwd& s) {
     Conv2d image = {};
@@ -33,38 +19,34 @@ Conv2d image_of(const Conv2dBwd& s) {
 }
 
 }  // namespace
-}  // namespace edm
-#define EDM_BODY "_conv2d_bwd.inc"
-#include "_foreach_isa.h"
-
-namespace edm {
 
 int64_t conv2d_bwd_workspace(int64_t n, int64_t h, int64_t w, int64_t in, int64_t out, int64_t padding) {
     Conv2dBwd s = {};
     s.n = n, s.h = h, s.w = w, s.padding = padding;
-    return Workspace(Cut(image_of(s)).total, in, out, nullptr).floats;
+    return GradientWorkspace(Cut(image_of(s)).total, in, out, nullptr).floats;
 }
 
 int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads) {
     if (s.dtype != kFloat32) return kBadType;
     if (s.n < 1 || s.in < 1 || s.out < 1 || s.padding < 0 || s.h + 2 * s.padding < 3 || s.w + 2 * s.padding < 3 ||
-        isa > best_isa())
+        !available(isa))
         return kBadArgument;
+    const Conv2dBwdKernels& kernels = kernels_of(isa).conv2d_bwd;
     const Conv2d image = image_of(s);
     const Cut cut(image);
-    const Workspace w(cut.total, s.in, s.out, static_cast<float*>(s.workspace_ptr));
+    const GradientWorkspace w(cut.total, s.in, s.out, static_cast<float*>(s.workspace_ptr));
     for (int64_t base = 0; base < cut.total; base += w.tiles) {
         const int64_t count = std::min(w.tiles, cut.total - base);
         parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
-            EDM_DISPATCH(isa, transform_chunk(s, image, cut, base, begin, end, w));
+            kernels.transform_chunk(s, image, cut, base, begin, end, w);
         });
         parallel_for(36 * w.panels, 1, threads, [&](int64_t begin, int64_t end) {
             for (int64_t k = begin; k < end; ++k)
-                EDM_DISPATCH(isa, multiply_columns(w, s.in, k / w.panels, k % w.panels, count, base > 0));
+                kernels.multiply_columns(w, s.in, k / w.panels, k % w.panels, count, base > 0);
         });
     }
     parallel_for(w.panels * s.in, 16, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) EDM_DISPATCH(isa, write_weights(s, w, k / s.in, k % s.in));
+        for (int64_t k = begin; k < end; ++k) kernels.write_weights(s, w, k / s.in, k % s.in);
     });
     return kOk;
 }

@@ -1,5 +1,6 @@
-// parallel-for on torch's own OpenMP pool, found at run time: linking to an OpenMP library would bring a second one into
-// the process whenever torch ships its own under another name, and two spinning pools on one set of cores are slow.
+// parallel-for on torch's own OpenMP pool, found at run time: linking to an OpenMP library would bring a second one
+// into the process whenever torch ships its own under another name, and two spinning pools on one set of cores are
+// slow.
 #include "../common.h"
 
 #include <algorithm>

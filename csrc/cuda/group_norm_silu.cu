@@ -147,7 +147,8 @@ struct Tile {
         if (s.shift_ptr) b += widen(static_cast<const T*>(s.shift_ptr)[(s.shift_rows > 1 ? image * s.c : 0) + c]);
     }
 
-    __device__ __forceinline__ void replace(const GroupNormSilu& s, int r, int word, const A* mean, const A* a, const A* b) {
+    __device__ __forceinline__ void replace(const GroupNormSilu& s, int r, int word, const A* mean, const A* a,
+                                            const A* b) {
         auto x = elements_of(r, word);
 #pragma unroll
         for (int e = 0; e < P::size; ++e) {
@@ -205,7 +206,8 @@ __device__ __forceinline__ void join(const A* parts, const Slabs& p, int64_t ste
 }
 
 template <typename T, int V, bool Last, int M>
-__global__ void __launch_bounds__(kWide, sizeof(T) == 4 && M != kApply ? 3 : 2) _group_norm_silu_fwd(const GroupNormSilu s, const Slabs p) {
+__global__ void __launch_bounds__(kWide, sizeof(T) == 4 && M != kApply ? 3 : 2)
+    _group_norm_silu_fwd(const GroupNormSilu s, const Slabs p) {
     using A = typename Accumulator<T>::type;
     constexpr int W = Last ? V : 1;
     __shared__ A sums[W * kWide], mean[kMaxGroups], rstd[kMaxGroups];

@@ -1,5 +1,6 @@
 // A 16-byte vector per thread and step, every operation rounded on its own: the compiler may not contract the _rn
-// intrinsics. Arrays that do not start at a multiple of 16 bytes, and the elements after the last vector, go one by one.
+// intrinsics. Arrays that do not start at a multiple of 16 bytes, and the elements after the last vector, go one by
+// one.
 #include "../solver_update.h"
 #include "launch.h"
 

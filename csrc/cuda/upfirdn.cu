@@ -13,8 +13,8 @@ __device__ __forceinline__ int64_t take(int64_t& i, int64_t n) {
     return part;
 }
 
-// V neighbouring channels of one output (i, j). `x`: the first of these channels of the image, `step` from pixel to pixel.
-// K and F: filter size and factor known at compile time, or 0
+// V neighbouring channels of one output (i, j). `x`: the first of these channels of the image, `step` from pixel to
+// pixel. K and F: filter size and factor known at compile time, or 0
 template <typename T, int V, int K, int F, bool Up>
 __device__ __forceinline__ Vec<T, V> sample(const Upfirdn& s, const T* x, int64_t step, int64_t i, int64_t j) {
     using A = typename Accumulator<T>::type;
@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads) _upfirdn_fwd(const Upfirdn s) {
 template <typename T, int V, int K, int F, bool Up>
 void start(const Upfirdn& s, void* stream) {
     const int64_t blocks = blocks_for(s.n * s.c * s.out_h * s.out_w / V);
-    launch(s.channels_last ? _upfirdn_fwd_last<T, V, K, F, Up> : _upfirdn_fwd<T, V, K, F, Up>, blocks, kThreads, stream, s);
+    const auto kernel = s.channels_last ? _upfirdn_fwd_last<T, V, K, F, Up> : _upfirdn_fwd<T, V, K, F, Up>;
+    launch(kernel, blocks, kThreads, stream, s);
 }
 
 template <typename T, bool Up>

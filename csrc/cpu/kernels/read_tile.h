@@ -1,6 +1,16 @@
-// Reading an image in the tiles of Winograd. See _foreach_isa.h.
-#include "_size.inc"
+// Reading an image in the tiles of Winograd.
+#pragma once
 
+#include <cstdint>
+
+#include "../../conv2d.h"
+#include "../_pairs.h"
+#include "../_scratch.h"
+#include "../simd/vector.h"
+#include "size.h"
+#include "winograd.h"
+
+EDM_BEGIN
 // Where the P Q pixels of a tile lie whose first one is at (y0, x0) of image n; zeros outside of the image
 template <int P, int Q>
 static void find_pixels(const Conv2d& s, int64_t n, int64_t y0, int64_t x0, const float** pixels) {
@@ -12,10 +22,10 @@ static void find_pixels(const Conv2d& s, int64_t n, int64_t y0, int64_t x0, cons
         }
 }
 
-// The rows of B^T d B that belong to one of `Passes`, of the `left` channels from c on, to v: vectors `step` floats apart.
-// Passes are over as many rows as the registers hold.
+// The rows of B^T d B that belong to one of `Passes`, of the `left` channels from c on, to v: vectors `step` floats
+// apart. Passes are over as many rows as the registers hold.
 template <class Rows, class Columns, int Passes, int Pass, bool Scaled, bool Whole>
-static inline __attribute__((always_inline)) void read_vectors(const float* const* pixels, int64_t c, int64_t left,
+static EDM_INLINE void read_vectors(const float* const* pixels, int64_t c, int64_t left,
                                                                V scale, float* v, int64_t step) {
     constexpr int P = Rows::kPoints, Q = Columns::kPoints, rows = P / Passes;
     V d[P], u[P], line[Q], half[rows * Q];
@@ -43,8 +53,9 @@ static inline __attribute__((always_inline)) void read_vectors(const float* cons
     }
 }
 
-// B^T d B of the tile whose outputs begin at (y0, x0) of image n, all channels, to v: P Q rows, `step` floats apart. Scaled:
-// of its channels times `channels`, the tile then scaled to a size of about 1; returns the factor that takes the latter back.
+// B^T d B of the tile whose outputs begin at (y0, x0) of image n, all channels, to v: P Q rows, `step` floats apart.
+// Scaled: of its channels times `channels`, the tile then scaled to a size of about 1; returns the factor that takes
+// the latter back.
 template <class Rows, class Columns, bool Scaled = false>
 static float read_tile(const Conv2d& s, int64_t n, int64_t y0, int64_t x0, float* v, int64_t step,
                        const float* channels = nullptr) {
@@ -60,7 +71,8 @@ static float read_tile(const Conv2d& s, int64_t n, int64_t y0, int64_t x0, float
     for (const int64_t in = s.in; c + kLanes <= in; c += kLanes) {
         const V scales = scales_at(c, kLanes);
         read_vectors<Rows, Columns, passes, 0, Scaled, true>(pixels, c, kLanes, scales, v, step);
-        if constexpr (passes > 1) read_vectors<Rows, Columns, passes, 1, Scaled, true>(pixels, c, kLanes, scales, v, step);
+        if constexpr (passes > 1)
+            read_vectors<Rows, Columns, passes, 1, Scaled, true>(pixels, c, kLanes, scales, v, step);
     }
     if (c < s.in) {
         const V scales = scales_at(c, s.in - c);
@@ -70,3 +82,4 @@ static float read_tile(const Conv2d& s, int64_t n, int64_t y0, int64_t x0, float
     }
     return scale.back;
 }
+EDM_END

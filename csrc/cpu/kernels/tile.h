@@ -1,21 +1,13 @@
-// Squares of kLanes pixels x kLanes channels between a tensor of any strides and packed rows. See _foreach_isa.h.
+// Squares of kLanes pixels x kLanes channels between a tensor of any strides and packed rows.
+#pragma once
 
-#include "_transpose.inc"
+#include <algorithm>
+#include <cstdint>
 
-// every third of p[0]...p[3 kLanes - 3], reading nothing after that
-static inline V load_thirds(const float* p) {
-#if EDM_LEVEL >= 2
-    const V c = load_part(p + 32, 14);
-    const V ab = _mm512_mask_blend_ps(0x4924, load(p), load(p + 16)), abc = _mm512_mask_blend_ps(0x2492, ab, c);
-    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 3, 6, 9, 12, 15, 2, 5, 8, 11, 14, 1, 4, 7, 10, 13), abc);
-#elif EDM_LEVEL == 1
-    const V ab = _mm256_blend_ps(load(p), load(p + 8), 0x92), abc = _mm256_blend_ps(ab, load_part(p + 16, 6), 0x24);
-    return _mm256_permutevar8x32_ps(abc, _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5));
-#else
-    return V{p[0], p[3], p[6], p[9]};
-#endif
-}
+#include "../_layout.h"
+#include "../simd/vector.h"
 
+EDM_BEGIN
 // up to n elements, `step` apart; 0 beyond
 static inline V load_steps(const float* p, int64_t step, int64_t n) {
     if (n <= 0) return V{};
@@ -52,7 +44,7 @@ struct Tiles {
 };
 
 // t: a row for each pixel from p on with the channels from c on, or a row for each channel with the pixels
-static inline __attribute__((always_inline)) void load_tile(const View& m, int64_t p, int64_t c, bool by_pixel, V* t) {
+static EDM_INLINE void load_tile(const View& m, int64_t p, int64_t c, bool by_pixel, V* t) {
     const bool pixels_apart = m.pixel != 1;
     const float* at = m.p + p * m.pixel + c * m.channel;
     const int64_t rows = pixels_apart ? m.end - p : m.channels - c, lanes = pixels_apart ? m.channels - c : m.end - p;
@@ -70,7 +62,7 @@ static inline __attribute__((always_inline)) void load_tile(const View& m, int64
     if (pixels_apart != by_pixel) transpose(t);
 }
 
-static inline __attribute__((always_inline)) void store_rows(float* to, int64_t pitch, const V* t, int64_t rows) {
+static EDM_INLINE void store_rows(float* to, int64_t pitch, const V* t, int64_t rows) {
     if (rows >= kLanes) {
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) store(to + i * pitch, t[i]);
@@ -133,3 +125,4 @@ static void unpack_pixels(const float* rows, int64_t pitch, const float* factors
         }
     }
 }
+EDM_END

@@ -1,12 +1,22 @@
 // Products in 16-bit integers: rows and columns are scaled to integers each by its own factor, multiplied and summed
 // exactly in 32 bits, and scaled back. A sum of products is at most the product of the norms (Cauchy-Schwarz), so that
 // factors which bound the norms by 2^15.5 leave no sum, nor any part of one, outside of 32 bits. A row of 256 typical
-// numbers then keeps 11 bits below its root mean square, four times what bfloat16 keeps. See _foreach_isa.h.
+// numbers then keeps 11 bits below its root mean square, four times what bfloat16 keeps.
+#pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "../_layout.h"
+#include "../simd/vector.h"
+#include "rows.h"
+
+EDM_BEGIN
 constexpr float kLargestNorm = 46300;  // of rounded numbers: below 2^15.5 = 46341 by what rounding adds to up to 4096
-
-// elements of a row of k: whole vectors, so that pairs and stores need no remainder
-static inline int64_t int16_pitch(int64_t k) { return (k + 31) / 32 * 32; }
 
 // q (int16_pitch(k)), zeros at the end, such that row = factor q; returns the factor. NaN and infinity in the row come
 // back in the factor.
@@ -36,9 +46,6 @@ static float quantize(const float* row, int64_t k, int16_t* q) {
     for (; i < int16_pitch(k); i += kLanes) store_int16(q + i, V{});
     return square == square && most < HUGE_VALF ? factor : std::numeric_limits<float>::quiet_NaN();
 }
-
-// a packed panel of int16: pairs of rows by kPanel columns, then the factor of each column
-static inline int64_t int16_panel(int64_t k) { return (int16_pitch(k) / 2 + 1) * kPanel; }  // in floats
 
 using Rows16 = EvenRows<int16_t>;
 
@@ -100,3 +107,4 @@ static void pack_int16(const float* weights, int64_t k, float* panel) {
         for (int64_t i = 0; i < depth; ++i) pairs[(i / 2 * kPanel + j) * 2 + i % 2] = q[size_t(i)];
     }
 }
+EDM_END

@@ -1,7 +1,18 @@
-// Attention for one instruction set; attention.cpp cuts the work. See _foreach_isa.h.
-#include "_matmul.inc"
-#include "_tile.inc"
-#include "_exp.inc"
+// Attention: one block of queries, and what is packed for it. attention.cpp cuts the work.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "../../attention.h"
+#include "../_attention.h"
+#include "../_layout.h"
+#include "../simd/vector.h"
+#include "exp.h"
+#include "matmul.h"
+#include "tile.h"
+
+EDM_BEGIN
 
 constexpr int kParts = kPanel / kLanes;  // vectors of a panel's width
 
@@ -19,16 +30,17 @@ static inline float exp_one(float x) {
 static void multiply(const float* a, int64_t a_pitch, int64_t count, int64_t depth, const float* panel, float* c,
                      int64_t c_pitch, bool add = false) {
     const int64_t groups = (count + kRows - 1) / kRows;
-    for (int64_t k = 0; k < depth; k += kDepth)
+    for (int64_t k = 0; k < depth; k += kPartTerms)
         for (int64_t g = 0; g < groups; ++g) {
             const int64_t first = count * g / groups, few = count * (g + 1) / groups - first;
             multiply_few(int(few), EvenRows<float>{a + first * a_pitch + k, a_pitch},
-                         {std::min(kDepth, depth - k), panel + k * kPanel, c + first * c_pitch, c_pitch, add || k > 0});
+                         {std::min(kPartTerms, depth - k), panel + k * kPanel, c + first * c_pitch, c_pitch,
+                          add || k > 0});
         }
 }
 
 // the sum of all lanes, in one order for all instruction sets
-static inline float total(V* acc) {
+static inline float sum_in_order(V* acc) {
     for (int half = kParts / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) acc[i] = acc[i] + acc[i + half];
     float lanes[kLanes];
@@ -70,7 +82,7 @@ static float soften(float* s, int64_t n, float& max, float& sum) {
         }
     }
     const float scale = before == max ? 1 : exp_one(before - max);
-    sum = sum * scale + total(acc);
+    sum = sum * scale + sum_in_order(acc);
     return scale;
 }
 
@@ -87,14 +99,14 @@ static View view_a(const Attention& s, const void* a, int64_t pair, int64_t end)
 
 // k and v of image and head `pair`
 static void pack_keys(const Attention& s, int64_t pair, float* scratch) {
-    const Forward f(s, scratch);
+    const ForwardScratch f(s, scratch);
     pack_channels(view_qkv(s, s.qkv_ptr, pair, 1, s.pixels), f.k);
     pack_pixels(view_qkv(s, s.qkv_ptr, pair, 2, s.pixels), 0, 1, f.v, kPanel, s.pixels * kPanel);
 }
 
 // queries [first, last) of image and head `pair`
 static void attend(const Attention& s, int64_t pair, int64_t first, int64_t last, float* scratch) {
-    const Forward f(s, scratch);
+    const ForwardScratch f(s, scratch);
     const int64_t rows = last - first;
     pack_pixels(view_qkv(s, s.qkv_ptr, pair, 0, last), first, scale_of(s), f.q, f.pitch, kPanel);
     float max[kQueries], sum[kQueries] = {};
@@ -145,7 +157,7 @@ static float dot_of(const float* a, const float* b, int64_t n) {
 #pragma GCC unroll 8
         for (int i = 0; i < kParts; ++i)
             acc[i] = fma(load(a + k + i * kLanes), load(b + k + i * kLanes), acc[i]);
-    return total(acc);
+    return sum_in_order(acc);
 }
 
 // to (columns, rows) from a (rows, columns); whole tiles, so that both have room for multiples of kLanes
@@ -160,7 +172,8 @@ static void turn(const float* a, int64_t rows, int64_t columns, float* to) {
 }
 
 // queries [first, last): q, da, a to scratch, and da a of each
-static void pack_queries(const Attention& s, int64_t pair, int64_t first, int64_t last, const Backward& b, float* dot) {
+static void pack_queries(const Attention& s, int64_t pair, int64_t first, int64_t last,
+                         const BackwardScratch& b, float* dot) {
     const View q = view_qkv(s, s.qkv_ptr, pair, 0, last), da = view_a(s, s.da_ptr, pair, last);
     pack_pixels(q, first, scale_of(s), b.q, b.pitch, kPanel);
     pack_pixels(da, first, 1, b.da, b.pitch, kPanel);
@@ -172,7 +185,8 @@ static void pack_queries(const Attention& s, int64_t pair, int64_t first, int64_
 }
 
 // dq of queries [first, last), and their part of dk and dv
-static void differentiate_queries(const Attention& s, int64_t pair, int64_t first, int64_t last, const Backward& b) {
+static void differentiate_queries(const Attention& s, int64_t pair, int64_t first, int64_t last,
+                                  const BackwardScratch& b) {
     const int64_t rows = last - first;
     const float* max = static_cast<const float*>(s.stats_ptr) + pair * s.pixels;
     const float* factor = max + s.n * s.heads * s.pixels;
@@ -202,7 +216,7 @@ static void differentiate_queries(const Attention& s, int64_t pair, int64_t firs
 
 // the gradient of image and head `pair`
 static void differentiate(const Attention& s, int64_t pair, float* scratch) {
-    const Backward b(s, scratch);
+    const BackwardScratch b(s, scratch);
     const float one = 1;
     pack_channels(view_qkv(s, s.qkv_ptr, pair, 1, s.pixels), b.k);
     pack_channels(view_qkv(s, s.qkv_ptr, pair, 2, s.pixels), b.v);
@@ -212,3 +226,6 @@ static void differentiate(const Attention& s, int64_t pair, float* scratch) {
     unpack_pixels(b.dk, b.pitch, &one, 0, view_qkv(s, s.dqkv_ptr, pair, 1, s.pixels), 0);
     unpack_pixels(b.dv, b.pitch, &one, 0, view_qkv(s, s.dqkv_ptr, pair, 2, s.pixels), 0);
 }
+
+constexpr AttentionKernels attention_kernels{pack_keys, attend, differentiate};
+EDM_END

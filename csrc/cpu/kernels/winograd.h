@@ -1,10 +1,21 @@
 // The transforms of Winograd's F(M x N, R x R) (Lavin & Gray 2016): y = A^T [(G g G^T) (B^T d B)] A, on vectors of
 // channels; rows take those of F(M, R), columns those of F(N, R). Built for the points (0,) +-a, (+-b, ...) infinity by
-// the Cook-Toom construction: B^T holds the coefficients of prod (x - q) over the other points, G the powers of the point
-// over prod (p - q), A^T its powers. The points are short numbers, so that B^T and A^T are exact in float32 or nearly so,
-// and lie where the rounding error is smallest: for F(4x4, 3x3) half of that of the usual 1 and 2 (benchmarks/NOTES.md).
-// See _foreach_isa.h.
+// the Cook-Toom construction: B^T holds the coefficients of prod (x - q) over the other points, G the powers of the
+// point over prod (p - q), A^T its powers. The points are short numbers, so that B^T and A^T are exact in float32 or
+// nearly so, and lie where the rounding error is smallest: for F(4x4, 3x3) half of that of the usual 1 and 2
+// (benchmarks/NOTES.md).
+#pragma once
 
+#include <cstdint>
+#include <utility>
+
+#include "../../conv2d.h"
+#include "../_conv2d.h"
+#include "../_layout.h"
+#include "../_pairs.h"
+#include "../simd/vector.h"
+
+EDM_BEGIN
 // F(M, R) of one line: M outputs from kPoints products with filters of R taps; input() gives the rows of B^T in kPasses
 template <int M, int R = 3>
 struct Winograd;
@@ -106,7 +117,8 @@ struct Powers {
     }
 };
 
-// Ten products for eight outputs where F(4, 3) takes twelve, at five times its rounding error as columns of F(4x8, 3x3).
+// Ten products for eight outputs where F(4, 3) takes twelve, at five times its rounding error as columns of F(4x8,
+// 3x3).
 template <>
 struct Winograd<8, 3> {
     static constexpr int kOutputs = 8, kTaps = 3, kPoints = 10, kPasses = 1;
@@ -157,8 +169,8 @@ struct Winograd<8, 3> {
     }
 
   private:
-    // Rows of B^T are multiplied by powers of two, those of G divided by them (and one of each pair has another sign), so
-    // that the factors of all products have about the same ratio of their sizes.
+    // Rows of B^T are multiplied by powers of two, those of G divided by them (and one of each pair has another sign),
+    // so that the factors of all products have about the same ratio of their sizes.
     static constexpr float size[4] = {1, 1, 0.5f, 0.125f};
     static constexpr float square(int i) { return powers.of[1][i] * powers.of[1][i]; }
     // the rows of B^T for the points +-p[I] with p = powers.of[1]; J, K, L are the other pairs
@@ -231,7 +243,7 @@ struct Winograd<4, 2> {
 
 // all rows of B^T of one line
 template <class F>
-static inline __attribute__((always_inline)) void transform_input(const V* d, V* v) {
+static EDM_INLINE void transform_input(const V* d, V* v) {
     F::template input<0>(d, v);
     if constexpr (F::kPasses > 1) F::template input<1>(d, v + F::kPoints / 2);
 }
@@ -264,3 +276,23 @@ static void transform_weights(const float* filters, int64_t count, float* u, int
         }
     }
 }
+
+// f(Rows(), Columns()) with the transforms of an algorithm
+template <class F>
+static inline void with_transforms(int algorithm, F&& f) {
+    switch (products_of(algorithm)) {
+        case kWinograd2: return f(Winograd<2>(), Winograd<2>());
+        case kWinograd4:
+        case kWinograd4Int16: return f(Winograd<4>(), Winograd<4>());
+        case kWinograd2Up: return f(Winograd<2, 2>(), Winograd<2, 2>());
+        case kWinograd4Up:
+        case kWinograd4UpInt16: return f(Winograd<4, 2>(), Winograd<4, 2>());
+        default: return f(Winograd<4>(), Winograd<8>());
+    }
+}
+
+template <class F, int... I>
+static inline void each_of(std::integer_sequence<int, I...>, F&& f) {
+    (f(std::integral_constant<int, I>()), ...);
+}
+EDM_END

@@ -1,35 +1,15 @@
-// The last pass of the norm over pixels whose channels lie side by side. See _foreach_isa.h.
-#include "_exp.inc"
+// The last pass of the norm over pixels whose channels lie side by side.
+#pragma once
 
-#if EDM_LEVEL >= 2
-static inline V minus_abs(V v) { return _mm512_or_ps(v, set1(-0.0f)); }
-static inline V times_if_negative(V m, V e) {
-    return _mm512_mask_mul_ps(m, _mm512_movepi32_mask(_mm512_castps_si512(m)), m, e);
-}
-// n / d within 2 ulp for d in [1, 2]: a division takes as long as all the rest
-static inline V quotient(V n, V d) {
-    const V q = _mm512_rcp14_ps(d);
-    return n * (q * fnma(d, q, set1(2.0f)));
-}
-#elif EDM_LEVEL == 1
-static inline V minus_abs(V v) { return _mm256_or_ps(v, set1(-0.0f)); }
-static inline V times_if_negative(V m, V e) { return _mm256_blendv_ps(m, m * e, m); }
-static inline V quotient(V n, V d) { return n / d; }
-#else
-static inline V minus_abs(V v) {
-    for (int i = 0; i < kLanes; ++i) v[i] = -std::fabs(v[i]);
-    return v;
-}
-static inline V times_if_negative(V m, V e) {
-    for (int i = 0; i < kLanes; ++i) m[i] = m[i] < 0 ? m[i] * e[i] : m[i];
-    return m;
-}
-static inline V quotient(V n, V d) { return n / d; }
-#endif
+#include <cstdint>
 
+#include "../simd/vector.h"
+#include "exp.h"
+
+EDM_BEGIN
 // y = m or m sigmoid(m), m = (x - mean) a + b, of N vectors of channels, the last with `left` elements
 template <int N>
-static inline __attribute__((always_inline)) void normalise(float* y, const float* x, const float* mean, const float* a,
+static EDM_INLINE void normalise(float* y, const float* x, const float* mean, const float* a,
                                                             const float* b, bool silu, int64_t left = kLanes) {
     V m[N], e[N];
 #pragma GCC unroll 8
@@ -55,3 +35,4 @@ static void normalise_pixel(float* y, const float* x, const float* mean, const f
     for (; c + 2 * kLanes <= channels; c += 2 * kLanes) normalise<2>(y + c, x + c, mean + c, a + c, b + c, silu);
     for (; c < channels; c += kLanes) normalise<1>(y + c, x + c, mean + c, a + c, b + c, silu, channels - c);
 }
+EDM_END

@@ -1,13 +1,13 @@
-// e^-|x| for loops that the compiler vectorises: no calls, no branches, no contraction, and so one result on every
-// instruction set.
+// Exponentials. e^-|x| for loops that the compiler vectorises: no calls, no branches, no contraction, and so one result
+// on every instruction set. e^x for vectors with multiply-adds.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 
-#include "../common.h"
+#include "../simd/vector.h"
 
-namespace edm {
-
+EDM_BEGIN
 template <typename T>
 struct Float;
 
@@ -46,9 +46,9 @@ EDM_INLINE To bits_as(From from) {
     return to;
 }
 
-constexpr int64_t kChunk = 128;  // numbers that go through one stage before the next
+constexpr int64_t kStage = 128;  // numbers that go through one stage before the next
 
-// e = e^-|x| within 1 ulp, in [0, 1]; 0 where that is below the normal numbers, and for NaN. n <= kChunk.
+// e = e^-|x| within 1 ulp, in [0, 1]; 0 where that is below the normal numbers, and for NaN. n <= kStage.
 // In stages: as one loop the chain of dependent operations is longer than what a core holds ready at a time, and the
 // whole runs at half of the speed.
 template <typename T>
@@ -56,7 +56,7 @@ EDM_INLINE void exp_minus_abs(T* EDM_RESTRICT e, const T* EDM_RESTRICT x, int64_
     using F = Float<T>;
     using Bits = typename F::Bits;
     constexpr Bits lowest = F::kLargest | F::kSign;
-    T r[kChunk], power[kChunk];
+    T r[kStage], power[kStage];
     for (int64_t i = 0; i < n; ++i) {
         const Bits negative = bits_as<Bits>(x[i]) | F::kSign;  // a clamp of floats would become a branch
         const T t = bits_as<T>(negative < lowest ? negative : lowest);
@@ -77,4 +77,23 @@ EDM_INLINE void exp_minus_abs(T* EDM_RESTRICT e, const T* EDM_RESTRICT x, int64_
     }
 }
 
-}  // namespace edm
+// x = e^x for N vectors x <= 88.3, within 1 ulp; 0 where it is below the normal numbers; NaN stays.
+template <int N>
+static EDM_INLINE void exponentials(V* x) {
+    using F = Float<float>;
+    V power[N], r[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+        const V t = max_of(set1(-88.0f), x[i]), z = fma(t, set1(F::log2e), set1(F::magic)), k = z - set1(F::magic);
+        r[i] = fnma(k, set1(F::ln2_lo), fnma(k, set1(F::ln2_hi), t));
+        power[i] = shift_to_exponent(z);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+        V q = set1(F::q[F::kTerms - 1]);
+#pragma GCC unroll 8
+        for (int j = F::kTerms - 2; j >= 0; --j) q = fma(q, r[i], set1(F::q[j]));
+        x[i] = (fma(r[i] * r[i], q, r[i]) + set1(1.0f)) * power[i];
+    }
+}
+EDM_END

@@ -1,8 +1,13 @@
-// The corrections of products in pairs, see _pairs.h. See _foreach_isa.h.
+// The corrections of products in pairs, see _pairs.h.
+#pragma once
 
-// a packed panel: `depth` rows and the corrections
-static inline int64_t paired_panel(int64_t depth) { return (depth + parts_of(depth, kPairedChunk)) * kPanel; }
+#include <cstdint>
 
+#include "../_layout.h"
+#include "../_pairs.h"
+#include "../simd/vector.h"
+
+EDM_BEGIN
 // Sums over the lanes of vectors, as many at a time as a vector has lanes.
 struct LaneSums {
     V waiting[kLanes];
@@ -60,3 +65,4 @@ static void pack_pairs(const float* weights, const float* inputs, const float* o
         }
     correct_columns(panel, depth, kPairedChunk, panel + depth * kPanel);
 }
+EDM_END

@@ -1,7 +1,18 @@
-// The weight gradient for one instruction set; conv2d_bwd.cpp cuts the work. See _foreach_isa.h.
-#include "_matmul.inc"
-#include "_winograd.inc"
-#include "_read_tile.inc"
+// The weight gradient of a convolution; conv2d_bwd.cpp cuts the work.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../../conv2d.h"
+#include "../_conv2d.h"
+#include "../_conv2d_bwd.h"
+#include "../_layout.h"
+#include "../simd/vector.h"
+#include "read_tile.h"
+#include "winograd.h"
+
+EDM_BEGIN
 
 // A dy A^T of the tile at (y, x) of an image for the channels of one panel: planes `step` floats apart, kPanel wide,
 // zeros where there are no channels
@@ -33,7 +44,7 @@ static void read_gradient(const Conv2dBwd& s, const Cut& cut, Place at, int64_t 
 
 // tiles [first, last) of the chunk that begins at tile `base`: their transforms, to v and m
 static void transform_chunk(const Conv2dBwd& s, const Conv2d& image, const Cut& cut, int64_t base, int64_t first,
-                            int64_t last, const Workspace& w) {
+                            int64_t last, const GradientWorkspace& w) {
     for (int64_t t = first; t < last; ++t) {
         const Place at = cut.place(base + t);
         read_tile<Winograd<4>, Winograd<4>>(image, at.n, at.y, at.x, w.v + t * w.pitch, w.tiles * w.pitch);
@@ -77,7 +88,8 @@ static __attribute__((noinline)) void multiply_columns_fixed(const float* a, int
 }
 
 // one plane and panel of the transformed gradient: (in, kPanel) from `count` tiles
-static void multiply_columns(const Workspace& w, int64_t in, int64_t plane, int64_t panel, int64_t count, bool add) {
+static void multiply_columns(const GradientWorkspace& w, int64_t in, int64_t plane, int64_t panel, int64_t count,
+                             bool add) {
     const float* a = w.v + plane * w.tiles * w.pitch;
     const float* b = w.m + (plane * w.panels + panel) * w.tiles * kPanel;
     float* c = w.u + (plane * w.panels + panel) * in * kPanel;
@@ -92,7 +104,7 @@ static void multiply_columns(const Workspace& w, int64_t in, int64_t plane, int6
 }
 
 // G^T u G of one panel and input channel, to dweight
-static void write_weights(const Conv2dBwd& s, const Workspace& w, int64_t panel, int64_t i) {
+static void write_weights(const Conv2dBwd& s, const GradientWorkspace& w, int64_t panel, int64_t i) {
     const float* u = w.u + (panel * s.in + i) * kPanel;
     const int64_t step = w.panels * s.in * kPanel;
     float plane[36 * kPanel], half[3 * 6 * kPanel], g[9 * kPanel];
@@ -109,3 +121,6 @@ static void write_weights(const Conv2dBwd& s, const Workspace& w, int64_t panel,
         for (int j = 0; j < 9; ++j) to[j] = g[j * kPanel + k];
     }
 }
+
+constexpr Conv2dBwdKernels conv2d_bwd_kernels{transform_chunk, multiply_columns, write_weights};
+EDM_END

@@ -1,5 +1,12 @@
-// How large the numbers of a matrix are. See _foreach_isa.h.
+// How large the numbers of a matrix are.
+#pragma once
 
+#include <cmath>
+#include <cstdint>
+
+#include "../simd/vector.h"
+
+EDM_BEGIN
 // the root mean square of rows of `depth` terms, each times its scale
 static float size_of(const float* const* rows, int64_t count, int64_t depth, const float* scales) {
     constexpr int several = 4;  // sums side by side
@@ -29,3 +36,4 @@ static float size_of(const float* const* rows, int64_t count, int64_t depth, con
             largest = larger(largest, load_upto(rows[i] + k, depth - k) * load_upto(scales + k, depth - k));
     return largest_of(largest);
 }
+EDM_END

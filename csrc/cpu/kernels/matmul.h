@@ -1,11 +1,17 @@
 // Products of rows with a packed matrix: c[i, :] = sum_k row_i[k] panel[k, :], the sum taken in one order of k whatever
-// rows are computed together, so that a row's bits depend on nothing but the row. See _foreach_isa.h.
-#include "_rows.inc"
+// rows are computed together, so that a row's bits depend on nothing but the row.
+#pragma once
 
-constexpr int kPanel = 32;  // columns of a packed panel, the same for every instruction set
+#include <algorithm>
+#include <cstdint>
+#include <utility>
 
-// Long sums are cut: the rounding errors of a running sum grow with its length
-constexpr int64_t kChunk = 128, kShortChunk = 64;
+#include "../_layout.h"
+#include "../_pairs.h"
+#include "../simd/vector.h"
+#include "rows.h"
+
+EDM_BEGIN
 
 // what comes from far, and is asked for before it is needed: rows of the panel, or the rows to be multiplied next
 enum class Ahead { kNothing, kPanel, kRows };
@@ -27,7 +33,7 @@ struct Product {
 
 // The steps [0, count) of R rows, one term each
 template <int R, Ahead A, class Walk>
-static inline __attribute__((always_inline)) void step_alone(Walk& a, const float*& b, int64_t count, const float* line,
+static EDM_INLINE void step_alone(Walk& a, const float*& b, int64_t count, const float* line,
                                                              V (&acc)[R][kWide]) {
 #pragma GCC unroll 2
     for (const float* const last = b + count * kPanel; b != last; b += kPanel) {
@@ -51,7 +57,7 @@ static inline __attribute__((always_inline)) void step_alone(Walk& a, const floa
 // kTriple terms of R rows, a pair and one alone at a step. Additions and multiplications have to lie close together, or
 // one kind of unit waits for the other: they alternate after every two rows.
 template <int R, Ahead A, class Walk>
-static inline __attribute__((always_inline)) void step_in_pairs(Walk& a, const float*& b, const float* line,
+static EDM_INLINE void step_in_pairs(Walk& a, const float*& b, const float* line,
                                                                 V (&acc)[R][kWide]) {
     for (const float* const last = b + kTriple * kPanel; b != last; b += 3 * kPanel) {
         V w[3][kWide];
@@ -138,3 +144,4 @@ static void multiply_few(int count, const Rows& rows, Product p) {
         if (Paired) p.columns += width;
     }
 }
+EDM_END

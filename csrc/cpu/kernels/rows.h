@@ -1,9 +1,17 @@
-// The rows of a matrix as a product walks along them, all at once. See _foreach_isa.h.
+// The rows of a matrix as a product walks along them, all at once.
+#pragma once
 
-// Hides a value from the compiler, which otherwise makes a pointer to every row out of a pitch, and has no registers left
-// to keep them in.
+#include <algorithm>
+#include <cstdint>
+
+#include "../simd/isas.h"
+
+EDM_BEGIN
+
+// Hides a value from the compiler, which otherwise makes a pointer to every row out of a pitch, and has no registers
+// left to keep them in.
 template <class T>
-static inline __attribute__((always_inline)) void hide(T& value) {
+static EDM_INLINE void hide(T& value) {
 #if defined(__GNUC__)
     asm("" : "+r"(value));
 #else
@@ -27,10 +35,10 @@ struct EvenRows {
             for (int i = 0; i < R; i += 4) base[i / 4] = rows.first + i * pitch;
             hide(pitch), hide(triple);
         }
-        inline __attribute__((always_inline)) const T* operator[](int i) const {
+        EDM_INLINE const T* operator[](int i) const {
             return base[i / 4] + (i % 4 == 3 ? triple : i % 4 * pitch);
         }
-        inline __attribute__((always_inline)) void advance(int64_t n) {
+        EDM_INLINE void advance(int64_t n) {
 #pragma GCC unroll 4
             for (int i = 0; i < (R + 3) / 4; ++i) hide(base[i] += n);
         }
@@ -47,7 +55,8 @@ struct ListedRows {
         const T* row[R];
         int64_t at = 0;
         explicit Walk(const ListedRows& rows) { std::copy(rows.rows, rows.rows + R, row); }
-        inline __attribute__((always_inline)) const T* operator[](int i) const { return row[i] + at; }
-        inline __attribute__((always_inline)) void advance(int64_t n) { at += n; }
+        EDM_INLINE const T* operator[](int i) const { return row[i] + at; }
+        EDM_INLINE void advance(int64_t n) { at += n; }
     };
 };
+EDM_END
