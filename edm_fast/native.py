@@ -56,6 +56,11 @@ def available(name: str) -> bool:
     return lib is not None and any(row["name"] == name and row["available"] for row in lib.ISAS)
 
 
+def has_pairs() -> bool:
+    """Whether the instruction set in use has registers enough for products in pairs of terms to pay."""
+    return lib is not None and bool(lib.ISAS[_isa]["pairs"])
+
+
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
     """Run CPU functions on the code for one of ISAS inside the block (process-wide)."""

@@ -38,7 +38,7 @@ needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(na
 
 
 def isas() -> list[str]:
-    return list(native.ISAS[: native.lib.BEST_ISA + 1]) if native.lib is not None else []
+    return list(filter(native.available, native.ISAS))
 
 
 def wide(values: torch.Tensor, margin: tuple[int, int] = (0, 0)) -> tuple[torch.Tensor, torch.Tensor]:

@@ -49,7 +49,7 @@ def native_part() -> dict[str, Any]:
         found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
         hint = f"there is one now ({found}): install again" if found else "there is none on PATH now"
         return {"available": False, "reason": f"{reason}; {hint}"}
-    isas = native.ISAS[: native.lib.BEST_ISA + 1]
+    isas = list(filter(native.available, native.ISAS))
     threads = torch.get_num_threads()
     return {"available": True, "isa": native.isa(), "isas": isas, "threads": threads, "pool": native.thread_pool()}
 

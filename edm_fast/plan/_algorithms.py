@@ -64,7 +64,6 @@ ALLOWED: dict[str, tuple[int, ...]] = {
     "fp32": tuple(a for a in NAMES if a not in INTEGERS),
     "bf16": tuple(NAMES),
 }
-PAIRING = ("avx512", "avx512vnni")  # instruction sets with registers enough for pairs to pay
 FEWEST_PAIRED = 48  # channels: with fewer there are no pairs, see csrc/cpu/_pairs.h
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # the best of them counts
 VERSION = 6  # of the kernels: another one makes old measurements void
@@ -142,7 +141,7 @@ def fits(algorithm: int, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
     if packed_size(shape, algorithm) < 0 or (algorithm in MERGED and not (shape.doubled and shape.padding == 1)):
         return False
-    if algorithm in PAIRED and (shape.channels < FEWEST_PAIRED or native.isa() not in PAIRING):
+    if algorithm in PAIRED and (shape.channels < FEWEST_PAIRED or not native.has_pairs()):
         return False
     if algorithm == PAIRS + DIRECT and shape.padding:
         return False
