@@ -104,12 +104,17 @@ class use_backend:
         _requested = self._saved
 
 
-def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, whose tensors hide what they carry."""
+def transformed(*tensors: torch.Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, whose tensors hide what they carry.
+
+    Or whether one of `tensors` was batched by torch.autograd.grad(is_grads_batched=True), which is neither.
+    """
     if torch.compiler.is_compiling():
         return False
-    # no public question exists for either
-    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    # no public question exists for any of them
+    if torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

@@ -233,7 +233,7 @@ class Convolve(torch.autograd.Function):
         dy = dy if scale == 1.0 else dy * scale
         dx = dweight = drows = None
         # the latter: is_grads_batched
-        if torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(dy):
+        if torch.is_grad_enabled() or transformed(dy):
             if ctx.needs_input_grad[0]:
                 dx = F.conv_transpose2d(dy, weight, padding=padding)
             if ctx.needs_input_grad[1]:

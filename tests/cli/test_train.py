@@ -281,7 +281,7 @@ def test_every_option_has_its_default_in_the_help():
 def test_the_console_says_in_short_what_runs(tmp_path, data):
     args, _ = runs(tmp_path, data)
     text = (tmp_path / "run" / "log.txt").read_text()
-    assert "{" not in text and "gpumem" not in text and "12 images of 4x4 gray; labels: dataset.json, 3 classes" in text
+    assert "{" not in text and "gpumem" not in text and "12 images of 4x4 gray; labels: not used" in text
     assert "attention at: nowhere but in the middle block, 4x4 (levels are 4; listed: 16)" in text
     assert "Length: 1 kimg in 50 steps of 20 images" in text
     tick = next(line for line in text.splitlines() if line.startswith("tick 0"))
