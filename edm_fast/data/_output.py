@@ -33,7 +33,7 @@ def encode_labels(labels: list[tuple[str, Any]], classes: dict[str, int]) -> byt
 
 def check_dest(dest: PathLike, source: PathLike | None = None) -> bool:
     """Whether a zip is going to be replaced. A folder has to be empty or absent, and `source` is left alone."""
-    path = link_target(dest)
+    path = Path(user_path(dest))
     if source is not None:
         inside = Path(user_path(source)).resolve() in path.resolve().parents
         if inside or same_file(source, dest):

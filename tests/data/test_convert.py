@@ -131,6 +131,11 @@ def test_bad_destinations(tmp_path):
     for dest, message in [("file", "is a file"), ("folder.zip", "is a folder"), ("full", "not empty")]:
         with pytest.raises(UserError, match=message):
             write_dataset(tmp_path / dest, [(picture(), None)])
+    reader, writer = os.pipe()  # as /dev/stdout before a pipe
+    with pytest.raises(UserError, match="is a file; expected a folder"):
+        write_dataset(f"/dev/fd/{writer}", [(picture(), None)])
+    os.close(reader)
+    os.close(writer)
     with pytest.raises(UserError, match="empty text"):
         write_dataset("", [(picture(), None)])
 
