@@ -103,6 +103,20 @@ def rewritten(path, change, keep_metadata=True):
     safetensors.torch.save_file(tensors, path, metadata=metadata)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net."])
+def test_wrapped_names_beside_our_configuration(prefix, net, tmp_path):
+    """As somebody writes who saves the state_dict of a wrapped network with the metadata it was loaded with."""
+    path = tiny_checkpoint(tmp_path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(prefixed(net, prefix), path, metadata=metadata)
+    assert same(net, edm_fast.load(path))
+    # two networks in one file: neither is taken for the other
+    both = {name: tensor.clone() for name, tensor in (*prefixed(net, prefix).items(), *net.state_dict().items())}
+    safetensors.torch.save_file(both, tmp_path / "both.safetensors", metadata=metadata)
+    assert "tensors too many" in refused(tmp_path / "both.safetensors")
+
+
 DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 
 
