@@ -24,7 +24,7 @@ import torch.distributed as dist
 from edm_fast import distributed
 from edm_fast.data.dataset import ImageFolderDataset
 from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write, user_path, utf8_name
+from edm_fast.files import KINDS, atomic_write, kind_of, user_path, utf8_name
 from edm_fast.sampling.seeds import deal_seeds
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 -> (N, D)
@@ -174,7 +174,10 @@ def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndar
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """`mu` (D,) and `sigma` (D, D) of an .npz file."""
     try:
-        with np.load(user_path(path), allow_pickle=False) as npz:
+        found = kind_of(path := user_path(path))
+        if found != "npz":
+            raise ValueError(f"it is {KINDS[found]}" if found else "it is empty")
+        with np.load(path, allow_pickle=False) as npz:
             mu, sigma = (np.asarray(npz[key], np.float64) for key in ("mu", "sigma"))
     except FileNotFoundError:
         raise UserOSError(f"no file {path}; expected reference statistics (.npz)") from None

@@ -143,6 +143,11 @@ def test_bad_statistics_files(tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             fid.load_statistics(path)
         assert "\n" not in str(caught.value)
+        assert "allow_pickle" not in str(caught.value) or path.name == "object.npz", "NumPy's words for any other file"
+    for data, words in [(b"<html>", "a text file"), (b"", "empty"), (pickle.dumps(0), "a pickle")]:
+        (tmp_path / "x.npz").write_bytes(data)
+        with pytest.raises(UserError, match=f"x.npz: it is {words}; expected an .npz file"):
+            fid.load_statistics("x.npz")
     assert not (tmp_path / "created-by-the-pickle").exists()
 
 
