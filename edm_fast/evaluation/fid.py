@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from edm_fast import distributed
 from edm_fast.data.dataset import ImageFolderDataset
-from edm_fast.errors import UserError, UserOSError
+from edm_fast.errors import UserError, UserOSError, count
 from edm_fast.files import KINDS, atomic_write, kind_of, user_path, utf8_name
 from edm_fast.sampling.seeds import deal_seeds
 
@@ -96,7 +96,7 @@ def open_images(
     dataset = ImageFolderDataset(path=str(path), max_size=num, random_seed=seed)
     wanted = 2 if num is None else num
     if len(dataset) < wanted:
-        raise UserError(f"{path} holds {len(dataset)} images; expected at least {wanted}")
+        raise UserError(f"{path} holds {count(len(dataset), 'image')}; expected at least {wanted}")
     if dataset.num_channels not in (1, 3):
         raise UserError(f"images of {path} have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
     line = dataset.survey()

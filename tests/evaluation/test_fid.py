@@ -74,7 +74,7 @@ def test_too_few_images_and_odd_channels(tmp_path):
     with pytest.raises(UserError, match="holds 3 images; expected at least 4"):
         fid.open_images(tmp_path / "a", 4)
     save_images(tmp_path / "b", 1)
-    with pytest.raises(UserError, match="holds 1 images; expected at least 2"):
+    with pytest.raises(UserError, match="holds 1 image; expected at least 2"):
         fid.open_images(tmp_path / "b")
     for i in range(2):
         (tmp_path / "c").mkdir(exist_ok=True)
