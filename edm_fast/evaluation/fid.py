@@ -173,14 +173,15 @@ def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndar
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """`mu` (D,) and `sigma` (D, D) of an .npz file."""
+    path = user_path(path)
+    if not os.path.isfile(path):  # a pipe would wait for ever
+        raise UserOSError(f"no file {path}; expected reference statistics (.npz)")
     try:
-        found = kind_of(path := user_path(path))
+        found = kind_of(path)
         if found != "npz":
             raise ValueError(f"it is {KINDS[found]}" if found else "it is empty")
         with np.load(path, allow_pickle=False) as npz:
             mu, sigma = (np.asarray(npz[key], np.float64) for key in ("mu", "sigma"))
-    except FileNotFoundError:
-        raise UserOSError(f"no file {path}; expected reference statistics (.npz)") from None
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         text = " ".join(str(error).split())
         raise UserError(f"cannot read {path}: {text}; expected an .npz file with arrays mu and sigma") from None

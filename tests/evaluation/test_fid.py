@@ -1,5 +1,6 @@
 """Statistics, distances, their files, and detectors."""
 
+import os
 import pickle
 
 import numpy as np
@@ -148,6 +149,10 @@ def test_bad_statistics_files(tmp_path, monkeypatch):
         (tmp_path / "x.npz").write_bytes(data)
         with pytest.raises(UserError, match=f"x.npz: it is {words}; expected an .npz file"):
             fid.load_statistics("x.npz")
+    os.mkfifo("pipe.npz")
+    for path in ("pipe.npz", ".", "none.npz"):
+        with pytest.raises(UserError, match=f"no file {path}; expected reference statistics"):
+            fid.load_statistics(path)
     assert not (tmp_path / "created-by-the-pickle").exists()
 
 
