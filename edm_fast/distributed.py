@@ -28,7 +28,7 @@ def _integer(name: str, low: int, high: int | None = None) -> int:
     number = int(text) if text.lstrip("-").isdecimal() else None
     if number is None or number < low or (high is not None and number > high):
         limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"the environment variable {name} is {text!r}; expected an integer {limits}, as torchrun sets")
+        raise UserError(f"the environment variable {name} is {text!r}; expected an integer {limits}")
     return number
 
 

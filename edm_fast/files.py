@@ -135,7 +135,7 @@ def _look(path: PathLike, kind: str | None) -> tuple[Path, int | None]:
     with _naming(name):
         target = link_target(path)
         try:
-            mode = os.stat(target).st_mode
+            mode = os.stat(user_path(name)).st_mode  # /dev/stdout may lead to a pipe, which has no name of its own
         except FileNotFoundError:
             _check_folder(next(folder for folder in target.parents if folder.exists()))
             return target, None
@@ -281,8 +281,9 @@ def _usable(path: Path) -> bool:
     return False
 
 
+@functools.cache
 def _writable(folder: Path) -> Path:
-    """The cache folder, or a temporary one if it cannot be written."""
+    """The cache folder, or a temporary one if it cannot be written, which is said once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

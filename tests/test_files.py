@@ -149,7 +149,15 @@ def test_only_a_file_of_the_same_kind_is_replaced(kind):
     assert sorted(os.listdir()) == ["home", "x"]
 
 
-def make(name):
+@pytest.fixture
+def descriptors():
+    opened = []
+    yield opened
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+def make(name, descriptors):
     """Something at x that is no regular file one may write."""
     if name == "folder":
         os.mkdir("x")
@@ -160,6 +168,9 @@ def make(name):
         os.symlink("pipe", "x")
     elif name == "device":
         os.symlink("/dev/null", "x")
+    elif name == "stream":
+        descriptors.extend(os.pipe())
+        os.symlink(f"/dev/fd/{descriptors[1]}", "x")
     elif name == "loop":
         os.symlink("y", "x")
         os.symlink("x", "y")
@@ -176,12 +187,13 @@ def make(name):
         ("pipe", "x is a device, pipe or socket"),
         ("link to a pipe", "x is a device, pipe or socket"),
         ("device", "x is a device, pipe or socket"),
+        ("stream", "x is a device, pipe or socket"),
         ("loop", "cannot write x: Too many levels of symbolic links"),
         ("read-only", "x is read-only"),
     ],
 )
-def test_what_is_never_replaced(name, message):
-    path = make(name)
+def test_what_is_never_replaced(name, message, descriptors):
+    path = make(name, descriptors)
     before = os.lstat(path)
     for write in (files.check_output, lambda path: files.atomic_write(path).__enter__()):
         with pytest.raises(UserOSError, match=message):

@@ -75,7 +75,7 @@ def rebuild(stored: StoredNetwork, preset: str | None = None) -> torch.nn.Module
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CheckpointError(f"its {class_name} cannot be built: {reason}") from None
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    names = own_names(shapes, wanted) if preset is not None else {name: name for name in shapes}
+    names = own_names(shapes, wanted)
     compare_shapes(wanted, {name: shapes[theirs] for name, theirs in names.items()})
     tensors = {name: stored.read(names[name]).to(torch.float32) for name in wanted}
     net.load_state_dict(tensors, strict=True, assign=True)
@@ -111,7 +111,10 @@ def own_names(stored: Collection[str], wanted: Collection[str]) -> dict[str, str
     of a Lightning module, if exactly the wanted names are left.
     """
     # the number of updates, which torch.optim.swa_utils.AveragedModel keeps among the weights
-    cleaned = {clean_name(name): name for name in stored if name != "n_averaged"}
+    kept = [name for name in stored if name != "n_averaged"]
+    cleaned = {clean_name(name): name for name in kept}
+    if len(cleaned) < len(kept):  # two networks, one of them wrapped
+        return {name: name for name in kept}
     prefix = ""
     for part in next(iter(cleaned), "").split(".")[:-1]:
         prefix += part + "."

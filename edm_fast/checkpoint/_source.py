@@ -78,7 +78,7 @@ def recognise(data: memoryview) -> str:
 def describe_folder(path: Path) -> str:
     """What a folder without weights of this package seems to be."""
     names = sorted(os.listdir(path))
-    runs = [n for n in names if n.startswith(("network-snapshot-", "training-state-"))]
+    runs = [n for prefix in ("training-state-", "network-snapshot-") for n in names if n.startswith(prefix)]
     files = runs or [n for n in names if n.lower().endswith((".pkl", ".pt", ".pth", ".safetensors", ".ckpt", ".bin"))]
     if "model_index.json" in names or any("diffusion_pytorch_model" in name for name in names):
         return "a folder of diffusers, whose networks edm-fast does not read"

@@ -133,7 +133,7 @@ def read_published(data: memoryview, kind: str) -> PublishedFile:
         objects = Reader(data, SnapshotRules(budget), budget).load()
     objects = _unwrapped(objects)
     if isinstance(objects, Foreign):
-        raise CheckpointError(f"cannot be read: {objects.why}")
+        raise CheckpointError(_unreadable(objects))
     if isinstance(objects, Persistent):
         return PublishedFile("network by itself", {"ema": objects}, budget)
     if _is_state_dict(objects, budget):
@@ -211,13 +211,19 @@ def _is_state_dict(value: Any, budget: Budget) -> TypeGuard[Tensors]:
 def _why_no_network(record: Any) -> str:
     expected = f"expected one of {', '.join(PRECONDITIONERS)}"
     if isinstance(record, Foreign):
-        return f"cannot be read: {record.why}"
+        return _unreadable(record)
     if isinstance(record, Persistent) and record.class_name not in (*NETWORKS, *LAYERS):
         relative = RELATIVES.get(record.class_name)
         said = f" ({relative}, which edm-fast does not read)" if relative else ""
         found = f"a stored object of the unknown class {quote(record.class_name)}{said}"
         return f"is not a network but {found}; {expected}"
     return f"is not a network; {expected}"
+
+
+def _unreadable(record: Foreign) -> str:
+    """Why a record of an unknown name is not read; of a module also what to do."""
+    way = "; expected its weights: torch.save(net.state_dict(), NEW) by its own code, then load NEW with a preset"
+    return f"cannot be read: {record.why}{way if _is_module(record) else ''}"
 
 
 def _tensor_or_plain(value: Any, budget: Budget) -> Any:

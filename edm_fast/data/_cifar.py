@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, one_line
 
 BATCHES = 5
 TRAIN_IMAGES = 50000
@@ -72,8 +72,7 @@ def _read_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         batch = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
         images, labels = _array(batch["data"]), _array(batch["labels"])
     except Exception as error:  # a damaged pickle can raise nearly anything
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read {where}: {text}; expected a CIFAR-10 batch") from None
+        raise UserError(f"cannot read {where}: {one_line(error)}; expected a CIFAR-10 batch") from None
     good_images = images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3 * 32 * 32
     good_labels = labels.dtype.kind in "iu" and labels.shape == images.shape[:1]
     if not good_images or not good_labels:

@@ -16,6 +16,7 @@ from edm_fast.errors import UserOSError
 from edm_fast.files import PathLike, atomic_write, check_output, link_target, same_file, umask, user_path
 
 Write = Callable[[str, bytes], None]
+ARCHIVES = {".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}  # no names for folders; only .zip is written
 
 
 def member_name(index: int) -> str:
@@ -33,17 +34,17 @@ def encode_labels(labels: list[tuple[str, Any]], classes: dict[str, int]) -> byt
 
 def check_dest(dest: PathLike, source: PathLike | None = None) -> bool:
     """Whether a zip is going to be replaced. A folder has to be empty or absent, and `source` is left alone."""
-    path = link_target(dest)
+    path = Path(user_path(dest))
     if source is not None:
-        inside = Path(user_path(source)).resolve() in path.resolve().parents
-        if inside or same_file(source, dest):
+        if same_file(source, dest) or Path(user_path(source)).resolve() in path.resolve().parents:
             raise UserOSError(f"destination {dest} is the source {source} or lies in it; expected another place")
     if Path(dest).suffix.lower() == ".zip":
         return check_output(dest, "zip")
     if path.is_dir() and any(path.iterdir()):
         raise UserOSError(f"destination folder {path} is not empty; expected an empty or absent folder")
-    if path.exists() and not path.is_dir():
-        raise UserOSError(f"destination {path} is a file; expected a folder or a name that ends in .zip")
+    if not path.is_dir() and (path.exists() or path.suffix.lower() in ARCHIVES):
+        what = "is a file" if path.exists() else f"would be a folder that is named {path.suffix}"
+        raise UserOSError(f"destination {path} {what}; expected a folder or a name that ends in .zip")
     return False
 
 

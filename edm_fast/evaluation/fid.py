@@ -23,8 +23,8 @@ import torch.distributed as dist
 
 from edm_fast import distributed
 from edm_fast.data.dataset import ImageFolderDataset
-from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write, user_path, utf8_name
+from edm_fast.errors import UserError, UserOSError, count
+from edm_fast.files import KINDS, atomic_write, kind_of, user_path, utf8_name
 from edm_fast.sampling.seeds import deal_seeds
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 -> (N, D)
@@ -96,7 +96,7 @@ def open_images(
     dataset = ImageFolderDataset(path=str(path), max_size=num, random_seed=seed)
     wanted = 2 if num is None else num
     if len(dataset) < wanted:
-        raise UserError(f"{path} holds {len(dataset)} images; expected at least {wanted}")
+        raise UserError(f"{path} holds {count(len(dataset), 'image')}; expected at least {wanted}")
     if dataset.num_channels not in (1, 3):
         raise UserError(f"images of {path} have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
     line = dataset.survey()
@@ -173,11 +173,15 @@ def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndar
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """`mu` (D,) and `sigma` (D, D) of an .npz file."""
+    path = user_path(path)
+    if not os.path.isfile(path):  # a pipe would wait for ever
+        raise UserOSError(f"no file {path}; expected reference statistics (.npz)")
     try:
-        with np.load(user_path(path), allow_pickle=False) as npz:
+        found = kind_of(path)
+        if found != "npz":
+            raise ValueError(f"it is {KINDS[found]}" if found else "it is empty")
+        with np.load(path, allow_pickle=False) as npz:
             mu, sigma = (np.asarray(npz[key], np.float64) for key in ("mu", "sigma"))
-    except FileNotFoundError:
-        raise UserOSError(f"no file {path}; expected reference statistics (.npz)") from None
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         text = " ".join(str(error).split())
         raise UserError(f"cannot read {path}: {text}; expected an .npz file with arrays mu and sigma") from None

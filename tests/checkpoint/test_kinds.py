@@ -103,6 +103,20 @@ def rewritten(path, change, keep_metadata=True):
     safetensors.torch.save_file(tensors, path, metadata=metadata)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net."])
+def test_wrapped_names_beside_our_configuration(prefix, net, tmp_path):
+    """As somebody writes who saves the state_dict of a wrapped network with the metadata it was loaded with."""
+    path = tiny_checkpoint(tmp_path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(prefixed(net, prefix), path, metadata=metadata)
+    assert same(net, edm_fast.load(path))
+    # two networks in one file: neither is taken for the other
+    both = {name: tensor.clone() for name, tensor in (*prefixed(net, prefix).items(), *net.state_dict().items())}
+    safetensors.torch.save_file(both, tmp_path / "both.safetensors", metadata=metadata)
+    assert "tensors too many" in refused(tmp_path / "both.safetensors")
+
+
 DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 
 
@@ -165,6 +179,7 @@ def script(path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
 
 
+RUN = ("network-snapshot-000100__pkl", "network-snapshot-000200__pkl", "training-state-000200__pt")
 # how it is written (or its bytes), a part of the one line it is refused with
 SAID = {
     "state_dict": (torch_file(tiny().state_dict()), "a state_dict of 146 tensors without edm-fast's configuration"),
@@ -173,6 +188,7 @@ SAID = {
     "other key": (torch_file({"model": tiny()}), "networks in it: 'model' (choose with key=..., or --key)"),
     "no network": (torch_file({"epoch": 3}), "holds no 'ema'; networks in it: none"),
     "layer": (torch_file(torch.nn.Linear(2, 2)), "'torch.nn.modules.linear' 'Linear', which edm-fast does not know"),
+    "module": (torch_file({"ema": torch.nn.Linear(2, 2)}), "expected its weights: torch.save(net.state_dict(), NEW)"),
     "tensor": (torch_file(torch.zeros(3)), "holds a tensor; expected a dict"),
     "TorchScript": (script, "a TorchScript program"),
     "npz": (lambda path: np.savez(open(path, "wb"), a=np.zeros(3)), "NumPy arrays, .npz"),
@@ -198,7 +214,8 @@ SAID = {
         "a folder of diffusers",
     ),
     "transformers": (transformers, "its configuration is that of diffusers or transformers"),
-    "run": (folder_of(**{"network-snapshot-000100__pkl": ""}), "a folder of a training run; expected one of its files"),
+    "run": (folder_of(**dict.fromkeys(RUN, "")), "a folder of a training run; expected one of its files, such as"),
+    "the newest snapshot": (folder_of(**dict.fromkeys(RUN, "")), "network-snapshot-000200.pkl"),
     "files": (folder_of(net__pth=""), "expected a file in it, such as"),
     "configuration": (folder_of(config__json="{}"), "a configuration but no weights"),
     "pictures": (folder_of(a__png=""), "a folder of pictures"),

@@ -131,6 +131,15 @@ def test_bad_destinations(tmp_path):
     for dest, message in [("file", "is a file"), ("folder.zip", "is a folder"), ("full", "not empty")]:
         with pytest.raises(UserError, match=message):
             write_dataset(tmp_path / dest, [(picture(), None)])
+    for dest in ("new.tar", "new.TAR.GZ"):
+        with pytest.raises(UserError, match="would be a folder that is named .*; expected a folder or a name that"):
+            write_dataset(tmp_path / dest, [(picture(), None)])
+    write_dataset(tmp_path / "new.v2", [(picture(), None)])
+    reader, writer = os.pipe()  # as /dev/stdout before a pipe
+    with pytest.raises(UserError, match="is a file; expected a folder"):
+        write_dataset(f"/dev/fd/{writer}", [(picture(), None)])
+    os.close(reader)
+    os.close(writer)
     with pytest.raises(UserError, match="empty text"):
         write_dataset("", [(picture(), None)])
 

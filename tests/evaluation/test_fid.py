@@ -1,5 +1,6 @@
 """Statistics, distances, their files, and detectors."""
 
+import os
 import pickle
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_too_few_images_and_odd_channels(tmp_path):
     with pytest.raises(UserError, match="holds 3 images; expected at least 4"):
         fid.open_images(tmp_path / "a", 4)
     save_images(tmp_path / "b", 1)
-    with pytest.raises(UserError, match="holds 1 images; expected at least 2"):
+    with pytest.raises(UserError, match="holds 1 image; expected at least 2"):
         fid.open_images(tmp_path / "b")
     for i in range(2):
         (tmp_path / "c").mkdir(exist_ok=True)
@@ -143,6 +144,15 @@ def test_bad_statistics_files(tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             fid.load_statistics(path)
         assert "\n" not in str(caught.value)
+        assert "allow_pickle" not in str(caught.value) or path.name == "object.npz", "NumPy's words for any other file"
+    for data, words in [(b"<html>", "a text file"), (b"", "empty"), (pickle.dumps(0), "a pickle")]:
+        (tmp_path / "x.npz").write_bytes(data)
+        with pytest.raises(UserError, match=f"x.npz: it is {words}; expected an .npz file"):
+            fid.load_statistics("x.npz")
+    os.mkfifo("pipe.npz")
+    for path in ("pipe.npz", ".", "none.npz"):
+        with pytest.raises(UserError, match=f"no file {path}; expected reference statistics"):
+            fid.load_statistics(path)
     assert not (tmp_path / "created-by-the-pickle").exists()
 
 
