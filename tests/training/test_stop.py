@@ -242,16 +242,20 @@ class Board:
         return functools.partial(self.do, name)
 
 
-@pytest.mark.parametrize("where", ["import", "ImportError", "__init__", "add_scalar", "flush", "missing"])
+@pytest.mark.parametrize("where", ["import", "exit", "ImportError", "__init__", "add_scalar", "flush", "missing"])
 def test_a_broken_tensorboard_is_said_once(tmp_path, monkeypatch, capsys, where):
     class Module:
         SummaryWriter = functools.partial(Board, where)
 
     class Broken:
-        def __getattr__(self, name):
-            raise TypeError("Descriptors cannot be created directly")
+        def __init__(self, error):
+            self.error = error
 
-    fakes = {"import": Broken(), "ImportError": object(), "missing": None}
+        def __getattr__(self, name):
+            raise self.error
+
+    descriptors = TypeError("Descriptors cannot be created directly")
+    fakes = {"import": Broken(descriptors), "exit": Broken(SystemExit(3)), "ImportError": object(), "missing": None}
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fakes.get(where, Module()))
     writer = _stats.StatsWriter(tmp_path)
     for step in range(3):
