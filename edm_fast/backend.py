@@ -112,12 +112,15 @@ def transformed() -> bool:
     return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
+def tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Those among the values, and in lists, tuples and dicts among them."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors(value)
+        elif isinstance(value, dict):
+            yield from tensors(value.values())
 
 
 # what ops are handed to instead of running, while a plan looks at a network (see `recording`)
@@ -193,7 +196,7 @@ class Op:
         if candidate is None:
             return "this op has no such implementation"
         if not candidate.differentiable and torch.is_grad_enabled():
-            if any(t.requires_grad for t in _tensors((*args, *kwargs.values()))):
+            if any(t.requires_grad for t in tensors((*args, *kwargs.values()))):
                 return "it has no backward and a gradient is needed"
         if transformed():
             return "torch.func and forward-mode derivatives need the plain formula"
