@@ -137,6 +137,7 @@ def test_loader_processes_outlive_signals_to_the_group(data, tmp_path, at_call):
 
 def test_states_by_the_clock_make_room_and_those_asked_for_stay(data, tmp_path, at_call):
     options = {"batch_size": 1000, "kimg_per_tick": 2, "total_kimg": 5, "dump_minutes": 1e-9, "lr_rampup_kimg": 0}
+    options["dataset_kwargs"] = {"path": str(data), "use_labels": True, "cache": True}
     run_loop(data, tmp_path, **options, state_dump_ticks=1)  # ticks end at 1, 3 and 5 kimg
     names = [f"training-state-{n:06d}.pt" for n in range(12)]
 
