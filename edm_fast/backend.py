@@ -117,12 +117,15 @@ def transformed(*tensors: torch.Tensor) -> bool:
     return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
+def tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Those among the values, and in lists, tuples and dicts among them."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors(value)
+        elif isinstance(value, dict):
+            yield from tensors(value.values())
 
 
 # what ops are handed to instead of running, while a plan looks at a network (see `recording`)
@@ -198,7 +201,7 @@ class Op:
         if candidate is None:
             return "this op has no such implementation"
         if not candidate.differentiable and torch.is_grad_enabled():
-            if any(t.requires_grad for t in _tensors((*args, *kwargs.values()))):
+            if any(t.requires_grad for t in tensors((*args, *kwargs.values()))):
                 return "it has no backward and a gradient is needed"
         if transformed():
             return "torch.func and forward-mode derivatives need the plain formula"

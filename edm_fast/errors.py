@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input: the message says what was wrong and what was expected, in one line."""
 
 
+# whatever a broken installation of an optional package raises when it is imported or used; a few end the program
+BROKEN = (Exception, SystemExit)
+
+
 class UserOSError(UserError, OSError):
     """As UserError, for files and folders (an OSError too, as the published classes raise)."""
 

@@ -17,7 +17,7 @@ import torch
 
 from edm_fast import backend, native
 from edm_fast.cases import cases, laid_out
-from edm_fast.errors import UserError, one_line
+from edm_fast.errors import BROKEN, UserError, one_line
 from edm_fast.evaluation.verify import small_calls, verify_ops
 from edm_fast.networks import ARCHITECTURES, build
 
@@ -59,7 +59,7 @@ def triton_part() -> dict[str, Any]:
         return {"available": False, "reason": "triton is not installed (pip install 'edm-fast[gpu]')"}
     try:
         importlib.import_module("triton")
-    except Exception as error:  # whatever a broken installation raises
+    except BROKEN as error:
         reason = f"triton does not load ({type(error).__name__}: {one_line(error)})"
         return {"available": False, "reason": reason, "version": _version("triton")}
     if not torch.cuda.is_available():

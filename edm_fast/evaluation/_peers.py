@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from edm_fast.backend import use_backend
-from edm_fast.errors import UserError
+from edm_fast.errors import BROKEN, UserError
 from edm_fast.evaluation._networks import Inputs, half, inputs
 
 SIGMA = 0.5  # of every timed evaluation; the time does not depend on it
@@ -64,7 +64,7 @@ def _reasons(build: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except ImportError as error:
             raise UserError(f"{error.name} is not installed" if error.name else str(error)) from error
-        except Exception as error:
+        except BROKEN as error:
             first = next(iter(str(error).strip().splitlines()), "")
             raise UserError(f"{type(error).__name__}: {first[:160]}") from error
 

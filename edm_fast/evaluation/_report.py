@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edm_fast.errors import UserError
+from edm_fast.errors import BROKEN, UserError, one_line
 from edm_fast.evaluation._rows import ROWS
 from edm_fast.evaluation._targets import TARGETS
 from edm_fast.files import atomic_write
@@ -101,8 +101,10 @@ def chart(document: Entry, path: Path) -> str | None:
     """Write a bar chart of the speeds; the reason if it cannot be drawn."""
     try:
         from matplotlib.figure import Figure  # without pyplot: no display, no global state
-    except ImportError:
-        return "no chart: matplotlib is not installed"
+    except ModuleNotFoundError as error:
+        return f"no chart: {(error.name or 'matplotlib').partition('.')[0]} is not installed"
+    except BROKEN as error:
+        return f"no chart: matplotlib does not load ({type(error).__name__}: {one_line(error)})"
     entries = [entry for entry in document["rows"] if "ratio" in entry]
     places = list(dict.fromkeys((entry["network"], entry["batch"]) for entry in entries))
     names = [name for name in ROWS if any(entry["row"] == name for entry in entries)]

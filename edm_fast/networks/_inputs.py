@@ -31,11 +31,24 @@ def check_size(x: torch.Tensor, levels: int) -> None:
         )
 
 
-def check_levels(sigma: torch.Tensor, n: int) -> None:
-    """sigma: one noise level, or one for each of n images, in any shape."""
-    count = sigma.numel()
-    if count != n and count != 1:
+def checked_levels(sigma: Any, n: int, device: torch.device) -> torch.Tensor:
+    """One noise level, or one for each of n images, in any shape, as float32 on the device."""
+    if isinstance(sigma, (int, float)):  # as_tensor would make torch.compile compile anew for each level
+        return sigma * torch.ones(1, device=device)
+    found = _tensor_of(sigma, device)
+    if found is None or found.is_complex() or found.numel() not in (1, n):
         raise UserError(f"sigma is {described(sigma)} for {n} images; expected one noise level, or one for each image")
+    return found.to(torch.float32)
+
+
+def _tensor_of(value: Any, device: torch.device) -> torch.Tensor | None:
+    """A tensor on the device of a tensor, an array or a list; None if it is none of them."""
+    if isinstance(value, torch.Tensor):
+        return torch.as_tensor(value, device=device)
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def checked_labels(labels: Any, n: int, label_dim: int, device: torch.device) -> torch.Tensor:

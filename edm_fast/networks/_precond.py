@@ -97,11 +97,7 @@ class _Precond(torch.nn.Module):
     ) -> torch.Tensor:
         _inputs.check_images(x, self.img_channels)
         x = x.to(torch.float32)
-        if isinstance(sigma, (int, float)):  # as_tensor would make torch.compile compile anew for each level
-            sigma = sigma * torch.ones(1, device=x.device)
-        sigma = torch.as_tensor(sigma, device=x.device)
-        _inputs.check_levels(sigma, x.shape[0])
-        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        sigma = _inputs.checked_levels(sigma, x.shape[0], x.device).reshape(-1, 1, 1, 1)
         labels, augment_dim = self.labels(class_labels, x), self.init_kwargs.get("augment_dim", 0)
         if augment_dim and model_kwargs.get("augment_labels") is not None:
             _inputs.check_augment_labels(model_kwargs["augment_labels"], x.shape[0], augment_dim, x.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from edm_fast.errors import one_line
+from edm_fast.errors import BROKEN, one_line
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DTYPES64 = (*DTYPES, torch.float64)  # of ops without matrix products
@@ -28,7 +28,7 @@ def _kernels() -> Any:
         return _failure
     try:
         from edm_fast.kernels import _launch  # late: a missing triton is a reason, not a crash
-    except Exception as error:  # whatever a broken installation raises
+    except BROKEN as error:
         _failure = f"triton does not load ({type(error).__name__}: {one_line(error)})"
         return _failure
     return _launch

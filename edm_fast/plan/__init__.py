@@ -55,7 +55,11 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     transform theirs at each call. None: 1 for networks of more than 8 MB of weights; for smaller ones math.inf, no
     limit. Without a limit large networks evaluate a single image sooner; batches gain little.
 
-    Weights are read when a shape is first met; make another copy after changing them. Threads may use the copy at the
+    What was done to `net` is followed: subclasses, replaced methods, adapters, parametrizations, and hooks that change
+    what layers compute. Python code inside `net.model` runs when a shape is first met, on tensors without numbers, and
+    no more: hooks there that only look on or read numbers raise UserError, and random numbers stay as first drawn.
+    Hooks of the copy itself run at every call. Weights, too, are read when a shape is first met; make another copy
+    after changing them. Threads may use the copy at the
     same time, each on a stream of its own; while graphs are recorded, in the first two calls of a kind, none of them
     may wait for the whole device (torch.cuda.synchronize).
     """

@@ -178,14 +178,16 @@ class _Builder:
         return self.torch_call(node)
 
     def torch_call(self, node: Node) -> Task:
-        """The call itself, its results copied to their places."""
+        """The call itself, its results copied to their places, which are float32: masks and indices are cast back."""
+        cast = any(value.dtype != torch.float32 for value in node.inputs())
 
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
             args, kwargs = map_values(view, (node.args, node.kwargs))
             outputs = [view(value) for value in node.outputs]
 
             def step(threads: int) -> None:
-                result = node.function(*args, **kwargs)
+                found = map_values(lambda v: view(v).to(v.dtype), (node.args, node.kwargs)) if cast else (args, kwargs)
+                result = node.function(*found[0], **found[1])
                 for to, found in zip(outputs, [result] if isinstance(result, torch.Tensor) else result):
                     to.copy_(found)
 

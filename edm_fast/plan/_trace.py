@@ -1,7 +1,7 @@
 """trace(): what a network computes, as a list of calls in order, found by running it on tensors that hold no numbers.
 
 The network itself stays the one description of what it does: its ops hand themselves to the recorder, and whatever else
-it does to tensors is seen by torch's function mode.
+it does to tensors is seen by torch's function mode. Python code around them, hooks too, runs now and never again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from edm_fast import backend
+from edm_fast.errors import UserError, one_line
 from edm_fast.plan._shapes import result_of
 
 MANY = 2**30  # images: all that there are
@@ -28,6 +29,7 @@ class Value:
 
     shape: tuple[int, ...]
     name: str = ""
+    dtype: torch.dtype = torch.float32
 
 
 @dataclasses.dataclass(eq=False)
@@ -78,12 +80,13 @@ class Recorder(TorchFunctionMode):
         self.values: dict[int, Value] = {}
         self.kept: list[Any] = [*known]
         self.nodes: list[Node] = []
+        self.writes = 0  # into tensors
         self.paused = False
 
     def value(self, meta: torch.Tensor, name: str = "") -> Value:
         """A new Value for a meta tensor; an older one of the same tensor is no longer what it holds."""
         self.kept.append(meta)
-        found = self.values[id(meta)] = Value(tuple(meta.shape), name)
+        found = self.values[id(meta)] = Value(tuple(meta.shape), name, meta.dtype)
         self.real.pop(id(meta), None)
         return found
 
@@ -93,6 +96,37 @@ class Recorder(TorchFunctionMode):
         self.kept.append(meta)
         self.real[id(meta)] = real
         return meta
+
+    def written(self, func: Any, tensor: torch.Tensor, *what: Any) -> None:
+        """tensor[index] = values, as a new tensor of that name."""
+        if func != torch.Tensor.__setitem__ or tensor._is_view():
+            raise UserError("a part of a tensor, or its data, is replaced; expected a new tensor, as of torch.where")
+        func(tensor, *what)
+        self.writes += 1
+        self.record("torch", with_items, (tensor, *what), {}, tensor, inplace=True)
+
+    def watched(self, hook: Callable[..., Any], where: str, before: bool) -> Callable[..., Any]:
+        """A hook that must have an effect on what is computed; one `before` a forward may set attributes for it."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            done = len(self.nodes) if before else self.writes
+            result = hook(*args, **kwargs)
+            if result is None and done == (len(self.nodes) if before else self.writes):
+                raise UserError(
+                    f"a hook of {where or 'the raw network'} only looks on, but an accelerated network keeps what "
+                    "hooks change and calls them no more; expected the network itself, or no such hook"
+                )
+            return result
+
+        return call
+
+    def stand_ins(self, tree: Any) -> Any:
+        """The same structure with meta tensors for tensors that hold numbers, such as those a hook brings along."""
+        if isinstance(tree, torch.Tensor):
+            return tree if tree.is_meta else self.constant(tree.detach())
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(self.stand_ins(item) for item in tree)
+        return {key: self.stand_ins(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
 
     def described(self, tree: Any) -> Any:
         if isinstance(tree, torch.Tensor):
@@ -129,6 +163,11 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "arange" and not self.paused and kwargs.get("device") == torch.device("meta"):
             return self.constant(func(*args, **{**kwargs, "device": self.device}))
+        writes = name.endswith("_") and not name.endswith("__") or name.startswith("__i")
+        if not self.paused and _mixed(args, kwargs):  # but what is written into stays, so that torch complains of it
+            args, kwargs = (*args[:writes], *self.stand_ins(args[writes:])), self.stand_ins(kwargs)
+        if name in ("__setitem__", "__set__") and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return self.written(func, *args)
         found = result_of(func, args, kwargs)
         result = found if found is not None else func(*args, **kwargs)
         tensors = [result] if isinstance(result, torch.Tensor) else result
@@ -136,8 +175,23 @@ class Recorder(TorchFunctionMode):
             return result
         if not all(isinstance(item, torch.Tensor) for item in tensors):
             return result
-        inplace = bool(args) and result is args[0] and (name.endswith("_") or name.startswith("__i"))
+        inplace = bool(args) and result is args[0] and writes
+        if inplace and args[0]._is_view():
+            raise UserError("a part of a tensor is written into; expected a new tensor, as of torch.where")
+        self.writes += inplace
         return self.record("torch", func, args, kwargs, result, inplace)
+
+
+def with_items(tensor: torch.Tensor, index: Any, values: Any) -> torch.Tensor:
+    """The tensor after tensor[index] = values."""
+    changed = tensor.clone()
+    changed[index] = values
+    return changed
+
+
+def _mixed(*trees: Any) -> bool:
+    """Whether there are tensors with and without numbers."""
+    return len({tensor.is_meta for tensor in backend.tensors(trees)}) == 2
 
 
 def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
@@ -149,11 +203,23 @@ def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Gra
     inputs = {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
     values = {name: recorder.value(tensor, name) for name, tensor in inputs.items()}
     positional = [inputs.pop(name) for name in POSITIONAL if name in inputs]
-    # a copy around the meta tensors, not these put in place for a moment: other threads may be using the module
-    twin = copy.deepcopy(module, {id(tensor): metas[name] for name, tensor in own.items()})
-    with torch.no_grad(), backend.recording(recorder.op), recorder:
-        result = twin(*positional, **inputs)
-    output = recorder.values[id(result)]
+    try:
+        # a copy around the meta tensors, not these put in place for a moment: other threads may be using the module
+        twin = copy.deepcopy(module, {id(tensor): metas[name] for name, tensor in own.items()})
+        for where, part in twin.named_modules():
+            for name in ("_forward_hooks", "_forward_pre_hooks"):
+                for key, hook in (hooks := getattr(part, name)).items():
+                    hooks[key] = recorder.watched(hook, where, before="pre" in name)
+        with torch.no_grad(), backend.recording(recorder.op), recorder:
+            result = twin(*positional, **inputs)
+        output = recorder.values[id(result)]
+    except UserError as error:
+        raise UserError(f"accelerate() cannot follow this network: {error}") from error
+    except Exception as error:
+        raise UserError(
+            f"accelerate() cannot follow this network, whose layers, hooks and replaced methods may compute anything "
+            f"but not read numbers of tensors ({type(error).__name__}: {one_line(error)}); expected the network itself"
+        ) from error
     return Graph(values, _needed(_folded(recorder.nodes), output), output)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from edm_fast.errors import UserOSError
+from edm_fast.errors import BROKEN, UserOSError
 from edm_fast.files import atomic_write
 
 
@@ -112,7 +112,7 @@ class StatsWriter:
         """TensorBoard is an extra: however it fails, training goes on without it, after one line."""
         try:
             action()
-        except Exception as error:
+        except BROKEN as error:
             self._board = None
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             print(f"Going on without TensorBoard, which failed ({reason}); stats.jsonl has all numbers", flush=True)

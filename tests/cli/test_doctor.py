@@ -86,6 +86,7 @@ BROKEN = [
     "OSError('libtriton.so')",
     "ImportError('x')",
     "SystemError()",
+    "SystemExit('no driver')",
 ]
 
 

@@ -93,6 +93,11 @@ def test_terminal_table(document):
     assert lines[6].endswith("cannot run: openvino is not installed")
 
 
+class Broken:
+    def __getattr__(self, name):
+        raise RuntimeError("_ARRAY_API")
+
+
 def test_chart(tmp_path, document, monkeypatch):
     pytest.importorskip("matplotlib")
     (tmp_path / "networks-x.json").write_text(json.dumps(document), encoding="utf-8")
@@ -102,6 +107,8 @@ def test_chart(tmp_path, document, monkeypatch):
     assert (tmp_path / "networks-x.md").read_text(encoding="utf-8") == _report.markdown(document)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert _report.chart(document, tmp_path / "second.png") == "no chart: matplotlib is not installed"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", Broken())
+    assert _report.chart(document, tmp_path / "second.png").endswith("does not load (RuntimeError: _ARRAY_API)")
     assert not (tmp_path / "second.png").exists()
 
 

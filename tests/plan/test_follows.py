@@ -12,6 +12,7 @@ from planned_networks import network
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from edm_fast import accelerate
+from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import inputs, relative_error
 from edm_fast.networks import EDMPrecond, SongUNet
 
@@ -37,6 +38,22 @@ def louder_input(module, args):
 
 def louder_in_place(module, args, output):
     output.mul_(1.2)
+
+
+def louder_by_a_mask(module, args, output):
+    return torch.where(output > 0, output, 0.8 * output)
+
+
+def louder_in_a_part(module, args, output):
+    output[:, :3] = 1.2 * output[:, :3]
+    output[output < 0] = torch.zeros(())
+
+
+def mixed_by_a_layer(net):
+    """A layer that is no part of the network, and so no tensor of it."""
+    torch.manual_seed(0)
+    other = torch.nn.Linear(4, 4).requires_grad_(False)  # along a row of pixels
+    parts(net, "UNetBlock")[2].register_forward_hook(lambda m, args, out: out + other(out))
 
 
 class Adapter(torch.nn.Module):
@@ -139,6 +156,16 @@ def other_forward(net):
     block.forward = types.MethodType(lambda self, x, emb: 1.2 * type(self).forward(self, x, emb), block)
 
 
+def closes_over(kind):
+    """A replaced method that still knows the module itself, not the copy that is looked at."""
+
+    def change(net):
+        for module in parts(net, kind)[:1] if kind else [net.model]:
+            module.forward = (lambda old: lambda *args, **kwargs: 1.2 * old(*args, **kwargs))(module.forward)
+
+    return change
+
+
 CHANGES = {
     "forward hook": lambda net: net.register_forward_hook(louder),
     "forward pre-hook": lambda net: net.register_forward_pre_hook(louder_input),
@@ -167,6 +194,10 @@ CHANGES = {
     "wrapper of the raw network": lambda net: setattr(net, "model", Wrapper(net.model).eval()),
     "subclass with another embedding": becomes(OtherEmbedding, inner=True),
     "a method replaced": other_forward,
+    **{f"forward of {kind or 'the raw network'} replaced": closes_over(kind) for kind in ("", "UNetBlock", "Linear")},
+    "hook with a mask": lambda net: parts(net, "UNetBlock")[2].register_forward_hook(louder_by_a_mask),
+    "hook that sets a part": lambda net: parts(net, "UNetBlock")[2].register_forward_hook(louder_in_a_part),
+    "hook with a layer of its own": mixed_by_a_layer,
 }
 
 
@@ -178,6 +209,42 @@ def test_changes_of_a_network(name):
     want = outputs(net)
     assert relative_error([want], [before]) > 1e-2, "the change counts"
     assert relative_error([outputs(accelerate(net))], [want]) <= 1e-5
+
+
+def zero_a_view(module, args, output):
+    output[:, 0].mul_(0)
+
+
+def by_new_data(module, args, output):
+    output.data = 1.2 * output.data
+
+
+REFUSED = {
+    "only looks on": [lambda m, args, out: print(out.shape), "hook of enc.8x8_block0 only looks on"],
+    "reads a number": [lambda m, args, out: out / float(out.std()), "not read numbers of tensors"],
+    "decides by numbers": [lambda m, args, out: out if out.max() > 0 else 2 * out, "not read numbers of tensors"],
+    "writes into a view": [zero_a_view, "a part of a tensor is written into"],
+    "replaces data": [by_new_data, "a part of a tensor, or its data, is replaced"],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_hooks_that_a_plan_cannot_follow_are_refused(name):
+    hook, message = REFUSED[name]
+    net = network("ddpmpp")
+    handle = net.model.enc["8x8_block0"].register_forward_hook(hook)
+    fast = accelerate(net)
+    with pytest.raises(UserError, match=f"cannot follow this network.*{message}"):
+        outputs(fast)
+    handle.remove()
+    assert relative_error([outputs(fast)], [outputs(net)]) <= 1e-5
+
+
+def test_a_hook_before_a_layer_that_only_looks_on():
+    net = network("adm")
+    net.model.register_forward_pre_hook(lambda module, args: print(args[0].shape))
+    with pytest.raises(UserError, match="hook of the raw network only looks on"):
+        outputs(accelerate(net))
 
 
 @pytest.mark.parametrize("name", ["forward hook", "forward pre-hook"])

@@ -137,6 +137,7 @@ def test_loader_processes_outlive_signals_to_the_group(data, tmp_path, at_call):
 
 def test_states_by_the_clock_make_room_and_those_asked_for_stay(data, tmp_path, at_call):
     options = {"batch_size": 1000, "kimg_per_tick": 2, "total_kimg": 5, "dump_minutes": 1e-9, "lr_rampup_kimg": 0}
+    options["dataset_kwargs"] = {"path": str(data), "use_labels": True, "cache": True}
     run_loop(data, tmp_path, **options, state_dump_ticks=1)  # ticks end at 1, 3 and 5 kimg
     names = [f"training-state-{n:06d}.pt" for n in range(12)]
 
@@ -242,16 +243,20 @@ class Board:
         return functools.partial(self.do, name)
 
 
-@pytest.mark.parametrize("where", ["import", "ImportError", "__init__", "add_scalar", "flush", "missing"])
+@pytest.mark.parametrize("where", ["import", "exit", "ImportError", "__init__", "add_scalar", "flush", "missing"])
 def test_a_broken_tensorboard_is_said_once(tmp_path, monkeypatch, capsys, where):
     class Module:
         SummaryWriter = functools.partial(Board, where)
 
     class Broken:
-        def __getattr__(self, name):
-            raise TypeError("Descriptors cannot be created directly")
+        def __init__(self, error):
+            self.error = error
 
-    fakes = {"import": Broken(), "ImportError": object(), "missing": None}
+        def __getattr__(self, name):
+            raise self.error
+
+    descriptors = TypeError("Descriptors cannot be created directly")
+    fakes = {"import": Broken(descriptors), "exit": Broken(SystemExit(3)), "ImportError": object(), "missing": None}
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fakes.get(where, Module()))
     writer = _stats.StatsWriter(tmp_path)
     for step in range(3):
