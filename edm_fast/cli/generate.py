@@ -25,7 +25,7 @@ from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
 from edm_fast.cli._outputs import expect_output
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
-from edm_fast.errors import UserError, UserOSError
+from edm_fast.errors import UserError, UserOSError, count
 from edm_fast.files import check_output
 from edm_fast.plan import PRECISIONS as ACCELERATED
 from edm_fast.plan import accelerate
@@ -239,7 +239,7 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
     finished = finished_seeds(outdir, names, mark) if options["skip_existing"] else set()
     targets = [outdir / name for seed, name in names.items() if seed not in finished]
     if replaced := sum(check_output(path, "png") for path in targets):
-        click.echo(f"note: {replaced} images in {outdir} will be replaced")
+        click.echo(f"note: {count(replaced, 'image')} in {outdir} will be replaced")
     if options["grid"] is not None:
         expect_output(options["grid"], "png", *(str(outdir / name) for name in names.values()))
     return finished
@@ -314,7 +314,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def report(made: int, kept: int, seconds: float, outdir: Path) -> None:
     rate = f"{made / seconds:.2f} images/s" if seconds > 0 else ""
-    text = f"{made} images in {seconds:.1f} s ({rate})" + (f", {kept} kept from before" if kept else "")
+    text = f"{count(made, 'image')} in {seconds:.1f} s ({rate})" + (f", {kept} kept from before" if kept else "")
     distributed.print0(f"{text}: {outdir}{os.sep}")
 
 

@@ -21,7 +21,7 @@ from edm_fast.data._cifar import read_cifar10
 from edm_fast.data._labels import read_labels
 from edm_fast.data._listing import Survey, open_listing
 from edm_fast.data._transforms import to_rgb
-from edm_fast.errors import UserError, UserOSError, one_line
+from edm_fast.errors import BROKEN, UserError, UserOSError, one_line
 from edm_fast.files import user_path
 
 Report = Callable[[str], None]
@@ -83,10 +83,9 @@ def _decode_lmdb(value: bytes) -> np.ndarray:
     """(H, W, 3) uint8: OpenCV where it is installed (BGR to RGB), as published, else the decoder of the package."""
     try:
         import cv2
-
-        image = cv2.imdecode(np.frombuffer(value, dtype=np.uint8), 1)
-    except ImportError:
-        image = None
+    except BROKEN:
+        cv2 = None
+    image = cv2 and cv2.imdecode(np.frombuffer(value, dtype=np.uint8), 1)
     return to_rgb(pictures.decode(value, "in an lmdb")) if image is None else image[:, :, ::-1]
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import tarfile
 import zipfile
 
@@ -424,7 +425,7 @@ def test_lsun_lmdb(tmp_path, monkeypatch):
         def imdecode(buffer, flags):
             raise Cv2.error("(-215:Assertion failed) !buf.empty()")
 
-    monkeypatch.setitem(__import__("sys").modules, "cv2", Cv2)
+    monkeypatch.setitem(sys.modules, "cv2", Cv2)
     with pytest.raises(UserError, match="no image to write"):
         convert(source, tmp_path / "s.zip", report=said.append)
     (tmp_path / "empty_lmdb").mkdir()
@@ -433,7 +434,7 @@ def test_lsun_lmdb(tmp_path, monkeypatch):
 
 
 def test_lsun_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
     (tmp_path / "x_lmdb").mkdir()
     with pytest.raises(UserError, match="needs the package lmdb"):
         convert(tmp_path / "x_lmdb", tmp_path / "o.zip")
@@ -445,8 +446,17 @@ def test_opencv_is_used_where_it_is(monkeypatch):
         def imdecode(buffer, flags):
             return picture() if bytes(buffer) == b"known" else None
 
-    monkeypatch.setitem(__import__("sys").modules, "cv2", Cv2)
+    monkeypatch.setitem(sys.modules, "cv2", Cv2)
     np.testing.assert_array_equal(_sources._decode_lmdb(b"known"), picture()[:, :, ::-1])
     buffer = io.BytesIO()
     PIL.Image.fromarray(picture(seed=3)).save(buffer, "png")
     np.testing.assert_array_equal(_sources._decode_lmdb(buffer.getvalue()), picture(seed=3))
+
+
+def test_a_broken_opencv_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "cv2.py").write_text("raise RuntimeError('libGL.so.1')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(picture()).save(buffer, "png")
+    np.testing.assert_array_equal(_sources._decode_lmdb(buffer.getvalue()), picture())
