@@ -1,5 +1,5 @@
 # make sample   images from the bundled checkpoint, in out/ (out/grid.png shows them all)
-# make test     tests with coverage, lint, types
+# make test     tests (with coverage, but for those of Triton), lint, types
 # make lint     ruff and mypy
 # make isas     tests of ops, plans and networks on the instruction sets that are not the best one here
 # make sanitize tests of the native code, built for AddressSanitizer and UBSan in build/sanitize (GCC; minutes)
@@ -29,9 +29,14 @@ sample: $(VENV)/installed
 	$(BIN)/edm-fast generate --outdir=out --seeds=0-63 --grid=out/grid.png
 	@echo "see out/grid.png"
 
+# Triton's interpreter and compiler take twice as long where lines are counted, and hardly run lines of edm_fast
+TRITON_TESTS := $(wildcard tests/ops/*_triton.py) tests/kernels tests/plan/test_gpu.py
+
 test: $(VENV)/developer
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered $(PYTEST_FLAGS) || status=1; exit $$status
+	export OMP_NUM_THREADS=1; $(BIN)/pytest $(PYTEST_FLAGS) $(TRITON_TESTS) || status=1; \
+	$(BIN)/pytest --cov --cov-report=term:skip-covered $(PYTEST_FLAGS) $(addprefix --ignore=,$(TRITON_TESTS)) || status=1; \
+	exit $$status
 
 lint: $(VENV)/developer
 	$(BIN)/ruff check .

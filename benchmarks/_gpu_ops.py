@@ -102,7 +102,7 @@ def ceilings(device: str, quick: bool) -> dict[str, float]:
 
 def _bytes(call: cases.Call, results: list[torch.Tensor]) -> int:
     """What must move: every tensor once."""
-    tensors = {id(t): t for t in [*backend._tensors((*call[0], *call[1].values())), *results]}
+    tensors = {id(t): t for t in [*backend.tensors((*call[0], *call[1].values())), *results]}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 

@@ -182,12 +182,14 @@ class _Builder:
         cast = any(value.dtype != torch.float32 for value in node.inputs())
 
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
-            args, kwargs = map_values(view, (node.args, node.kwargs))
-            outputs = [view(value) for value in node.outputs]
+            # places, not `view`: a step that held it would keep its program alive in a circle
+            places = {value: view(value) for value in node.inputs()}
+            tree, outputs = (node.args, node.kwargs), [view(value) for value in node.outputs]
+            args, kwargs = map_values(places.__getitem__, tree)
 
             def step(threads: int) -> None:
-                found = map_values(lambda v: view(v).to(v.dtype), (node.args, node.kwargs)) if cast else (args, kwargs)
-                result = node.function(*found[0], **found[1])
+                given = map_values(lambda value: places[value].to(value.dtype), tree) if cast else (args, kwargs)
+                result = node.function(*given[0], **given[1])
                 for to, found in zip(outputs, [result] if isinstance(result, torch.Tensor) else result):
                     to.copy_(found)
 
