@@ -24,7 +24,7 @@ with contextlib.suppress(ImportError):  # Windows
 class Table:
     """Seconds by shape and algorithm, in a file."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.Lock()
         self.seconds: dict[str, float] = {}
@@ -42,22 +42,20 @@ class Table:
     def stored(self) -> dict[str, float]:
         """What the file holds; nothing if there is none, or none that makes sense."""
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
-            if self.path is not None:
-                found = {str(key): float(value) for key, value in json.loads(self.path.read_text()).items()}
-                if all(0 <= seconds < math.inf for seconds in found.values()):
-                    return found
+            found = {str(key): float(value) for key, value in json.loads(self.path.read_text()).items()}
+            if all(0 <= seconds < math.inf for seconds in found.values()):
+                return found
         return {}
 
     def keep(self, measured: dict[str, float]) -> None:
         """Put measurements into the table and its file. What another process has stored meanwhile counts in their
         place: processes that measure at the same time would choose differently, and their images differ in rounding."""
         with contextlib.suppress(OSError):  # a folder that cannot be written costs time, and choices may change
-            if self.path is not None:
-                with _alone(self.path):
-                    stored = self.stored()
-                    measured = {**measured, **stored}
-                    with atomic_write(self.path, "w") as file:
-                        json.dump({**self.seconds, **measured}, file, indent=0, sort_keys=True)
+            with _alone(self.path):
+                stored = self.stored()
+                measured = {**measured, **stored}
+                with atomic_write(self.path, "w") as file:
+                    json.dump({**self.seconds, **measured}, file, indent=0, sort_keys=True)
         self.seconds = {**measured, **self.seconds}
 
 
@@ -72,21 +70,13 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _folder() -> Path | None:
-    """None for a user without a home."""
-    with contextlib.suppress(RuntimeError):
-        return cache_folder()
-    return None
-
-
 def table(folder: Path | None, name: str) -> Table:
     """The table NAME.json of a folder, or of the cache folder."""
-    folder = folder or _folder()
-    return _table(None if folder is None else folder / "plans" / f"{name}.json")
+    return _table((folder or cache_folder()) / "plans" / f"{name}.json")
 
 
 @functools.cache
-def _table(path: Path | None) -> Table:
+def _table(path: Path) -> Table:
     return Table(path)
 
 
