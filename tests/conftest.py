@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import golden_cases  # noqa: E402
+from helpers import golden_cases  # noqa: E402
 
 
 def pytest_addoption(parser):

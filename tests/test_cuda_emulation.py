@@ -3,13 +3,13 @@
 import ctypes
 import shutil
 
-import cuda_emulated
 import pytest
 import torch
-from cuda_emulated import ROOT, Emulated
 
 from edm_fast import backend, testing
 from edm_fast.ops import solver_update, upfirdn  # noqa: F401
+from helpers import cuda_emulated
+from helpers.cuda_emulated import ROOT, Emulated
 
 pytestmark = pytest.mark.skipif(cuda_emulated.COMPILER is None, reason="needs a C++ compiler")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

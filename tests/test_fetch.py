@@ -9,12 +9,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import tiny_training
 from click.testing import CliRunner
 
 from edm_fast import checkpoint, files
 from edm_fast.cli import main
 from edm_fast.errors import UserError
+from helpers import tiny_training
 
 CONTENT = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

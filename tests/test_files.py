@@ -12,11 +12,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny_networks import tiny
 
 from edm_fast import checkpoint, files
 from edm_fast.data import ImageFolderDataset
 from edm_fast.errors import UserOSError
+from helpers.tiny_networks import tiny
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-import golden_cases as g
+from helpers import golden_cases as g
 
 
 def test_every_golden_entry_has_a_test(request):

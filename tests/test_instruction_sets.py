@@ -12,12 +12,12 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import native_conv as nc
 import pytest
 import torch
-from recorded import Record
 
 from edm_fast import cases, native, ops, use_backend
+from helpers import native_conv as nc
+from helpers.recorded import Record
 
 ROOT = Path(__file__).parents[1]
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"

@@ -6,15 +6,15 @@ import signal
 import numpy as np
 import PIL.Image
 import pytest
-import tiny_training
 from click.testing import CliRunner
-from tiny_networks import tiny, tiny_checkpoint
 
 from edm_fast import checkpoint, cli, files
 from edm_fast.cli import generate
 from edm_fast.data.convert import convert
 from edm_fast.evaluation import fid
 from edm_fast.sampling import sample_seeds, save_grid, save_png
+from helpers import tiny_training
+from helpers.tiny_networks import tiny, tiny_checkpoint
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 

@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tiny_networks
+
+from helpers import tiny_networks
 
 ROOT = Path(__file__).parents[1]
 

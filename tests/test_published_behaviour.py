@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import tiny_training
 import torch
 from click.testing import CliRunner
-from tiny_networks import tiny, tiny_checkpoint
 
 from edm_fast import cli, distributed, networks
 from edm_fast.data import ImageFolderDataset
@@ -18,6 +16,8 @@ from edm_fast.data.convert import convert
 from edm_fast.networks import PRESETS, presets
 from edm_fast.sampling import edm_sampler, sample_seeds
 from edm_fast.training import _run
+from helpers import tiny_training
+from helpers.tiny_networks import tiny, tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,11 +4,11 @@ import io
 import struct
 import zipfile
 
-import hand_pickles as p
 import pytest
-from hostile_checkpoints import ema, refused
 
 from edm_fast import checkpoint
+from helpers import hand_pickles as p
+from helpers.hostile_checkpoints import ema, refused
 
 
 def archive(members, compression=zipfile.ZIP_STORED, prefix="a/"):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_networks import tiny_checkpoint
 
 import edm_fast
 from edm_fast import checkpoint
 from edm_fast.cli import main
 from edm_fast.evaluation import _networks
+from helpers.tiny_networks import tiny_checkpoint
 
 
 def is_demo(net):

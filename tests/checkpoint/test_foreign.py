@@ -9,16 +9,16 @@ import pathlib
 import pickle
 import struct
 
-import hand_pickles as p
 import numpy as np
 import pytest
 import torch
-from hostile_checkpoints import INIT, refused
-from tiny_networks import tiny
 
 import edm_fast
 from edm_fast import checkpoint
 from edm_fast.cli import main
+from helpers import hand_pickles as p
+from helpers.hostile_checkpoints import INIT, refused
+from helpers.tiny_networks import tiny
 
 
 def number(value):

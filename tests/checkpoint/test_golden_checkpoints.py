@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import golden_cases as g
 from edm_fast import checkpoint
+from helpers import golden_cases as g
 
 ENTRIES = g.entries("checkpoints")
 

@@ -5,16 +5,16 @@ import pickle
 import resource
 import struct
 
-import hand_pickles as p
 import pytest
 import torch
-from hostile_checkpoints import HOSTILE, HOSTILE_SAYS, dtype, ema, laughs, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import golden_cases as g
 from edm_fast import checkpoint
 from edm_fast.checkpoint.published import read_published, to_tensor
+from helpers import golden_cases as g
+from helpers import hand_pickles as p
+from helpers.hostile_checkpoints import HOSTILE, HOSTILE_SAYS, dtype, ema, laughs, refused
 
 
 @pytest.fixture

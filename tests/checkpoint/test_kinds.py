@@ -13,12 +13,12 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hostile_checkpoints import refused
-from tiny_networks import UNET, tiny, tiny_checkpoint
 
 import edm_fast
 from edm_fast import checkpoint, networks
 from edm_fast.cli import main
+from helpers.hostile_checkpoints import refused
+from helpers.tiny_networks import UNET, tiny, tiny_checkpoint
 
 OWN_STATE = {"format": "edm-fast training state 1", "optimizer_state": {"state": {}, "param_groups": []}}
 

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-from tiny_networks import tiny, tiny_checkpoint
 
-import golden_cases as g
 from edm_fast import checkpoint
+from helpers import golden_cases as g
+from helpers.tiny_networks import tiny, tiny_checkpoint
 
 NAMES = ["net", "net.pkl", "net.pt", "net.safetensors", "net.ZIP", ".net.png"]
 

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from tiny_networks import UNET, tiny
 from torch.nn.utils import parametrizations, prune
 
 import edm_fast
 from edm_fast import checkpoint, networks
+from helpers.tiny_networks import UNET, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_networks import tiny_checkpoint
 
 from edm_fast import cli
 from edm_fast.evaluation import _report
+from helpers.tiny_networks import tiny_checkpoint
 
 
 def run(*args):

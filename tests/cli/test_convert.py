@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-import golden_cases as g
 from edm_fast import checkpoint, networks
 from edm_fast.cli import main
+from helpers import golden_cases as g
 
 SNAPSHOTS = g.entries("checkpoints", lambda e: e.get("expect") == "load")
 SOURCE = str(g.path(SNAPSHOTS[0], SNAPSHOTS[0]["config"]["file"]))

@@ -8,13 +8,13 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
-import tiny_detector
 from click.testing import CliRunner
 
 from edm_fast.cli import main
 from edm_fast.cli.fid import calc, ref
 from edm_fast.evaluation import fid
 from edm_fast.sampling import save_grid
+from helpers import tiny_detector
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import math
 import click
 import pytest
 
-import golden_cases as g
 from edm_fast.cli._options import parse_int_list
 from edm_fast.cli.generate import command
 from edm_fast.sampling import deal_seeds
+from helpers import golden_cases as g
 
 
 def cases(key, where=lambda case: True):

@@ -3,8 +3,8 @@
 import click
 import pytest
 
-import golden_cases as g
 from edm_fast.cli import dataset, fid
+from helpers import golden_cases as g
 
 # the published dataset command has no verbs of its own; here its flags belong to the default one
 GROUPS = {"fid": fid.command, "dataset": dataset.command}

@@ -5,12 +5,12 @@ import math
 
 import click
 import pytest
-import tiny_training as tiny
 from click.testing import CliRunner
 
-import golden_cases as g
 from edm_fast.cli import main
 from edm_fast.cli.train import command
+from helpers import golden_cases as g
+from helpers import tiny_training as tiny
 
 
 def cases(key, where=lambda case: True):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import golden_cases as g
 from edm_fast import native, use_backend
 from edm_fast.checkpoint import load
 from edm_fast.cli import main
 from edm_fast.cli.generate import command, prepared, sampler_for, way_to_draw
 from edm_fast.sampling import deal_seeds, sample_seeds
+from helpers import golden_cases as g
 
 
 @pytest.fixture(params=["reference", "auto"])

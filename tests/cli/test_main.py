@@ -11,13 +11,13 @@ from pathlib import Path
 import click
 import PIL.Image
 import pytest
-import tiny_detector
 import torch
 from click.testing import CliRunner
-from tiny_networks import tiny_checkpoint
 
 from edm_fast import cli
 from edm_fast.errors import UserError, UserOSError
+from helpers import tiny_detector
+from helpers.tiny_networks import tiny_checkpoint
 
 
 def test_only_verbs_that_exist_are_listed():

@@ -8,16 +8,16 @@ import click
 import numpy as np
 import PIL.Image
 import pytest
-import tiny_detector
 from click.testing import CliRunner
-from tiny_networks import tiny_checkpoint
-from tiny_training import write_dataset
 
 from edm_fast import cli
 from edm_fast.cli import _options as opt
 from edm_fast.cli import bench, verify
 from edm_fast.evaluation import _report
 from edm_fast.evaluation import bench as measuring
+from helpers import tiny_detector
+from helpers.tiny_networks import tiny_checkpoint
+from helpers.tiny_training import write_dataset
 
 # every option and argument that takes a path
 PATHS = {

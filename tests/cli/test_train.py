@@ -10,12 +10,12 @@ import sys
 
 import click
 import pytest
-import tiny_training as tiny
 from click.testing import CliRunner
 
 import edm_fast
 from edm_fast import training
 from edm_fast.cli import _console_log, main, train
+from helpers import tiny_training as tiny
 
 TINY = ["--cbase=4", "--cres=1", "--num-blocks=1", "--batch=20", "--tick=1", "--device=cpu", "--augment=0"]
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from tiny_networks import tiny_checkpoint
 
 from edm_fast import backend, cli
 from edm_fast.cli import verify
 from edm_fast.evaluation.verify import small_calls
+from helpers.tiny_networks import tiny_checkpoint
 
 
 @pytest.fixture

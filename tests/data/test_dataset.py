@@ -11,10 +11,10 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
-import tiny_training as tiny
 
 from edm_fast.data import ImageFolderDataset
 from edm_fast.errors import UserError, UserOSError
+from helpers import tiny_training as tiny
 
 
 def png(image):

@@ -6,8 +6,8 @@ import hashlib
 import numpy as np
 import pytest
 
-import golden_cases as g
 from edm_fast.data import ImageFolderDataset
+from helpers import golden_cases as g
 
 ENTRIES = g.entries("dataset")
 

@@ -13,9 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import golden_cases as g
 from edm_fast.data.convert import convert
 from edm_fast.errors import UserError
+from helpers import golden_cases as g
 
 ENTRIES = g.entries("dataset_tool")
 

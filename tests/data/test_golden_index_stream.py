@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
-import golden_cases as g
 from edm_fast.data import InfiniteSampler
+from helpers import golden_cases as g
 
 
 def is_stream(entry):

@@ -5,13 +5,13 @@ import unicodedata
 import zipfile
 
 import pytest
-import readers
-from readers import GOOD, below, make_folder, make_zip
 
 from edm_fast.data import ImageFolderDataset
 from edm_fast.data._listing import plain_name
 from edm_fast.data.convert import convert
 from edm_fast.errors import UserError
+from helpers import readers
+from helpers.readers import GOOD, below, make_folder, make_zip
 
 
 def pairs(*values):

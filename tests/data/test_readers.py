@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import readers
-from readers import GOOD, below, make_folder, make_zip, picture
 
 from edm_fast.data import ImageFolderDataset, _sources
 from edm_fast.data.convert import convert
 from edm_fast.errors import UserError
 from edm_fast.pictures import decode
 from edm_fast.sampling import save_grid
+from helpers import readers
+from helpers.readers import GOOD, below, make_folder, make_zip, picture
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ROOT.parent / "shared" / "faults"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import golden_cases as g
 from edm_fast import networks, training
+from helpers import golden_cases as g
 
 
 def make_loss(config):

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-from tiny_networks import tiny_checkpoint
 
 from edm_fast import backend
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _memory, _networks, _peers, bench
 from edm_fast.evaluation._rows import ROWS
 from edm_fast.evaluation._targets import TARGETS, default_batches
+from helpers.tiny_networks import tiny_checkpoint
 
 
 def silent(text):

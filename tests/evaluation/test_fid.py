@@ -6,11 +6,11 @@ import pickle
 import numpy as np
 import PIL.Image
 import pytest
-import tiny_detector
 import torch
 
 from edm_fast.errors import UserError
 from edm_fast.evaluation import fid
+from helpers import tiny_detector
 
 
 def save_images(folder, count, size=8, channels=3, seed=0):

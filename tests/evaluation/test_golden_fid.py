@@ -3,10 +3,10 @@
 import numpy as np
 import PIL.Image
 import pytest
-import tiny_detector
 
-import golden_cases as g
 from edm_fast.evaluation import fid
+from helpers import golden_cases as g
+from helpers import tiny_detector
 
 RUNS = [(entry, run["name"], run) for entry in g.entries("fid") for run in entry["config"]["runs"]]
 IDS = [f"{entry['id']}-{name}" for entry, name, _ in RUNS]

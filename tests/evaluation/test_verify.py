@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny_networks import tiny, tiny_checkpoint
 
 from edm_fast import backend, cases, networks
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _networks, verify
+from helpers.tiny_networks import tiny, tiny_checkpoint
 
 
 def test_every_backend_is_within_its_budget():

@@ -6,15 +6,15 @@ import io
 import itertools
 import pickle
 
-import native_conv as nc
 import numpy as np
 import pytest
 import torch
-from planned_networks import network
-from tiny_networks import tiny
 
 from edm_fast import accelerate, networks
 from edm_fast.evaluation._networks import inputs, relative_error
+from helpers import native_conv as nc
+from helpers.planned_networks import network
+from helpers.tiny_networks import tiny
 
 FAMILIES = {
     "VPPrecond": {},

@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 import torch
-from planned_networks import network
+
+from helpers.planned_networks import network
 
 
 @contextlib.contextmanager

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from planned_networks import network
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from edm_fast import explain, use_backend
 from edm_fast.evaluation._networks import Exact
 from edm_fast.networks import EDMPrecond, SongUNet
+from helpers.planned_networks import network
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script", "ignore:Attempted to insert a get_attr Node")
 IMAGES = 2

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-import golden_cases as g
 from edm_fast import networks, use_backend
 from edm_fast.ops.attention import attention_weights
+from helpers import golden_cases as g
 
 
 @pytest.fixture(params=["reference", "auto"])

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_networks import tiny
 
 from edm_fast import UserError, accelerate, edm_sampler, native
 from edm_fast.training import EDMLoss, VELoss, VPLoss
+from helpers.tiny_networks import tiny
 
 CLASSES = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
 N, K, A = 4, 4, 3  # as many images as classes, so that a vector of class numbers has the length of a row

@@ -2,7 +2,6 @@
 
 import math
 
-import op_checks
 import pytest
 import torch
 
@@ -10,6 +9,7 @@ from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import attention
 from edm_fast.ops.attention import attention_weights
+from helpers import op_checks
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 LAYOUTS = ("contiguous", "channels_last")

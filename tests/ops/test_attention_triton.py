@@ -3,13 +3,13 @@
 Without a GPU the kernels run in Triton's interpreter.
 """
 
-import op_checks
 import pytest
 import torch
 
 from edm_fast import testing
 from edm_fast.errors import UserError
 from edm_fast.ops import attention
+from helpers import op_checks
 
 kernels = pytest.importorskip("edm_fast.kernels.attention")
 DEVICE = op_checks.BACKENDS["triton"]

@@ -1,15 +1,15 @@
 """conv2d: the reference against its definition, derivatives, and every backend against the reference."""
 
-import op_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_inputs import all_gradients, case_inputs
 
 from edm_fast import backend, native, testing
 from edm_fast.backend import BackendError
 from edm_fast.errors import UserError
 from edm_fast.ops import conv2d
+from helpers import op_checks
+from helpers.conv_inputs import all_gradients, case_inputs
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 

@@ -2,13 +2,13 @@
 
 import math
 
-import op_checks
 import pytest
 import torch
-from conv_inputs import case_inputs
 
 from edm_fast.evaluation._networks import relative_error
 from edm_fast.ops import _triton, conv2d
+from helpers import op_checks
+from helpers.conv_inputs import case_inputs
 
 DEVICE = op_checks.BACKENDS["triton"]
 if (reason := _triton.reason(torch.ones(1, device=DEVICE))) is not None:

@@ -2,11 +2,11 @@
 
 import math
 
-import native_conv as nc
 import pytest
 import torch
 
 from edm_fast import native
+from helpers import native_conv as nc
 
 pytestmark = nc.needs_native
 THREADS = (1, 2, 3, 4, 5, 8)

@@ -2,14 +2,14 @@
 
 import math
 
-import op_checks
 import pytest
 import torch
-from conv_inputs import all_gradients, case_inputs
 
 from edm_fast import backend, testing
 from edm_fast.backend import BackendError
 from edm_fast.ops import _triton, conv2d, group_norm_silu, upfirdn
+from helpers import op_checks
+from helpers.conv_inputs import all_gradients, case_inputs
 
 DEVICE = op_checks.BACKENDS["triton"]
 if (reason := _triton.reason(torch.ones(1, device=DEVICE))) is not None:

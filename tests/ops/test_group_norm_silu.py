@@ -1,12 +1,12 @@
 """group_norm_silu: the reference against its definition, derivatives, and every backend against the reference."""
 
-import op_checks
 import pytest
 import torch
 
 from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import group_norm_silu
+from helpers import op_checks
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 LAYOUTS = ("contiguous", "channels_last")

@@ -3,12 +3,12 @@
 Without a GPU the kernels run in Triton's interpreter.
 """
 
-import op_checks
 import pytest
 import torch
 
 from edm_fast import testing
 from edm_fast.ops import group_norm_silu
+from helpers import op_checks
 
 kernels = pytest.importorskip("edm_fast.kernels.group_norm_silu")
 DEVICE = op_checks.BACKENDS["triton"]

@@ -1,12 +1,12 @@
 """solver_update: each special case of the formula, and bit-identity of every backend with the reference."""
 
-import op_checks
 import pytest
 import torch
 
 from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import solver_update
+from helpers import op_checks
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 

@@ -1,11 +1,11 @@
 """solver_update in Triton: bit-identical to the reference in every dtype, for all coefficients and memory layouts."""
 
-import op_checks
 import pytest
 import torch
 
 from edm_fast import backend, testing
 from edm_fast.ops import solver_update
+from helpers import op_checks
 
 pytest.importorskip("triton")
 DEVICE = op_checks.BACKENDS["triton"]

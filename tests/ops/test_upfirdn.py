@@ -1,12 +1,12 @@
 """upfirdn: the reference against its definition, every backend against the reference, derivatives, torch.compile."""
 
-import op_checks
 import pytest
 import torch
 
 from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import upfirdn
+from helpers import op_checks
 
 DTYPES = (torch.float32, torch.float64)
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))

@@ -1,11 +1,11 @@
 """upfirdn in Triton: forward, adjoint and second derivative in every dtype and memory layout, tiles of every shape."""
 
-import op_checks
 import pytest
 import torch
 
 from edm_fast import backend, testing
 from edm_fast.ops import upfirdn
+from helpers import op_checks
 
 pytest.importorskip("triton")
 DEVICE = op_checks.BACKENDS["triton"]

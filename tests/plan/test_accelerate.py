@@ -7,17 +7,17 @@ import math
 import pickle
 import warnings
 
-import native_conv as nc
 import pytest
 import torch
-from planned_networks import NETWORKS, network, on_algorithm
-from tiny_networks import tiny
 from torch.autograd import forward_ad
 
 from edm_fast import accelerate, edm_sampler, explain
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
 from edm_fast.plan import MAX_PROGRAMS, _algorithms
+from helpers import native_conv as nc
+from helpers.planned_networks import NETWORKS, network, on_algorithm
+from helpers.tiny_networks import tiny
 
 pytestmark = nc.needs_native
 

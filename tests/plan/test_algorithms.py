@@ -5,7 +5,6 @@ import json
 import math
 import threading
 
-import native_conv as nc
 import pytest
 import torch
 
@@ -25,6 +24,7 @@ from edm_fast.plan._algorithms import (
 )
 from edm_fast.plan._convolutions import chosen
 from edm_fast.plan._trace import Node, Value
+from helpers import native_conv as nc
 
 pytestmark = nc.needs_native
 SHAPE = Shape(1, 8, 6, 6, 8, 3, 1)

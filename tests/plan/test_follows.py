@@ -5,16 +5,16 @@ import copy
 import types
 import warnings
 
-import native_conv as nc
 import pytest
 import torch
-from planned_networks import network
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from edm_fast import accelerate
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import inputs, relative_error
 from edm_fast.networks import EDMPrecond, SongUNet
+from helpers import native_conv as nc
+from helpers.planned_networks import network
 
 pytestmark = nc.needs_native
 

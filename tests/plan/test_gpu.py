@@ -8,14 +8,14 @@ import copy
 import threading
 
 import pytest
-import taped_graph
 import torch
-from planned_networks import DEVICE, NETWORKS, moved, network, places, planned
 
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
 from edm_fast.plan import _choice, _gpu, _table
+from helpers import taped_graph
+from helpers.planned_networks import DEVICE, NETWORKS, moved, network, places, planned
 
 LIMITS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 

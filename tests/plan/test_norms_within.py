@@ -1,15 +1,15 @@
 """Norms that a convolution takes as it reads its image: which they are, and what becomes of the plan."""
 
-import native_conv as nc
 import pytest
 import torch
-from planned_networks import network, on_algorithm
 
 from edm_fast import ops
 from edm_fast.evaluation._networks import inputs
 from edm_fast.plan import _algorithms as algorithms
 from edm_fast.plan._convolutions import is_convolution, norms_within
 from edm_fast.plan._trace import trace
+from helpers import native_conv as nc
+from helpers.planned_networks import network, on_algorithm
 
 pytestmark = nc.needs_native
 

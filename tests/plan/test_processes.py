@@ -1,16 +1,15 @@
 """Networks and data sets in other processes, and processes that measure at the same time."""
 
-import child_processes
-import native_conv as nc
 import numpy as np
 import pytest
-import tiny_training
 import torch
-from planned_networks import network
 
 from edm_fast import accelerate
 from edm_fast.data import ImageFolderDataset
 from edm_fast.evaluation._networks import inputs, relative_error
+from helpers import child_processes, tiny_training
+from helpers import native_conv as nc
+from helpers.planned_networks import network
 
 pytestmark = nc.needs_native
 

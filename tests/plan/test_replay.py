@@ -1,6 +1,6 @@
 """Sampling steps as CUDA graphs: the same bits as the plain loop, whatever the method, the labels and the noise.
 
-Without a GPU a stand-in records the calls of a graph on CPU tensors (taped_graph.py).
+Without a GPU a stand-in records the calls of a graph on CPU tensors (helpers/taped_graph.py).
 """
 
 import copy
@@ -9,10 +9,7 @@ import threading
 import types
 
 import pytest
-import taped_graph
 import torch
-from multistep import dpm_solver_2m, trapezoid_pece
-from planned_networks import DEVICE, moved, network, planned
 
 from edm_fast import StackedRandomGenerator, ablation_sampler, accelerate, edm_sampler, use_backend
 from edm_fast.backend import BackendError
@@ -20,6 +17,9 @@ from edm_fast.errors import UserError
 from edm_fast.evaluation import _rows
 from edm_fast.plan import _gpu, _graph
 from edm_fast.sampling import _loop
+from helpers import taped_graph
+from helpers.multistep import dpm_solver_2m, trapezoid_pece
+from helpers.planned_networks import DEVICE, moved, network, planned
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

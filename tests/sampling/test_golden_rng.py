@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import golden_cases as g
 from edm_fast.sampling import StackedRandomGenerator
+from helpers import golden_cases as g
 
 ENTRIES = g.entries("rng", lambda entry: "order" in entry["config"])
 

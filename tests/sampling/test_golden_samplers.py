@@ -1,13 +1,13 @@
 """Golden samplers: on analytic denoisers (only the sampler matters) and on small networks."""
 
-import analytic_denoisers as denoisers
 import numpy as np
 import pytest
 import torch
 
-import golden_cases as g
 from edm_fast.networks import build
 from edm_fast.sampling import StackedRandomGenerator, ablation_sampler, edm_sampler
+from helpers import analytic_denoisers as denoisers
+from helpers import golden_cases as g
 
 SAMPLERS = {"edm": edm_sampler, "ablation": ablation_sampler}
 

@@ -2,13 +2,13 @@
 
 import math
 
-import analytic_denoisers as denoisers
 import pytest
 import torch
-from multistep import dpm_solver_2m, trapezoid_pece
 
 from edm_fast.diffusion.schedule import edm_sigmas
 from edm_fast.sampling import _loop, ablation_sampler, edm_sampler
+from helpers import analytic_denoisers as denoisers
+from helpers.multistep import dpm_solver_2m, trapezoid_pece
 
 LO, HI = 0.02, 20.0
 

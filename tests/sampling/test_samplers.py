@@ -2,15 +2,15 @@
 
 import math
 
-import analytic_denoisers as denoisers
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_networks import tiny
 
 from edm_fast.errors import UserError
 from edm_fast.sampling import StackedRandomGenerator, ablation_sampler, edm_sampler
+from helpers import analytic_denoisers as denoisers
+from helpers.tiny_networks import tiny
 
 MEANS = torch.randn([3, 2, 4, 4], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 SHAPE = (3, 2, 4, 4)

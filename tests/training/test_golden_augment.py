@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import golden_cases as g
 from edm_fast.training import AugmentPipe
+from helpers import golden_cases as g
 
 
 @pytest.mark.parametrize("entry", g.entries("augment"), ids=g.entry_id)

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import tiny_training as tiny
 import torch
 
-import golden_cases as g
 from edm_fast import training
+from helpers import golden_cases as g
+from helpers import tiny_training as tiny
 
 
 def has(key):

@@ -10,15 +10,15 @@ import zipfile
 
 import numpy as np
 import pytest
-import tiny_training as tiny
 import torch
-from devices import DEVICES
 
 import edm_fast
 from edm_fast import training, use_backend
 from edm_fast.cli._errors import error_line
 from edm_fast.errors import UserError
 from edm_fast.training import _stats, _step, _tick
+from helpers import tiny_training as tiny
+from helpers.devices import DEVICES
 
 
 def plain_loss(self, net, images, labels, augment_pipe=None):

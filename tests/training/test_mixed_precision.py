@@ -6,13 +6,13 @@ The bodies run on the GPU where there is one, and on the CPU, where Triton's int
 import pytest
 import torch
 import torch.distributed as dist
-from devices import DEVICES
-from planned_networks import network
 
 from edm_fast import distributed, use_backend
 from edm_fast.evaluation._networks import relative_error
 from edm_fast.plan._gpu import tensor_float
 from edm_fast.training import EDMLoss
+from helpers.devices import DEVICES
+from helpers.planned_networks import network
 
 pytest.importorskip("triton")
 SMALL = {"img_resolution": 4, "attn_resolutions": [2], "model_channels": 16, "augment_dim": 0, "dropout": 0}

@@ -8,10 +8,10 @@ import time
 import types
 
 import pytest
-import tiny_training as tiny
 import torch
 
 from edm_fast.training import _build, _progress, _stats
+from helpers import tiny_training as tiny
 
 
 class Terminal(io.StringIO):

@@ -8,16 +8,16 @@ import sys
 import time
 
 import pytest
-import tiny_training as tiny
 import torch
 from click.testing import CliRunner
-from tiny_training import losses, run_loop, same_state
 
-import golden_cases as g
 from edm_fast import checkpoint, networks
 from edm_fast.cli import main
 from edm_fast.errors import UserError
 from edm_fast.training import latest_state
+from helpers import golden_cases as g
+from helpers import tiny_training as tiny
+from helpers.tiny_training import losses, run_loop, same_state
 
 SETTINGS = [
     "--cond=1",

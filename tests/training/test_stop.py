@@ -11,13 +11,13 @@ import sys
 import threading
 
 import pytest
-import tiny_training as tiny
 import torch
-from tiny_training import losses, run_loop, same_state
 
 from edm_fast import training
 from edm_fast.errors import UserError
 from edm_fast.training import _stats, _stop, loop
+from helpers import tiny_training as tiny
+from helpers.tiny_training import losses, run_loop, same_state
 
 AUGMENT = {"class_name": "AugmentPipe", "p": 0.5, "xflip": 1e8, "scale": 1, "translate_frac": 1}
 SETTINGS = {"network_kwargs": {**tiny.NETWORK, "augment_dim": 4}, "augment_kwargs": AUGMENT, "ema_halflife_kimg": 0.02}

@@ -14,7 +14,7 @@ import torch
 
 # (entry id, array name, bit-identical, largest error relative to the largest value) of each float comparison so far
 results: list[tuple[str, str, bool, float]] = []
-ROOT = Path(os.environ.get("EDM_FAST_GOLDEN") or Path(__file__).parent / "golden").resolve()
+ROOT = Path(os.environ.get("EDM_FAST_GOLDEN") or Path(__file__).parents[1] / "golden").resolve()
 Entry = dict[str, Any]
 
 

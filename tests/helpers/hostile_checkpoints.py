@@ -2,10 +2,10 @@
 
 import struct
 
-import hand_pickles as p
 import pytest
 
 from edm_fast import checkpoint
+from helpers import hand_pickles as p
 
 KWARGS = p.mapping({"img_resolution": p.integer(8), "img_channels": p.integer(3)})
 INIT = {"_init_args": p.EMPTY_TUPLE, "_init_kwargs": KWARGS}
