@@ -271,10 +271,10 @@ class PlannedUNet(torch.nn.Module):
             op.note(f"accelerated {self.how[0]}", reasons, calls)
 
     def replayer(self, net: Any) -> Callable[[Any, Evaluate, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
-        """What a sampler hands its steps to: replay(form, function, numbers, tensors) is function(numbers, *tensors).
+        """What a sampler hands its steps to: replay(structure, step, row, tensors) is step(net, row, *tensors).
 
-        net: the accelerated network with this model, which the function evaluates. What else the function does is
-        determined by `form`, which is hashable, the numbers, and the tensors or Nones; it waits for no device and draws
+        net: the accelerated network with this model, which the step evaluates. What else the step does is determined by
+        `structure`, which is hashable, the numbers of `row`, and the tensors or Nones; it waits for no device and draws
         no noise. From the second time on it runs as one CUDA graph, to the same bits. None: there are no graphs here,
         or the network has hooks or a forward of its own, which a graph would pass by.
         """
@@ -286,15 +286,22 @@ class PlannedUNet(torch.nn.Module):
             return None
         plain = {name: value for name, value in vars(net).items() if isinstance(value, (bool, int, float, str))}
         buffers = [(name, buffer.data_ptr()) for name, buffer in net._buffers.items() if buffer is not None]
-        return functools.partial(self.replayed, (type(net), *sorted(plain.items()), *buffers))
+        return functools.partial(self.replayed, net, (type(net), *sorted(plain.items()), *buffers))
 
     @_untraced
     def replayed(
-        self, net: Any, form: Any, function: Evaluate, numbers: Sequence[float], tensors: Sequence[torch.Tensor | None]
+        self,
+        net: Any,
+        formulas: Any,
+        structure: Any,
+        step: Evaluate,
+        row: Sequence[float],
+        tensors: Sequence[torch.Tensor | None],
     ) -> Sequence[torch.Tensor]:
-        """See `replayer`; `net` is what its formulas depend on besides the model."""
+        """See `replayer`; `formulas` is what those of `net` depend on besides the model."""
+        function, numbers = functools.partial(step, net), row
         shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors]
-        kind = net, form, tuple(shapes), tuple(sorted(backend.requested().items()))
+        kind = formulas, structure, tuple(shapes), tuple(sorted(backend.requested().items()))
         with self.lock:
             key = self.seen.get(kind)
             if key is not None:
