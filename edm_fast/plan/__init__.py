@@ -290,16 +290,10 @@ class PlannedUNet(torch.nn.Module):
 
     @_untraced
     def replayed(
-        self,
-        net: Any,
-        formulas: Any,
-        structure: Any,
-        step: Evaluate,
-        row: Sequence[float],
-        tensors: Sequence[torch.Tensor | None],
+        self, net: Any, formulas: Any, structure: Any, step: Evaluate, row: Sequence[float], tensors: Sequence[Any]
     ) -> Sequence[torch.Tensor]:
         """See `replayer`; `formulas` is what those of `net` depend on besides the model."""
-        function, numbers = functools.partial(step, net), row
+        function = functools.partial(step, net)
         shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors]
         kind = formulas, structure, tuple(shapes), tuple(sorted(backend.requested().items()))
         with self.lock:
@@ -307,13 +301,13 @@ class PlannedUNet(torch.nn.Module):
             if key is not None:
                 self.seen.move_to_end(kind)
         if key is None or self.fault([t for t in tensors if t is not None]) is not None:
-            return self.watched(kind, function, numbers, tensors)
+            return self.watched(kind, function, row, tensors)
         program: Any = self.take(key)
         self.here.program = program
         try:
             # as for programs: not for inference mode alone
             with torch.no_grad(), torch.inference_mode(False):
-                result = program.replayed(kind, function, numbers, tensors)
+                result = program.replayed(kind, function, row, tensors)
             self.note()
             return result
         finally:

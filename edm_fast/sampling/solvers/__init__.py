@@ -15,21 +15,6 @@ options with UserError. What several families share stands in files that begin w
 `tests/sampling/test_golden_solvers.py` finds golden runs by the names in SOLVERS.
 """
 
-from __future__ import annotations
+from edm_fast.sampling.solvers._registry import registry
 
-import functools
-import importlib
-import pkgutil
-from collections.abc import Callable
-
-from edm_fast.sampling.loop import Solver
-
-
-@functools.cache
-def registry() -> dict[str, Callable[..., Solver]]:
-    """Every solver by name."""
-    found: dict[str, Callable[..., Solver]] = {}
-    for file in pkgutil.iter_modules(__path__):
-        if not file.name.startswith("_"):
-            found |= getattr(importlib.import_module(f"{__name__}.{file.name}"), "SOLVERS", {})
-    return found
+__all__ = ["registry"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -71,12 +72,10 @@ def ablation_sampler(
     noise = variance.sqrt() * scale.s(t_hat) * S_noise
     rescale = scale.s(t_hat) / scale.s(t)
 
-    def at(time: float) -> dict[str, Any]:
-        return _slope(process, scale, time, scaled=scaling != "none")
-
-    method_alpha = None if solver == "euler" else alpha
-    growth = [{}] * num_steps if scaling == "none" else [{"a": a} for a in rescale.tolist()]
-    steps = [*_steps(at, method_alpha, t_hat.tolist(), [*t[1:].tolist(), 0.0], growth, noise.tolist())]
+    at = functools.partial(_slope, process, scale, scaling != "none")
+    growth: list[dict[str, Any]] = [{} if scaling == "none" else {"a": a} for a in rescale.tolist()]
+    slopes = None if solver == "euler" else alpha
+    steps = [*_steps(at, slopes, t_hat.tolist(), [*t[1:].tolist(), 0.0], growth, noise.tolist())]
     return loop.Solver([*level.tolist(), 0.0], steps, (level[0] * scale.s(t[0])).item())
 
 
@@ -84,16 +83,16 @@ def _steps(
     at: At, alpha: float | None, t_hat: Sequence[float], t_next: Sequence[float], growth: Any, noise: Sequence[float]
 ) -> Iterator[loop.Step]:
     """Noise from t to t_hat, with x growing by `a` of `growth`; then Euler where alpha is None, and into 0."""
-    for here, there, grown, c in zip(t_hat, t_next, growth, noise, strict=True):
+    for i, (here, there, grown, c) in enumerate(zip(t_hat, t_next, growth, noise, strict=True)):
         churn = [loop.move(c=c, rebase=True, **grown)] if c != 0 or grown.get("a", 1) != 1 else []
-        if alpha is None or there == 0:
+        if alpha is None or i == len(t_hat) - 1:
             stages = first_order(at, here, there)
         else:
             stages = second_order(at, here, there, alpha)
         yield loop.step(*churn, *stages, draws=1)
 
 
-def _slope(process: grids.Schedule, scale: grids.Scaling, time: float, scaled: bool) -> dict[str, Any]:
+def _slope(process: grids.Schedule, scale: grids.Scaling, scaled: bool, time: float) -> dict[str, Any]:
     """d = (sigma'/sigma + s'/s) x - (sigma' s/sigma) D, all at `time`."""
     t = torch.tensor(time, dtype=torch.float64, device="cpu")
     sigma, sigma_deriv, s, s_deriv = process.sigma(t), process.sigma_deriv(t), scale.s(t), scale.s_deriv(t)

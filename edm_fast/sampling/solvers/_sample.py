@@ -14,7 +14,7 @@ from torch import Tensor
 from edm_fast.errors import UserError, near
 from edm_fast.sampling import _arguments, loop
 from edm_fast.sampling.levels import LEVELS
-from edm_fast.sampling.solvers import registry
+from edm_fast.sampling.solvers._registry import registry
 
 ENDS = ("zero", "sigma_min", "denoised")
 
