@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from edm_fast.plan import _table
+from edm_fast.plan._capture import WARMUPS
 from edm_fast.plan._fused import Asked
-from edm_fast.plan._graph import WARMUPS
 from edm_fast.plan._trace import Node, Value
 from edm_fast.plan._ways import Way
 
