@@ -23,14 +23,14 @@ from edm_fast.plan._algorithms import (
     BALANCED,
     DIRECT,
     PLAIN,
-    Measured,
     Shape,
     bind_upfirdn,
 )
 from edm_fast.plan._convolutions import Choose, chosen, doubled_or_apart, is_convolution, norms_within, shape_of
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import join_pairs, rewritten
-from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
+from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values, op_calls
+from edm_fast.plan._tune import MeasuredAlgorithms
 
 Step = Callable[[int], None]  # called with the number of threads
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
@@ -75,7 +75,7 @@ class Planner:
         self.weights = Weights()
 
     def __call__(self, graph: Graph) -> Program:
-        choose = self.choose or Measured(self.precision, cold=not is_small(graph))
+        choose = self.choose or MeasuredAlgorithms(self.precision, cold=not is_small(graph))
         limit = self.limit if self.limit is not None else math.inf if is_small(graph) else PACKED_LIMIT
         return Program(graph, choose, self.weights, limit)
 
@@ -93,6 +93,7 @@ class Program:
     """A network at one set of input shapes. Not for two threads at once: its arena is its own."""
 
     def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float) -> None:
+        self.calls = op_calls(graph)
         self.kept: list[torch.Tensor] = []
         self.algorithms: list[tuple[Shape, int]] = []
         builder = _Builder(graph, choose, weights, limit, self)
