@@ -59,10 +59,10 @@ def compiled(name: str) -> ModuleSpec:
                 return found
     why = "none is installed" if found is None else f"{found.origin} was built from other sources"
     line = (
-        f"{PACKAGE} is used without a compiled part, which is slower: {why}; "
-        f"expected `pip install .` in {ROOT}, or a start in another folder"
+        f"edm_fast is the source folder in {ROOT}, without a compiled part ({why}), which is slower; "
+        "expected `pip install .` there, with a C++17 compiler, or a start in another folder"
     )
-    warnings.warn(line, CheckoutWarning, stacklevel=2)
+    warnings.warn_explicit(line, CheckoutWarning, PACKAGE, 0)  # without a line of code under it
     raise ImportError(line)
 
 
