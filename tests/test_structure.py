@@ -80,14 +80,9 @@ def fault(path, target):
         # a folder inside of another builds on the files beside it
         beside = target.rpartition(".")[0]
         return None if folder.startswith(f"{beside}.") and not folder.startswith(target) else "sideways"
-    inner = target.removeprefix(f"{folder}.")
-    if path.name != "__init__.py" and not inner.startswith("_") and not is_package(f"{folder}.{inner.split('.')[0]}"):
+    if path.name != "__init__.py" and not target.removeprefix(f"{folder}.").startswith("_"):
         return "sideways, to a public file"
     return None
-
-
-def is_package(module):
-    return ROOT.joinpath(*module.split("."), "__init__.py").exists()
 
 
 def test_the_check_finds_faults():

@@ -131,10 +131,10 @@ def _draws(stages: Iterable[Stage]) -> int:
 
 def _with_numbers(
     stages: Iterable[Stage], row: Iterable[Number]
-) -> Iterator[tuple[Stage, dict[str, Number], list[Number]]]:
+) -> Iterator[tuple[Stage, dict[str, Any], list[Number]]]:
     numbers = iter(row)
     for stage in stages:
-        coefficients = dict(zip(stage.names, numbers))
+        coefficients: dict[str, Any] = dict(zip(stage.names, numbers))
         yield stage, coefficients, list(itertools.islice(numbers, stage.weights))
 
 
