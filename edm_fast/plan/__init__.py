@@ -24,6 +24,7 @@ from edm_fast.networks import SongUNet, build
 from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
 from edm_fast.plan import _cpu, _gpu
 from edm_fast.plan._algorithms import ALLOWED
+from edm_fast.plan._table import dropped
 from edm_fast.plan._trace import trace
 
 __all__ = ["accelerate"]
@@ -268,7 +269,7 @@ class PlannedUNet(torch.nn.Module):
         for name, calls in self.calls.items():
             op = backend.ops()[name]
             reasons = dict.fromkeys((*op.candidates, "reference"), "the network is accelerated and runs as one plan")
-            op.note(f"accelerated {self.how[0]}", reasons, calls)
+            op.note(f"accelerated {self.how[0]}", {**reasons, **dropped(name)}, calls)
 
     def replayer(self, net: Any) -> Callable[[Any, Evaluate, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
         """What a sampler hands its steps to: replay(form, function, numbers, tensors) is function(numbers, *tensors).

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from edm_fast import native
+from edm_fast import backend, native
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan import _algorithms
 from edm_fast.plan._algorithms import (
@@ -169,8 +169,10 @@ class _Builder:
     def task(self, node: Node) -> Task:
         if is_concatenation(node):
             return self.concatenation(node)
-        if node.kind == "linear" or is_convolution(node):
+        if node.kind == "linear" or node in self.chosen:
             return self.convolution(node)
+        if is_convolution(node):  # no algorithm works
+            return self.torch_call(dataclasses.replace(node, function=backend.ops()[node.kind].reference))
         if len(node.outputs[0].shape) == 4 and node.kind in ("group_norm_silu", "upfirdn", "attention"):
             return {"group_norm_silu": self.norm, "upfirdn": self.resampling, "attention": self.attention}[node.kind](
                 node
