@@ -24,6 +24,7 @@ VERBS = {
     "convert": "Convert checkpoints between formats.",
     "bench": "Measure speed against the peers.",
     "verify": "Measure each backend's error.",
+    "tune-kernels": "Show, clear or fill the tables of measured kernels.",
     "doctor": "Say what is installed, what is missing, and what will run.",
 }
 
@@ -35,16 +36,20 @@ def version() -> str:
         return "unknown (not installed)"
 
 
+def module_of(verb: str) -> str:
+    return f"{__name__}.{verb.replace('-', '_')}"
+
+
 class Program(click.Group):
     """Loads verbs on demand; prints `Error: <one line>` and exits with 2 on bad input."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [verb for verb in VERBS if importlib.util.find_spec(f"{__name__}.{verb}")]
+        return [verb for verb in VERBS if importlib.util.find_spec(module_of(verb))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        return importlib.import_module(f"{__name__}.{cmd_name}").command
+        return importlib.import_module(module_of(cmd_name)).command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

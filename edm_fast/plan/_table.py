@@ -59,8 +59,12 @@ class Row:
         found = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(self.date)
         return found.total_seconds()
 
+    def wide(self) -> bool:
+        """Whether the times disagreed."""
+        return self.spread > timing.WIDE
+
     def settled(self) -> bool:
-        return self.count >= MAX_COUNT or not (self.fault or self.spread > timing.WIDE)
+        return self.count >= MAX_COUNT or not (self.fault or self.wide())
 
     def again(self, later: Row) -> Row:
         """After another measurement: the better one, or the later one where either is a fault."""
@@ -159,6 +163,18 @@ def tables() -> list[Table]:
     for table in found:
         table.rows = table.stored()
     return found
+
+
+def summary(table: Table) -> str:
+    """Entries, dates and what is wrong with some, in a line."""
+    rows = [*table.rows.values()]
+    if not rows:
+        return "empty, or not readable: it will be measured anew"
+    dates = sorted(row.date[:10] for row in rows)
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    wide = sum(row.wide() for row in rows)
+    parts = [f"{len(rows)} entries", f"measured {when}", f"{wide} with a wide spread"]
+    return ", ".join([*parts, f"{sum(bool(row.fault) for row in rows)} dropped"])
 
 
 @contextlib.contextmanager
