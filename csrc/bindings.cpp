@@ -15,6 +15,9 @@
 #include "solver_update.h"
 #include "upfirdn.h"
 
+#ifndef EDM_SOURCES
+#define EDM_SOURCES ""
+#endif
 #ifndef EDM_CUDA_STATUS
 #define EDM_CUDA_STATUS ""
 #endif
@@ -146,6 +149,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("MAX_TERMS") = int(kMaxTerms);
     m.attr("ISAS") = isas();
     m.attr("BEST_ISA") = best_isa();
+    m.attr("SOURCES") = EDM_SOURCES;
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
     m.def("conv2d_packed_size", conv2d_packed_size);

@@ -253,7 +253,8 @@ def widened(value: Any, dtype: torch.dtype = torch.float64) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
-        return type(value)(widened(item, dtype) for item in value)
+        items = [widened(item, dtype) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return {key: widened(item, dtype) for key, item in value.items()} if isinstance(value, dict) else value
 
 

@@ -261,8 +261,8 @@ class MeasuredWays:
         plain = first()
         dtype = torch.float64 if plain.dtype == torch.float32 else torch.float32
         exact = first.func(*widened(first.args, dtype), **widened(first.keywords, dtype))
-        found = [(name, c) for op in backend.ops().values() for name, c in op.candidates.items()]
-        factor = max(candidate.budget for name, candidate in found if name != "cpu")
+        every = [implementation for op in backend.ops().values() for implementation in op.implementations.values()]
+        factor = max(implementation.budget for implementation in every if implementation.device in ("any", "cuda"))
 
         def wrong(result: Any) -> str:
             image, *statistics = outputs(result)
