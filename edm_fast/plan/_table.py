@@ -38,7 +38,7 @@ def now() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Measurement:
     """What is known of a candidate: its seconds and how far they disagreed, or why it is dropped."""
 
     seconds: float = 0.0
@@ -66,13 +66,13 @@ class Row:
     def settled(self) -> bool:
         return self.count >= MAX_COUNT or not (self.fault or self.wide())
 
-    def again(self, later: Row) -> Row:
+    def again(self, later: Measurement) -> Measurement:
         """After another measurement: the better one, or the later one where either is a fault."""
         best = later if self.fault or later.fault else min(self, later, key=lambda row: (row.spread, row.seconds))
         return dataclasses.replace(best, date=later.date, count=self.count + 1)
 
 
-FIELDS = [field.name for field in dataclasses.fields(Row)]
+FIELDS = [field.name for field in dataclasses.fields(Measurement)]
 
 
 class Table:
@@ -83,9 +83,9 @@ class Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.Lock()
-        self.rows: dict[str, Row] = {}  # those this process goes by
+        self.rows: dict[str, Measurement] = {}  # those this process goes by
 
-    def seconds(self, keys: Sequence[str], measure: Callable[[list[str]], dict[str, Row]]) -> dict[str, float]:
+    def seconds(self, keys: Sequence[str], measure: Callable[[list[str]], dict[str, Measurement]]) -> dict[str, float]:
         """The seconds of every key that is not dropped; measure(keys) is asked for rows that are missing, or not
         settled and among the fastest."""
         with self.lock:
@@ -97,27 +97,27 @@ class Table:
                 self.rows |= {**known, **(self.keep(measure(missing), stored) if missing else {})}
             return {key: self.rows[key].seconds for key in keys if not self.rows[key].fault}
 
-    def _retries(self, row: Row, known: Mapping[str, Row]) -> bool:
+    def _retries(self, row: Measurement, known: Mapping[str, Measurement]) -> bool:
         if row.settled() or row.age() < self.retry_after or distributed.world_size() > 1:
             return False
         return bool(row.fault) or row.seconds <= HOPELESS * min(r.seconds for r in known.values() if not r.fault)
 
-    def stored(self) -> dict[str, Row]:
+    def stored(self) -> dict[str, Measurement]:
         """What the file holds; nothing if there is none, or none that makes sense."""
         with contextlib.suppress(
             OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError
         ):
             return {
-                str(key): Row(**{name: row[name] for name in FIELDS})
+                str(key): Measurement(**{name: row[name] for name in FIELDS})
                 for key, row in json.loads(self.path.read_text()).items()
             }
         return {}
 
-    def keep(self, measured: Mapping[str, Row], before: Mapping[str, Row]) -> dict[str, Row]:
+    def keep(self, measured: Mapping[str, Measurement], before: Mapping[str, Measurement]) -> dict[str, Measurement]:
         """Put measurements into the file, and return the rows that count: where another process has stored one since
         `before` was read it is that, or processes that measure at the same time would choose differently."""
 
-        def merged(stored: Mapping[str, Row]) -> dict[str, Row]:
+        def merged(stored: Mapping[str, Measurement]) -> dict[str, Measurement]:
             found = {key: before[key].again(row) if key in before else row for key, row in measured.items()}
             return {
                 key: stored[key] if key in stored and stored[key] != before.get(key) else row

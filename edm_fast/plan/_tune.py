@@ -46,7 +46,7 @@ from edm_fast.plan._algorithms import (
     workspace,
 )
 from edm_fast.plan._choice import Step
-from edm_fast.plan._table import HOPELESS, Row, Table, file_name, table
+from edm_fast.plan._table import HOPELESS, Measurement, Table, file_name, table
 
 COLD_ROUNDS, WARM_ROUNDS, WAY_ROUNDS = 5, 15, 9  # of algorithms, and of ways
 MORE_ROUNDS, LIMIT = 3, 0.5  # while times disagree: times as many rounds, begun within so many seconds
@@ -111,7 +111,7 @@ def costs(table: Table, shape: Shape, algorithms: list[int], cold: bool = True) 
     text = f"conv2d {' '.join(map(str, dataclasses.astuple(shape)))}{'' if cold else ' warm'}"
     keys = {f"{NAMES[a]} {text}": a for a in algorithms}
 
-    def measured(missing: list[str]) -> dict[str, Row]:
+    def measured(missing: list[str]) -> dict[str, Measurement]:
         rows = measure(shape, [keys[key] for key in missing], cold)
         return {key: rows[keys[key]] for key in missing}
 
@@ -133,7 +133,7 @@ def _processor() -> str:
     return file_name(name)
 
 
-def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, Row]:
+def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, Measurement]:
     """Each algorithm's row, by turns, with cold caches or warm; with the doubling where there is one."""
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -170,7 +170,7 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
         flush.add_(1)
         x.mul_(1)  # as the layer before has just written it
 
-    rows: dict[int, Row] = {}
+    rows: dict[int, Measurement] = {}
     calls: dict[int, Callable[[], None]] = {}
     wrong = _judge(x, weight, shape)
     for a in algorithms:
@@ -182,12 +182,12 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
         except Exception as error:
             fault = raised(error)
         if fault:
-            rows[a] = Row(fault=fault)
+            rows[a] = Measurement(fault=fault)
         else:
             calls[a] = call
     rounds = COLD_ROUNDS if cold else WARM_ROUNDS
     times = timing.by_turns(calls, rounds, before=before, most=MORE_ROUNDS * rounds, limit=LIMIT)
-    return {**rows, **{a: Row(min(found), timing.spread(found)) for a, found in times.items()}}
+    return {**rows, **{a: Measurement(min(found), timing.spread(found)) for a, found in times.items()}}
 
 
 def _judge(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> Callable[[int, torch.Tensor], str]:
@@ -233,8 +233,8 @@ class MeasuredWays:
         names = {f"{name} {key}": name for name in ways}
         known = table(self.folder, self._name())
 
-        def measured(missing: list[str]) -> dict[str, Row]:
-            rows: dict[str, Row] = {}
+        def measured(missing: list[str]) -> dict[str, Measurement]:
+            rows: dict[str, Measurement] = {}
             calls: dict[str, Callable[[], Any]] = {}
             first = next(iter(ways))
             with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
@@ -247,12 +247,12 @@ class MeasuredWays:
                         fault = raised(error)
                         self._alive(known, name, fault)
                     if fault:
-                        rows[name] = Row(fault=fault)
+                        rows[name] = Measurement(fault=fault)
                     else:
                         calls[name] = call
                 most = MORE_ROUNDS * WAY_ROUNDS
                 times = timing.by_turns(calls, WAY_ROUNDS, WAY_TURN, self.clock, most=most, limit=LIMIT)
-            return {**rows, **{name: Row(min(found), timing.spread(found)) for name, found in times.items()}}
+            return {**rows, **{name: Measurement(min(found), timing.spread(found)) for name, found in times.items()}}
 
         return {names[name]: seconds for name, seconds in known.seconds([*names], measured).items()}
 
@@ -277,7 +277,7 @@ class MeasuredWays:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         except RuntimeError:
-            known.keep({name: Row(fault=fault)}, known.stored())
+            known.keep({name: Measurement(fault=fault)}, known.stored())
             raise UserError(
                 f"the GPU stopped when {name.split()[0]} was tried: {fault}; it is dropped now, start again"
             ) from None

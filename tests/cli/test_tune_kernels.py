@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from edm_fast import cli, native
 from edm_fast.cli import doctor
 from edm_fast.plan import _table, _tune
-from edm_fast.plan._table import MAX_COUNT, Row
+from edm_fast.plan._table import MAX_COUNT, Measurement
 from helpers.tiny_networks import tiny_checkpoint
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
@@ -34,9 +34,11 @@ def store(folder, **rows):
 
 
 ROWS = {
-    "direct_conv2d_1": Row(0.002, 0.013, date="2026-11-01T10:00:00+00:00"),
-    "winograd2_conv2d_1": Row(0.001, 0.5, date="2026-11-03T10:00:00+00:00", count=2),
-    "winograd4_conv2d_1": Row(fault="its error is 1.0e+00, allowed are 1.0e-06", date="2026-11-02T10:00:00+00:00"),
+    "direct_conv2d_1": Measurement(0.002, 0.013, date="2026-11-01T10:00:00+00:00"),
+    "winograd2_conv2d_1": Measurement(0.001, 0.5, date="2026-11-03T10:00:00+00:00", count=2),
+    "winograd4_conv2d_1": Measurement(
+        fault="its error is 1.0e+00, allowed are 1.0e-06", date="2026-11-02T10:00:00+00:00"
+    ),
 }
 SUMMARY = "3 entries, measured 2026-11-01 to 2026-11-03, 1 with a wide spread, 1 dropped"
 
@@ -75,7 +77,7 @@ def test_a_network_is_measured_until_times_agree(folder, tmp_path, monkeypatch):
     def measure(shape, algorithms, cold):
         calls.append(shape)
         spread = next(spreads) if shape == calls[0] else 0.0
-        return {a: Row(1.0, spread) for a in algorithms}
+        return {a: Measurement(1.0, spread) for a in algorithms}
 
     monkeypatch.setattr(_tune, "measure", measure)
     result = run(f"--network={tiny_checkpoint(tmp_path)}", "--batch=2", "--precision=exact", "--show")

@@ -22,7 +22,7 @@ from edm_fast.plan._algorithms import (
     fits,
 )
 from edm_fast.plan._convolutions import chosen
-from edm_fast.plan._table import Row
+from edm_fast.plan._table import Measurement
 from edm_fast.plan._trace import Node, Value
 from edm_fast.plan._tune import MeasuredAlgorithms
 from helpers import native_conv as nc
@@ -38,7 +38,7 @@ def clock(monkeypatch):
 
     def measure(shape, algorithms, cold=True):
         measure.calls += 1
-        return {a: Row(measure.seconds.get(a, 9.0)) for a in algorithms}
+        return {a: Measurement(measure.seconds.get(a, 9.0)) for a in algorithms}
 
     measure.calls, measure.seconds = 0, {DIRECT: 3.0, WINOGRAD2: 2.0, WINOGRAD4: 1.0}
     monkeypatch.setattr(_tune, "measure", measure)
@@ -92,7 +92,7 @@ def test_who_stores_first_decides(clock, tmp_path):
     def overtaken(shape, algorithms, cold):
         _tune.measure = measured
         _tune.costs(first, shape, algorithms)
-        return {DIRECT: Row(0.0), WINOGRAD2: Row(1.0), WINOGRAD4: Row(2.0)}
+        return {DIRECT: Measurement(0.0), WINOGRAD2: Measurement(1.0), WINOGRAD4: Measurement(2.0)}
 
     _tune.measure = overtaken
     try:
@@ -107,7 +107,7 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
 
     def measure(shape, algorithms, cold):
         together.wait()
-        return {a: Row(float((threading.get_ident() >> 8) % 1000 + a)) for a in algorithms}
+        return {a: Measurement(float((threading.get_ident() >> 8) % 1000 + a)) for a in algorithms}
 
     monkeypatch.setattr(_tune, "measure", measure)
     tables = [_table.Table(tmp_path / "table.json") for _ in range(4)]

@@ -8,7 +8,7 @@ import pytest
 
 from edm_fast import distributed
 from edm_fast.plan import _table
-from edm_fast.plan._table import MAX_COUNT, Row, Table
+from edm_fast.plan._table import MAX_COUNT, Measurement, Table
 
 
 def hours_ago(hours):
@@ -35,12 +35,12 @@ def store(folder, **rows):
     (folder / "table.json").write_text(json.dumps(document))
 
 
-QUIET, WIDE = Row(1.0, 0.01, date=hours_ago(2)), Row(1.1, 0.5, date=hours_ago(2))
+QUIET, WIDE = Measurement(1.0, 0.01, date=hours_ago(2)), Measurement(1.1, 0.5, date=hours_ago(2))
 
 
 def test_a_later_process_measures_again_what_disagreed(tmp_path):
     store(tmp_path, a=QUIET, b=WIDE)
-    later = Process(tmp_path, b=Row(0.9, 0.2))
+    later = Process(tmp_path, b=Measurement(0.9, 0.2))
     assert later.seconds("a", "b") == {"a": 1.0, "b": 0.9} and later.measured == ["b"]
     row = later.table.stored()["b"]
     assert (row.seconds, row.spread, row.count) == (0.9, 0.2, 2) and row.age() < 60
@@ -49,7 +49,9 @@ def test_a_later_process_measures_again_what_disagreed(tmp_path):
     assert soon.seconds("a", "b") == {"a": 1.0, "b": 0.9} and not soon.measured
 
 
-@pytest.mark.parametrize("later, seconds", [(Row(0.5, 0.6), 1.1), (Row(2.0, 0.3), 2.0), (Row(1.0, 0.5), 1.0)])
+@pytest.mark.parametrize(
+    "later, seconds", [(Measurement(0.5, 0.6), 1.1), (Measurement(2.0, 0.3), 2.0), (Measurement(1.0, 0.5), 1.0)]
+)
 def test_the_better_measurement_stays(tmp_path, later, seconds):
     store(tmp_path, b=WIDE)
     assert Process(tmp_path, b=later).seconds("b") == {"b": seconds}
@@ -60,7 +62,7 @@ def test_rows_are_measured_so_often_and_no_more(tmp_path):
     row = WIDE
     for _ in range(MAX_COUNT + 2):
         store(tmp_path, b=dataclasses.replace(row, date=hours_ago(2)))
-        Process(tmp_path, b=Row(1.0, 0.9)).seconds("b")
+        Process(tmp_path, b=Measurement(1.0, 0.9)).seconds("b")
         row = Table(tmp_path / "table.json").stored()["b"]
     assert row.count == MAX_COUNT and row.settled()
 
@@ -82,7 +84,7 @@ def test_a_process_goes_by_what_it_met_first(tmp_path):
 
 def test_of_two_that_measure_again_the_first_to_store_decides(tmp_path):
     store(tmp_path, b=WIDE)
-    first, second = Process(tmp_path, b=Row(0.8, 0.4)), Process(tmp_path, b=Row(0.7, 0.0))
+    first, second = Process(tmp_path, b=Measurement(0.8, 0.4)), Process(tmp_path, b=Measurement(0.7, 0.0))
 
     def overtaken(keys):
         assert first.seconds("b") == {"b": 0.8}
@@ -106,7 +108,7 @@ def test_a_table_that_is_cleared_meanwhile(tmp_path):
 
     def cleared(keys):
         (tmp_path / "table.json").unlink()
-        return {"b": Row(0.9, 0.0)}
+        return {"b": Measurement(0.9, 0.0)}
 
     process.measure = cleared
     assert process.seconds("b") == {"b": 0.9} == {k: r.seconds for k, r in process.table.stored().items()}
@@ -114,11 +116,11 @@ def test_a_table_that_is_cleared_meanwhile(tmp_path):
 
 def test_what_is_dropped_is_tried_again_later(tmp_path):
     """Memory may have been short."""
-    store(tmp_path, a=QUIET, b=Row(fault="it raised"), c=Row(fault="it raised", date=hours_ago(2)))
-    process = Process(tmp_path, c=Row(0.5, 0.0))
+    store(tmp_path, a=QUIET, b=Measurement(fault="it raised"), c=Measurement(fault="it raised", date=hours_ago(2)))
+    process = Process(tmp_path, c=Measurement(0.5, 0.0))
     assert process.seconds("a", "b", "c") == {"a": 1.0, "c": 0.5} and process.measured == ["c"]
     store(tmp_path, a=QUIET, c=WIDE)
-    process = Process(tmp_path, c=Row(fault="it is wrong"))
+    process = Process(tmp_path, c=Measurement(fault="it is wrong"))
     assert process.seconds("a", "c") == {"a": 1.0} and process.table.stored()["c"].fault == "it is wrong"
 
 
@@ -126,8 +128,8 @@ def test_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("EDM_FAST_CACHE_DIR", str(tmp_path))
     path = tmp_path / "plans/t.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"b": dataclasses.asdict(Row(1.0, 0.5))}))
-    rows = {"b": Row(0.9, 0.0)}
+    path.write_text(json.dumps({"b": dataclasses.asdict(Measurement(1.0, 0.5))}))
+    rows = {"b": Measurement(0.9, 0.0)}
     assert _table.table(None, "t").seconds(["b"], lambda keys: rows) == {"b": 1.0}
     with _table.at_once():
         assert _table.table(None, "t").seconds(["b"], lambda keys: rows) == {"b": 0.9}
