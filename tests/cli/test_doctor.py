@@ -1,5 +1,6 @@
 """edm-fast doctor: the report, its JSON, and exit code 1 when a backend computes something else."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -43,11 +44,12 @@ def test_text_report():
 def test_wrong_numbers_are_found(monkeypatch, planted):
     op = backend.ops()["solver_update"]
 
-    def wrong(*args, **kwargs):
-        y, d = op.reference(*args, **kwargs)
+    def wrong(args):
+        y, d = op.reference(args)
         return y * planted, d
 
-    monkeypatch.setitem(op.candidates, "cpu", backend.Candidate(wrong, lambda *args, **kwargs: None))
+    changed = dataclasses.replace(op.implementations["cpu"], forward=wrong)
+    monkeypatch.setitem(op.implementations, "cpu", changed)
     result = CliRunner().invoke(doctor.command)
     assert result.exit_code == 1 and "FAILED" in result.output
 
@@ -96,12 +98,12 @@ def test_a_broken_triton_is_a_reason(tmp_path):
     (tmp_path / "triton/__init__.py").write_text("import os; exec('raise ' + os.environ['BROKEN'])")
     # a process for each error, but torch is imported once
     program = (
-        "import os, sys, torch, edm_fast; from edm_fast.cli import doctor; from edm_fast import ops\n"
+        "import os, sys, torch; from edm_fast.cli import doctor; from edm_fast import backend, ops\n"
         "for error in sys.argv[1:]:\n"
         "    os.environ['BROKEN'] = error\n"
         "    if os.fork() == 0:\n"
         "        print(error.partition('(')[0], doctor.triton_part())\n"
-        "        choice = ops.attention.choose(torch.ones(1, 3, 4, 4)); assert choice.backend != 'triton'\n"
+        "        op = backend.ops()['attention']; choice = op.choose(op.arguments(torch.ones(1, 3, 4, 4)))\n"
         "        print(error.partition('(')[0], choice.reasons['triton']); sys.exit()\n"
         "    assert os.wait()[1] == 0, error\n"
     )
