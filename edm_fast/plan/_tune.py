@@ -39,8 +39,8 @@ from edm_fast.plan._algorithms import (
     fits,
     workspace,
 )
+from edm_fast.plan._capture import WARMUPS
 from edm_fast.plan._choice import Step
-from edm_fast.plan._graph import WARMUPS
 
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # of algorithms; the best of them counts
 WAY_ROUNDS = 9
