@@ -21,7 +21,7 @@ LAYERS = [  # an import points to a later line; names on one line do not know ea
     {"ops", "diffusion"},
     {"backend", "native"},
     {"files", "distributed", "pictures"},
-    {"errors", "cases", "_checkout"},
+    {"errors", "cases", "timing", "_checkout"},
     {"kernels", "_C"},
 ]
 ENVIRONMENT = {"EDM_FAST_BACKEND", "EDM_FAST_CACHE_DIR", "EDM_FAST_JOIN_TIMEOUT"}
