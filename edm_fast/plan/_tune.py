@@ -151,13 +151,13 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
 
     def prepared(a: int) -> Callable[[], None]:
         seen, image = (shape, x) if a in MERGED else (own, wide)
-        packed = weight if a in PLAIN else pack(weight, a)
-        balance = pack(weight, a) if a in BALANCED else None
-        room = torch.empty(workspace(seen, a), **like)
-        memory.extend(t for t in (packed, room, balance) if t is not None)
-        scales = 0 if balance is None else balance.data_ptr()
-        addresses = (y.data_ptr(), image.data_ptr(), packed.data_ptr(), 0, 0, room.data_ptr(), 0, scales)
-        step = bind(seen, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
+        tensors = {"y": y, "x": image, "weight": weight if a in PLAIN else pack(weight, a)}
+        tensors["workspace"] = torch.empty(workspace(seen, a), **like)
+        if a in BALANCED:
+            tensors["balance"] = pack(weight, a)
+        memory.extend(tensors.values())
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        step = bind(seen, a, **addresses, y_pitch=shape.outputs, x_pitch=shape.channels, scale=1.0)
         steps = [step] if a in MERGED else [*double, step]
 
         def call() -> None:

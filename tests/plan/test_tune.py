@@ -159,13 +159,13 @@ def plant(monkeypatch, fault, *algorithms):
     """Let these algorithms fail in one way or another."""
     bind = _tune.bind
 
-    def bound(shape, algorithm, addresses, *rest):
-        step = bind(shape, algorithm, addresses, *rest)
+    def bound(shape, algorithm, **arguments):
+        step = bind(shape, algorithm, **arguments)
         if algorithm not in algorithms:
             return step
         if fault == "does not launch":
             raise RuntimeError("no such kernel")
-        return functools.partial(spoilt, step, shape, addresses[0])
+        return functools.partial(spoilt, step, shape, arguments["y"])
 
     def spoilt(step, shape, address, threads):
         if fault == "raises":
