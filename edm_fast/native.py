@@ -116,11 +116,12 @@ def call(name: str, *, layout: torch.memory_format = torch.contiguous_format, **
     passes every tensor by name and so keeps it alive until the work is done, or is queued on the current stream.
     """
     device, dtype, address = _verified(name, arguments, layout)
+    function = getattr(lib, name)
     if device.type == "cuda":
-        where = {"device": device.index, "stream": torch.cuda.current_stream(device).cuda_stream}
+        stream = torch.cuda.current_stream(device).cuda_stream
+        function(address, dtype=dtype, device=device.index, stream=stream, **arguments)
     else:
-        where = {"isa": _isa, "threads": torch.get_num_threads()}
-    getattr(lib, name)(address, dtype=dtype, **arguments, **where)
+        function(address, dtype=dtype, isa=_isa, threads=torch.get_num_threads(), **arguments)
 
 
 def cuda_workspace(name: str, *, layout: torch.memory_format = torch.contiguous_format, **arguments: Any) -> int:
@@ -148,7 +149,7 @@ def _verified(
     def address(tensor: torch.Tensor) -> int:
         if tensor.dtype != dtype or tensor.device != device:
             raise UserError(f"{name} got tensors on {device} and {tensor.device}, of {dtype} and {tensor.dtype}")
-        if not tensor.is_contiguous(memory_format=layout if tensor.ndim == 4 else torch.contiguous_format):
+        if not (tensor.is_contiguous(memory_format=layout) if tensor.ndim == 4 else tensor.is_contiguous()):
             raise UserError(f"{name} got a tensor with strides {tensor.stride()}; expected {layout}")
         return tensor.data_ptr()
 

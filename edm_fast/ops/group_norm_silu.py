@@ -80,18 +80,12 @@ def _layout(x: torch.Tensor) -> torch.memory_format:
     return native.layout_of(x) or torch.contiguous_format
 
 
-def _rows(parameters: Parameters) -> tuple[int, int]:
-    """The numbers of rows of scale and shift."""
-    scale, shift = parameters[2:4]
-    return 0 if scale is None else scale.shape[0], 0 if shift is None else shift.shape[0]
-
-
 def _arguments_of(
     x: torch.Tensor, parameters: Parameters, groups: int, eps: float, silu: bool, layout: torch.memory_format
 ) -> dict[str, Any]:
     """The native arguments that forward and backward share."""
-    weight, bias, scale, shift = (None if t is None else t.contiguous() for t in parameters)
-    scale_rows, shift_rows = _rows(parameters)
+    weight, bias, scale, shift = [None if t is None else t.contiguous() for t in parameters]
+    space = math.prod(x.shape[2:])
     return dict(
         x=x.contiguous(memory_format=layout),
         weight=weight,
@@ -100,13 +94,13 @@ def _arguments_of(
         shift=shift,
         n=x.shape[0],
         c=x.shape[1],
-        space=math.prod(x.shape[2:]),
+        space=space,
         groups=groups,
-        scale_rows=scale_rows,
-        shift_rows=shift_rows,
+        scale_rows=0 if scale is None else scale.shape[0],
+        shift_rows=0 if shift is None else shift.shape[0],
         eps=eps,
         silu=silu,
-        channels_last=_is_last(x, layout),
+        channels_last=layout == torch.channels_last or space == 1,
         layout=layout,
     )
 
@@ -152,7 +146,10 @@ def _forward(x: torch.Tensor, *args: Any) -> Pair:
 
 
 def _fake_backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
-    dtype, rows = torch.float32 if _is_triton(args) else x.dtype, 2 + sum(_rows(args[:4]))
+    dtype, rows = (
+        torch.float32 if _is_triton(args) else x.dtype,
+        2 + sum(t.shape[0] for t in args[2:4] if t is not None),
+    )
     return torch.empty_like(x, memory_format=_layout(x)), x.new_empty((rows, x.shape[1]), dtype=dtype)
 
 
