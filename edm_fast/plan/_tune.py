@@ -26,7 +26,7 @@ import torch
 
 from edm_fast import native
 from edm_fast.files import atomic_write, cache_folder
-from edm_fast.ops.conv2d import pack
+from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.plan._algorithms import (
     ALLOWED,
     BALANCED,
