@@ -86,18 +86,17 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, const Conv2dKe
 
 }  // namespace
 
-int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel) {
-    const int64_t count = planes_of(algorithm, kernel);
-    if (is_paired(algorithm) && count > 0)
-        return Balance::floats(in, out) + (is_plain(algorithm) ? 0 : panels(out) * plane_floats(algorithm, in));
-    if (is_plain(algorithm) && count > 0) return 0;
-    return count < 0 ? -1 : panels(out) * phases(algorithm) * count * plane_floats(algorithm, in);
+int64_t conv2d_packed_size(const Conv2dPack& s) {
+    const int64_t count = planes_of(s.algorithm, s.kernel);
+    const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
+    if (is_paired(s.algorithm) && count > 0)
+        return Balance::floats(in, out) + (is_plain(s.algorithm) ? 0 : panels(out) * plane_floats(s.algorithm, in));
+    if (is_plain(s.algorithm) && count > 0) return 0;
+    return count < 0 ? -1 : panels(out) * phases(s.algorithm) * count * plane_floats(s.algorithm, in);
 }
 
-int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int64_t in, int64_t padding) {
-    if (!is_plain(algorithm) || planes_of(algorithm, 3) < 0 || n < 1) return 0;
-    Conv2d s = {};
-    s.algorithm = algorithm, s.n = n, s.h = h, s.w = w, s.in = in, s.kernel = 3, s.padding = padding;
+int64_t conv2d_fwd_workspace(const Conv2d& s) {
+    if (!is_plain(s.algorithm) || planes_of(s.algorithm, s.kernel) < 0 || s.n < 1) return 0;
     const Chunks chunks(s, Cut(s).total, 0);
     return chunks.planes * chunks.tiles * chunks.pitch;
 }

@@ -137,7 +137,7 @@ def differentiable(
             saved = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
             with torch.enable_grad():
                 # aliases, so that a tensor that was computed from another one counts once
-                aliases = [None if t is None else t.view_as(t) for t in saved]
+                aliases: list[Any] = [None if t is None else t.view_as(t) for t in saved]
                 dy, *tensors = aliases
                 inputs = [t for t, dd in zip(tensors, dds) if dd is not None]
                 y = reference(with_tensors(ctx.rest, tensors))

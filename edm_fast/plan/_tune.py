@@ -183,9 +183,18 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     for a in algorithms:
         own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
         room[a] = torch.empty(workspace(own, a), **like)
-        balance = balances[a].data_ptr() if a in BALANCED else 0
-        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr(), 0, balance)
-        step = bind(own, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
+        step = bind(
+            own,
+            a,
+            y=y.data_ptr(),
+            x=image.data_ptr(),
+            weight=packs[a].data_ptr(),
+            y_pitch=shape.outputs,
+            x_pitch=shape.channels,
+            scale=1.0,
+            workspace=room[a].data_ptr(),
+            balance=balances[a].data_ptr() if a in BALANCED else None,
+        )
         calls[a] = [step] if a in MERGED else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))
     for _ in range(COLD_ROUNDS if cold else WARM_ROUNDS):

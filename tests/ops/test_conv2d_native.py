@@ -288,7 +288,8 @@ def test_pairs_with_zeros_sum_to_zero(algorithm, isa):
     assert torch.equal(nothing, rows[0][:, None, None].expand_as(y))
 
 
-GOOD = {"n": 2, "h": 4, "w": 5, "in": 6, "out": 8, "kernel": 3, "padding": 1, "rows": 0, "y": 8, "x": 6, "residual": 8}
+GOOD = {"n": 2, "h": 4, "w": 5, "inputs": 6, "outputs": 8, "kernel": 3, "padding": 1, "bias_rows": 0}
+GOOD |= {"y_pitch": 8, "x_pitch": 6, "residual_pitch": 8}
 BAD = {
     "no such algorithm": ({}, {"algorithm": 3}),
     "kernel of the algorithm": ({"kernel": 1, "padding": 0}, {"algorithm": 4}),
@@ -296,16 +297,16 @@ BAD = {
     "negative batch": ({"n": -1}, {}),
     "no height": ({"h": 0}, {}),
     "no width": ({"w": 0}, {}),
-    "no channels": ({"in": 0}, {}),
-    "no outputs": ({"out": 0}, {}),
+    "no channels": ({"inputs": 0}, {}),
+    "no outputs": ({"outputs": 0}, {}),
     "negative padding": ({"padding": -1}, {}),
     "too small": ({"padding": 0, "h": 2}, {}),
-    "rows without a bias": ({"rows": 1}, {}),
+    "rows without a bias": ({"bias_rows": 1}, {}),
     "bias without rows": ({}, {"bias": True}),
-    "rows of another batch": ({"rows": 3}, {"bias": True}),
-    "y pitch": ({"y": 7}, {}),
-    "x pitch": ({"x": 5}, {}),
-    "residual pitch": ({"residual": 7}, {"residual": True}),
+    "rows of another batch": ({"bias_rows": 3}, {"bias": True}),
+    "y pitch": ({"y_pitch": 7}, {}),
+    "x pitch": ({"x_pitch": 5}, {}),
+    "residual pitch": ({"residual_pitch": 7}, {"residual": True}),
     "padded integers": ({"kernel": 1}, {"algorithm": nc.INT16}),
     "padded pairs": ({"kernel": 1}, {"algorithm": nc.PAIRS}),
     "direct pairs of 3x3": ({}, {"algorithm": nc.PAIRS}),
@@ -315,8 +316,11 @@ BAD = {
     "pairs without balance": ({}, {"algorithm": nc.PAIRS + nc.PLAIN4, "balance": False}),
     "twice paired": ({}, {"algorithm": 2 * nc.PAIRS + nc.PLAIN4}),
     "doubling without padding": ({"padding": 0}, {"algorithm": nc.UP4}),
-    "too many channels for integers": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.WINOGRAD4_INT16}),
-    "and after doubling": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": nc.UP4_INT16}),
+    "too many channels for integers": (
+        {"kernel": 3, "inputs": 4097, "x_pitch": 4097},
+        {"algorithm": nc.WINOGRAD4_INT16},
+    ),
+    "and after doubling": ({"kernel": 3, "inputs": 4097, "x_pitch": 4097}, {"algorithm": nc.UP4_INT16}),
     "plain weights of 1x1": ({"kernel": 1, "padding": 0}, {"algorithm": nc.PLAIN4}),
     "plain weights without room": ({}, {"algorithm": nc.PLAIN4, "workspace": False}),
     "packed weights to be transposed": ({}, {"algorithm": nc.WINOGRAD4, "transposed": True}),
@@ -344,9 +348,10 @@ def run_with(
 ):
     room = torch.zeros(30_000)  # enough for every case, should one be let through
     address = room.data_ptr()
-    given = (True, True, True, bias, residual, workspace, affine, balance)
-    args = [address if there else 0 for there in given]
-    native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, False, transposed, algorithm, isa, 1)
+    optional = dict(bias=bias, residual=residual, workspace=workspace, affine=affine, balance=balance)
+    tensors = dict(y=address, x=address, weight=address, **{name: address for name, there in optional.items() if there})
+    rest = dict(scale=1.0, transposed=transposed, algorithm=algorithm, isa=isa, threads=1)
+    native.lib.conv2d_fwd_cpu(dtype=dtype, **tensors, **sizes, **rest)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -359,13 +364,18 @@ def test_bad_arguments_are_refused(name):
 def test_good_arguments_are_not():
     """What the bad ones are changed from; and no images at all."""
     run_with(GOOD)
-    run_with({**GOOD, "rows": 1}, bias=True, residual=True)
+    run_with({**GOOD, "bias_rows": 1}, bias=True, residual=True)
     run_with({**GOOD, "n": 0})
     run_with(GOOD, nc.PLAIN4, transposed=True)
 
 
 def test_bad_packings_are_refused():
     weight, packed = torch.zeros(8, 4, 3, 3), torch.zeros(40_000)
+
+    def pack(outputs, inputs, kernel, transposed, algorithm, dtype=torch.float32):
+        sizes = dict(outputs=outputs, inputs=inputs, kernel=kernel, transposed=transposed, algorithm=algorithm)
+        native.call("conv2d_pack_cpu", packed=packed.to(dtype), weight=weight.to(dtype), **sizes)
+
     for sizes in (
         (8, 4, 5, False, 0),
         (8, 4, 1, False, 4),
@@ -374,14 +384,12 @@ def test_bad_packings_are_refused():
         (8, 4, 3, False, 3),
         (8, 4, 3, True, nc.UP4),
         (8, 4, 3, False, nc.PLAIN4),
+        (8, 4097, 1, False, nc.INT16),
+        (4097, 8, 1, True, nc.INT16),  # the sum runs over 4097
     ):
         with pytest.raises(RuntimeError, match="bad argument"):
-            native.call("conv2d_pack_cpu", packed, weight, *sizes)
-    for sizes in ((8, 4097, 1, False, nc.INT16), (4097, 8, 1, True, nc.INT16)):  # the sum runs over 4097
-        with pytest.raises(RuntimeError, match="bad argument"):
-            native.call("conv2d_pack_cpu", packed, weight, *sizes)
-    assert native.lib.conv2d_packed_size(nc.WINOGRAD4, 1, 1, 1) == native.lib.conv2d_packed_size(7, 1, 1, 3) == -1
-    with pytest.raises(RuntimeError, match="bad argument"):
-        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, False, False, 0, 0, 1)
+            pack(*sizes)
+    for algorithm, kernel in ((nc.WINOGRAD4, 1), (7, 3)):
+        assert native.lib.conv2d_packed_size(algorithm=algorithm, outputs=1, inputs=1, kernel=kernel) == -1
     with pytest.raises(RuntimeError, match="element type"):
-        native.call("conv2d_pack_cpu", packed.double(), weight.double(), 8, 4, 3, False, 0)
+        pack(8, 4, 3, False, 0, torch.float64)
