@@ -66,15 +66,18 @@ def differentiable(
     names = [name for name, hint in get_type_hints(arguments).items() if hint in (torch.Tensor, _OPTIONAL)]
     places = [fields.index(name) for name in names]
 
-    def with_tensors(args: Sequence[Any], tensors: Sequence[Any]) -> Any:
+    def replaced(args: Sequence[Any], tensors: Sequence[Any]) -> list[Any]:
         flat = list(args)
         for place, tensor in zip(places, tensors):
             flat[place] = tensor
-        return arguments(*flat)
+        return flat
+
+    def with_tensors(args: Sequence[Any], tensors: Sequence[Any]) -> Any:
+        return arguments(*replaced(args, tensors))
 
     def in_order(found: Sequence[Any]) -> tuple[Any, ...]:
-        """Gradients of the tensors as those of all arguments."""
-        return with_tensors([None] * len(fields), found)
+        """Gradients of the tensors as those of all arguments; torch.compile wants no record here."""
+        return tuple(replaced([None] * len(fields), found))
 
     def through_reference(args: Any, dy: torch.Tensor) -> list[Any]:
         own = [place for place in places if args[place] is not None]
@@ -113,7 +116,7 @@ def differentiable(
                 for t, shape in zip(kept, ctx.shapes)
             ]
             args = with_tensors(ctx.rest, tensors)
-            if transformed(dy):  # a kernel would lose what `dy` carries
+            if transformed():  # a kernel would lose what `dy` carries
                 return in_order(through_reference(args, dy))
             needs = arguments(*ctx.needs_input_grad)
             if torch.is_grad_enabled():

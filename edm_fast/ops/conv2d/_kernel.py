@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from edm_fast.backend import transformed
 from edm_fast.ops._fused import differentiable, torch_op
 from edm_fast.ops.conv2d.reference import Conv2dArgs, fresh, reference
 
@@ -53,7 +54,8 @@ def on_kernel(
     )
 
     def gradients(args: Conv2dArgs, needs: Any, dy: torch.Tensor) -> dict[str, torch.Tensor]:
-        dy = channels_last(dy if args.scale == 1.0 else dy * args.scale)
+        dy = dy if args.scale == 1.0 else dy * args.scale
+        dy = dy if transformed(dy) else channels_last(dy)  # batches of gradients have no such layout
         found = {"residual": dy} if needs.residual else {}
         if needs.x:
             found["x"] = adjoint_op(dy, *args)
