@@ -21,7 +21,7 @@ LAYERS = [  # an import points to a later line; names on one line do not know ea
     {"ops", "diffusion"},
     {"backend", "native"},
     {"files", "distributed", "pictures"},
-    {"errors", "cases", "_checkout"},
+    {"errors", "cases", "timing", "_checkout"},
     {"kernels", "_C"},
 ]
 ENVIRONMENT = {"EDM_FAST_BACKEND", "EDM_FAST_CACHE_DIR", "EDM_FAST_JOIN_TIMEOUT"}
@@ -211,3 +211,10 @@ def test_only_the_bindings_see_python():
             text = path.read_text()
             assert not re.search(r"\b(at|c10|torch)::|#include <(torch|ATen|c10)", text), path
             assert path.name == "bindings.cpp" or "pybind11" not in text, path
+
+
+def test_files_named_in_the_glossary_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:edm_fast|csrc|kernels|tests|benchmarks)/[\w./]*)`", text)
+    assert len(named) > 40
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -33,8 +33,10 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
     x = first["x"]
     ops: Any = node.function
     merged = Node("conv2d", ops[1], (), {**second, "x": x, "doubled": True}, node.outputs)
-    if first["up"] == 2 and second["weight"].shape[-1] == 3 and fastest(choose(shape_of(merged))) in MERGED:
-        return [merged]
+    if first["up"] == 2 and second["weight"].shape[-1] == 3:
+        seconds = choose(shape_of(merged))
+        if seconds and fastest(seconds) in MERGED:
+            return [merged]
     n, c, h, w = x.shape
     wide = Value((n, c, first["up"] * h, first["up"] * w))
     return [
@@ -45,11 +47,13 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
 
 def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, int]:
     """The algorithm of each convolution: the fastest, or a slower one that packs less, so that packed weights stay
-    within `limit` times the memory of their own. Given up first is what saves the least time for its memory."""
+    within `limit` times the memory of their own. Given up first is what saves the least time for its memory. What has
+    no algorithm that works is left out."""
     seconds: dict[Node, dict[int, float]] = {}
     for node in nodes:
         doubled = node.kwargs.get("doubled", False)
         seconds[node] = {a: s for a, s in choose(shape_of(node)).items() if (a in MERGED) == doubled}
+    nodes = [node for node in nodes if seconds[node]]
     floats = {node: {a: 0 if a in PLAIN else packed_size(shape_of(node), a) for a in seconds[node]} for node in nodes}
     found = {node: fastest(seconds[node]) for node in nodes}
     excess = sum(floats[node][a] for node, a in found.items()) - limit * sum(n.kwargs["weight"].numel() for n in nodes)

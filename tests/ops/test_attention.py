@@ -55,6 +55,20 @@ def test_autocast_keeps_the_wide_product():
     assert torch.equal(inside, attention_weights(q, k))
 
 
+@pytest.mark.parametrize("pixels", [9, 64, 256])
+def test_backward_of_the_weights_has_the_bits_of_torchs_softmax(pixels):
+    """The published code takes softmax's own backward; another sum over the keys is 1e-6 of a network's gradient."""
+    q, k = (torch.randn(2, 8, pixels, requires_grad=True) for _ in range(2))
+    dw = torch.randn(2, pixels, pixels)
+    w = attention_weights(q, k)
+    dq, dk = torch.autograd.grad(w, (q, k), dw)
+    logits = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(8)).detach().requires_grad_()
+    assert torch.equal(logits.softmax(2), w)
+    (db,) = torch.autograd.grad(logits.softmax(2), logits, dw)
+    assert torch.equal(dq, torch.einsum("nck,nqk->ncq", k, db) / math.sqrt(8))
+    assert torch.equal(dk, torch.einsum("ncq,nqk->nck", q, db) / math.sqrt(8))
+
+
 def test_equal_keys_average_the_values():
     qkv = torch.randn(1, 3, 2, 2, dtype=torch.float64)
     qkv[:, 1] = 0.3  # one key everywhere

@@ -41,7 +41,7 @@ class AttentionWeights(torch.autograd.Function):
         q, k, w = ctx.saved_tensors
         wide = torch.promote_types(q.dtype, torch.float32)
         w, dw = w.to(wide), dw.to(wide)
-        db = w * (dw - (w * dw).sum(dim=2, keepdim=True))  # softmax backward, (N, Q, K)
+        db = torch._softmax_backward_data(dw, w, 2, wide)  # (N, Q, K); the published code's, to the bit
         # torch.einsum has no rule for batches of gradients (is_grads_batched)
         dq = torch.bmm(k.to(wide), db.mT).to(q.dtype) / math.sqrt(k.shape[1])
         dk = torch.bmm(q.to(wide), db).to(k.dtype) / math.sqrt(k.shape[1])
