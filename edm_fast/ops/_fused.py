@@ -93,6 +93,11 @@ def differentiable(
         # views made outside keep the tangent but no graph
         return [None if args[place] is None else (g := next(found)).view_as(g) for place in places]
 
+    def on_kernel(args: Any, needs: Any, dy: torch.Tensor, *more: torch.Tensor) -> list[Any]:
+        found = gradients(args, needs, dy, *more)
+        pairs = [(found.get(name), args[place]) for name, place in zip(names, places)]
+        return [g if g is None or g.dtype == t.dtype else g.to(t.dtype) for g, t in pairs]
+
     class Fused(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> torch.Tensor:
@@ -112,7 +117,7 @@ def differentiable(
         def backward(ctx: Any, dy: torch.Tensor) -> Any:
             kept, more = ctx.saved_tensors[: len(names)], ctx.saved_tensors[len(names) :]
             tensors = [
-                t if shape is None else dy.new_empty((), dtype=shape[1]).expand(shape[0])
+                t if shape is None else dy.new_empty_strided(shape[0], [0] * len(shape[0]), dtype=shape[1])
                 for t, shape in zip(kept, ctx.shapes)
             ]
             args = with_tensors(ctx.rest, tensors)
@@ -121,8 +126,7 @@ def differentiable(
             needs = arguments(*ctx.needs_input_grad)
             if torch.is_grad_enabled():
                 return in_order(Gradients.apply(needs, len(more), dy, *more, *args))
-            found = gradients(args, needs, dy, *more)
-            return in_order([found.get(name) for name in names])
+            return in_order(on_kernel(args, needs, dy, *more))
 
     class Gradients(torch.autograd.Function):
         """The backward of Fused as a function of its own, whose backward goes through the reference."""
@@ -132,8 +136,7 @@ def differentiable(
             args = arguments(*rest[count:])
             ctx.save_for_backward(dy, *[args[place] for place in places])
             ctx.rest, ctx.count = with_tensors(args, [None] * len(places)), count
-            found = gradients(args, needs, dy, *rest[:count])
-            return tuple([found.get(name) for name in names])
+            return tuple(on_kernel(args, needs, dy, *rest[:count]))
 
         @staticmethod
         def backward(ctx: Any, *dds: Any) -> Any:

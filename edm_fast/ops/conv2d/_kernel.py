@@ -60,7 +60,7 @@ def on_kernel(
         if needs.x:
             found["x"] = adjoint_op(dy, *args)
         if needs.weight:
-            found["weight"] = weight_op(dy, *args).to(args.weight.dtype)
+            found["weight"] = weight_op(dy, *args)
         if needs.bias or needs.emb:
             own = args.emb is not None and args.emb.shape[0] == dy.shape[0]
             drows = dy.sum((2, 3)) if own else dy.sum((0, 2, 3))[None]

@@ -30,8 +30,8 @@ def channels_are_last(x: torch.Tensor, layout: torch.memory_format) -> bool:
     return layout == torch.channels_last or math.prod(x.shape[2:]) == 1
 
 
-def fresh(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=layout_of(x))
+def fresh(x: torch.Tensor, layout: torch.memory_format | None = None) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=layout or layout_of(x))
 
 
 def rows_of(args: GroupNormSiluArgs) -> tuple[int, int]:
@@ -76,11 +76,11 @@ def on_kernel(
 
     def gradients(args: GroupNormSiluArgs, needs: Any, dy: torch.Tensor, stats: torch.Tensor) -> dict[str, Any]:
         dx, dparams = backward_op(dy, stats, *args)
+        if args.scale is None:
+            dweight, dbias = dparams.unbind(0)
+            return {"x": dx, "weight": dweight, "bias": dbias}
         dweight, dbias, dscale, dshift = dparams.split((1, 1, *rows_of(args)))
-        found = {"x": dx, "weight": dweight[0].to(args.weight.dtype), "bias": dbias[0].to(args.bias.dtype)}
-        if args.scale is not None and args.shift is not None:
-            found |= {"scale": dscale.to(args.scale.dtype), "shift": dshift.to(args.shift.dtype)}
-        return found
+        return {"x": dx, "weight": dweight[0], "bias": dbias[0], "scale": dscale, "shift": dshift}
 
     saved = ["x", "weight", "bias", "scale", "shift"]
     return differentiable(GroupNormSiluArgs, reference, forward_op, gradients, saved)
@@ -88,23 +88,25 @@ def on_kernel(
 
 def arguments_of(args: GroupNormSiluArgs, layout: torch.memory_format) -> dict[str, Any]:
     """The native arguments that forward and backward share."""
-    x, parameters = args.x, (args.weight, args.bias, args.scale, args.shift)
-    weight, bias, scale, shift = (None if t is None else t.to(x.dtype).contiguous() for t in parameters)
+    x, weight, bias, _, _, scale, shift, _ = args
+    n, c, *space = x.shape
+    if weight.dtype != x.dtype or bias.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     scale_rows, shift_rows = rows_of(args)
     return dict(
         x=x.contiguous(memory_format=layout),
-        weight=weight,
-        bias=bias,
-        scale=scale,
-        shift=shift,
-        n=x.shape[0],
-        c=x.shape[1],
-        space=math.prod(x.shape[2:]),
+        weight=weight.contiguous(),
+        bias=bias.contiguous(),
+        scale=None if scale is None else scale.contiguous(),
+        shift=None if shift is None else shift.contiguous(),
+        n=n,
+        c=c,
+        space=math.prod(space),
         groups=args.groups,
         scale_rows=scale_rows,
         shift_rows=shift_rows,
         eps=args.eps,
         silu=args.silu,
-        channels_last=channels_are_last(x, layout),
+        channels_last=layout == torch.channels_last or math.prod(space) == 1,
         layout=layout,
     )

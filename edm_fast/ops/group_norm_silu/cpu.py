@@ -16,7 +16,8 @@ def _statistics(args: GroupNormSiluArgs) -> torch.Tensor:
 
 
 def _forward(args: GroupNormSiluArgs) -> _kernel.Pair:
-    y, stats, layout = _kernel.fresh(args.x), _statistics(args), _kernel.layout_of(args.x)
+    layout = _kernel.layout_of(args.x)
+    y, stats = _kernel.fresh(args.x, layout), _statistics(args)
     if y.numel() == 0:
         return y, stats.zero_()
     arguments = _kernel.arguments_of(args, layout)
