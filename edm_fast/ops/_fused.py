@@ -47,6 +47,59 @@ def torch_op(
     return getattr(torch.ops.edm_fast, name).default
 
 
+def _replaced(args: Sequence[Any], places: Sequence[int], tensors: Sequence[Any]) -> list[Any]:
+    """The arguments with other tensors in the places of theirs."""
+    flat = list(args)
+    for place, tensor in zip(places, tensors):
+        flat[place] = tensor
+    return flat
+
+
+def _through_reference(reference: Callable[[Any], torch.Tensor], args: Any, places: list[int], dy: Any) -> list[Any]:
+    """Gradients of the tensors among the arguments; dy may carry a tangent, or be one of a batch."""
+    own = [place for place in places if args[place] is not None]
+
+    def formula(*tensors: torch.Tensor) -> torch.Tensor:
+        return reference(type(args)(*_replaced(args, own, tensors)))
+
+    with torch.enable_grad():  # or torch has no forward mode for these backward functions
+        found = iter(torch.func.vjp(formula, *[args[place] for place in own])[1](dy))
+    # views taken outside keep the tangent but no graph
+    return [None if args[place] is None else (g := next(found)).view_as(g) for place in places]
+
+
+def _differentiable_gradients(
+    arguments: Any, reference: Callable[[Any], torch.Tensor], places: list[int], on_kernel: Callable[..., list[Any]]
+) -> Any:
+    """The gradients `on_kernel` as a function whose own backward goes through the reference."""
+
+    class Gradients(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, needs: Any, count: int, dy: torch.Tensor, *rest: Any) -> tuple[Any, ...]:
+            args = rest[count:]
+            ctx.save_for_backward(dy, *[args[place] for place in places])
+            ctx.rest, ctx.count = _replaced(args, places, [None] * len(places)), count
+            return tuple(on_kernel(arguments(*args), needs, dy, *rest[:count]))
+
+        @staticmethod
+        def backward(ctx: Any, *dds: Any) -> Any:
+            saved = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            with torch.enable_grad():
+                # aliases, so that a tensor that was computed from another one counts once
+                aliases: list[Any] = [None if t is None else t.view_as(t) for t in saved]
+                dy, *tensors = aliases
+                inputs = [t for t, dd in zip(tensors, dds) if dd is not None]
+                y = reference(arguments(*_replaced(ctx.rest, places, tensors)))
+                first = torch.autograd.grad(y, inputs, dy, create_graph=True)
+            wanted, outer = [t for t in aliases if t is not None], [dd for dd in dds if dd is not None]
+            again = torch.is_grad_enabled()
+            second = iter(torch.autograd.grad(first, wanted, outer, create_graph=again, allow_unused=True))
+            ddy, *found = [None if t is None else next(second) for t in aliases]
+            return None, None, ddy, *[None] * ctx.count, *_replaced([None] * len(ctx.rest), places, found)
+
+    return Gradients
+
+
 def differentiable(
     arguments: Any,
     reference: Callable[[Any], torch.Tensor],
@@ -64,96 +117,42 @@ def differentiable(
     """
     fields = arguments._fields
     names = [name for name, hint in get_type_hints(arguments).items() if hint in (torch.Tensor, _OPTIONAL)]
-    places = [fields.index(name) for name in names]
-
-    def replaced(args: Sequence[Any], tensors: Sequence[Any]) -> list[Any]:
-        flat = list(args)
-        for place, tensor in zip(places, tensors):
-            flat[place] = tensor
-        return flat
-
-    def with_tensors(args: Sequence[Any], tensors: Sequence[Any]) -> Any:
-        return arguments(*replaced(args, tensors))
-
-    def in_order(found: Sequence[Any]) -> tuple[Any, ...]:
-        """Gradients of the tensors as those of all arguments; torch.compile wants no record here."""
-        return tuple(replaced([None] * len(fields), found))
-
-    def through_reference(args: Any, dy: torch.Tensor) -> list[Any]:
-        own = [place for place in places if args[place] is not None]
-
-        def formula(*tensors: torch.Tensor) -> torch.Tensor:
-            flat = list(args)
-            for place, tensor in zip(own, tensors):
-                flat[place] = tensor
-            return reference(arguments(*flat))
-
-        with torch.enable_grad():  # or torch has no forward mode for these backward functions
-            found = iter(torch.func.vjp(formula, *[args[place] for place in own])[1](dy))
-        # views made outside keep the tangent but no graph
-        return [None if args[place] is None else (g := next(found)).view_as(g) for place in places]
+    places, count = [fields.index(name) for name in names], len(names)
 
     def on_kernel(args: Any, needs: Any, dy: torch.Tensor, *more: torch.Tensor) -> list[Any]:
         found = gradients(args, needs, dy, *more)
         pairs = [(found.get(name), args[place]) for name, place in zip(names, places)]
         return [g if g is None or g.dtype == t.dtype else g.to(t.dtype) for g, t in pairs]
 
+    Gradients = _differentiable_gradients(arguments, reference, places, on_kernel)
+
     class Fused(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> torch.Tensor:
             found = forward(*args)
             results = found if isinstance(found, tuple) else (found,)
-            more = results if keeps_result else results[1:]
-            tensors = [args[place] for place in places]
-            keep = [t if name in saved else None for name, t in zip(names, tensors)]
-            ctx.save_for_backward(*keep, *more)
-            ctx.rest = with_tensors(args, [None] * len(places))
-            ctx.shapes = [
-                None if t is None or name in saved else (list(t.shape), t.dtype) for name, t in zip(names, tensors)
-            ]
+            tensors = [(name in saved, args[place]) for name, place in zip(names, places)]
+            ctx.save_for_backward(*[t if keep else None for keep, t in tensors], *results[0 if keeps_result else 1 :])
+            ctx.shapes = [None if keep or t is None else (list(t.shape), t.dtype) for keep, t in tensors]
+            ctx.rest = _replaced(args, places, [None] * count)
             return results[0]
 
         @staticmethod
         def backward(ctx: Any, dy: torch.Tensor) -> Any:
-            kept, more = ctx.saved_tensors[: len(names)], ctx.saved_tensors[len(names) :]
+            kept, more = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
             tensors = [
                 t if shape is None else dy.new_empty_strided(shape[0], [0] * len(shape[0]), dtype=shape[1])
                 for t, shape in zip(kept, ctx.shapes)
             ]
-            args = with_tensors(ctx.rest, tensors)
-            if transformed():  # a kernel would lose what `dy` carries
-                return in_order(through_reference(args, dy))
+            args = arguments(*_replaced(ctx.rest, places, tensors))
             needs = arguments(*ctx.needs_input_grad)
-            if torch.is_grad_enabled():
-                return in_order(Gradients.apply(needs, len(more), dy, *more, *args))
-            return in_order(on_kernel(args, needs, dy, *more))
-
-    class Gradients(torch.autograd.Function):
-        """The backward of Fused as a function of its own, whose backward goes through the reference."""
-
-        @staticmethod
-        def forward(ctx: Any, needs: Any, count: int, dy: torch.Tensor, *rest: Any) -> tuple[Any, ...]:
-            args = arguments(*rest[count:])
-            ctx.save_for_backward(dy, *[args[place] for place in places])
-            ctx.rest, ctx.count = with_tensors(args, [None] * len(places)), count
-            return tuple(on_kernel(args, needs, dy, *rest[:count]))
-
-        @staticmethod
-        def backward(ctx: Any, *dds: Any) -> Any:
-            saved = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
-            with torch.enable_grad():
-                # aliases, so that a tensor that was computed from another one counts once
-                aliases: list[Any] = [None if t is None else t.view_as(t) for t in saved]
-                dy, *tensors = aliases
-                inputs = [t for t, dd in zip(tensors, dds) if dd is not None]
-                y = reference(with_tensors(ctx.rest, tensors))
-                first = torch.autograd.grad(y, inputs, dy, create_graph=True)
-            wanted = [t for t in aliases if t is not None]
-            outer = [dd for dd in dds if dd is not None]
-            again = torch.is_grad_enabled()
-            second = iter(torch.autograd.grad(first, wanted, outer, create_graph=again, allow_unused=True))
-            ddy, *found = [None if t is None else next(second) for t in aliases]
-            return None, None, ddy, *[None] * ctx.count, *in_order(found)
+            if transformed():  # a kernel would lose what `dy` carries
+                found = _through_reference(reference, args, places, dy)
+            elif torch.is_grad_enabled():
+                found = Gradients.apply(needs, len(more), dy, *more, *args)
+            else:
+                found = on_kernel(args, needs, dy, *more)
+            return tuple(_replaced([None] * len(fields), places, found))
 
     def run(args: Any) -> torch.Tensor:
         if torch.is_grad_enabled() and any([args[i] is not None and args[i].requires_grad for i in places]):
