@@ -55,6 +55,19 @@ def _replaced(args: Sequence[Any], places: Sequence[int], tensors: Sequence[Any]
     return flat
 
 
+def _in_order(
+    gradients: Callable[..., dict[str, Any]], names: list[str], places: list[int]
+) -> Callable[..., list[Any]]:
+    """The same gradients in the order of the tensors, each in the dtype of its tensor."""
+
+    def on_kernel(args: Any, needs: Any, dy: torch.Tensor, *more: torch.Tensor) -> list[Any]:
+        found = gradients(args, needs, dy, *more)
+        pairs = [(found.get(name), args[place]) for name, place in zip(names, places)]
+        return [g if g is None or g.dtype == t.dtype else g.to(t.dtype) for g, t in pairs]
+
+    return on_kernel
+
+
 def _through_reference(reference: Callable[[Any], torch.Tensor], args: Any, places: list[int], dy: Any) -> list[Any]:
     """Gradients of the tensors among the arguments; dy may carry a tangent, or be one of a batch."""
     own = [place for place in places if args[place] is not None]
@@ -119,11 +132,7 @@ def differentiable(
     names = [name for name, hint in get_type_hints(arguments).items() if hint in (torch.Tensor, _OPTIONAL)]
     places, count = [fields.index(name) for name in names], len(names)
 
-    def on_kernel(args: Any, needs: Any, dy: torch.Tensor, *more: torch.Tensor) -> list[Any]:
-        found = gradients(args, needs, dy, *more)
-        pairs = [(found.get(name), args[place]) for name, place in zip(names, places)]
-        return [g if g is None or g.dtype == t.dtype else g.to(t.dtype) for g, t in pairs]
-
+    on_kernel = _in_order(gradients, names, places)
     Gradients = _differentiable_gradients(arguments, reference, places, on_kernel)
 
     class Fused(torch.autograd.Function):
