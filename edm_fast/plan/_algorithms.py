@@ -19,54 +19,19 @@ from typing import Any
 import torch
 
 from edm_fast import native
+from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan import _table
 from edm_fast.plan._table import Table
 
-# codes of csrc/conv2d.h
-DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14
-WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16 = 22, 24, 34
-WINOGRAD2_PLAIN, WINOGRAD4_PLAIN, WINOGRAD4X8_PLAIN, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN = 102, 104, 148, 122, 124
-PAIRS = 1000  # added to a code
-NAMES = {
-    DIRECT: "direct",
-    WINOGRAD2: "winograd2",
-    WINOGRAD4: "winograd4",
-    INT16: "int16",
-    WINOGRAD4_INT16: "winograd4-int16",
-    WINOGRAD2_UP: "winograd2-up",
-    WINOGRAD4_UP: "winograd4-up",
-    WINOGRAD4_UP_INT16: "winograd4-up-int16",
-    WINOGRAD2_PLAIN: "winograd2-plain",
-    WINOGRAD4_PLAIN: "winograd4-plain",
-    WINOGRAD4X8_PLAIN: "winograd4x8-plain",
-    WINOGRAD2_UP_PLAIN: "winograd2-up-plain",
-    WINOGRAD4_UP_PLAIN: "winograd4-up-plain",
-}
-# that take products in pairs of terms
-PAIRED = (PAIRS + DIRECT, *(PAIRS + a for a in NAMES if a > 100))
-NAMES |= {a: f"{NAMES[a - PAIRS]}-paired" for a in PAIRED}
-# that read the weight as the network holds it, and pack nothing
-PLAIN = tuple(a for a in NAMES if a % PAIRS > 100)
-# of these, those that are packed nothing but what balances the channels of image and weight
-BALANCED = tuple(a for a in PLAIN if a in PAIRED)
-# with the doubling of the image before it
-MERGED = tuple(a for a in NAMES if a % PAIRS % 100 in (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16))
-INTEGERS = (INT16, WINOGRAD4_INT16, WINOGRAD4_UP_INT16)
-# the error of F(2x2) is that of torch or less, that of F(4x4) up to six times torch's best, that of F(4x8) thirty;
-# pairs add up to a third (benchmarks/NOTES.md), which for F(2x2) of a doubled image is more than twice torch's;
-# integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
-ALLOWED: dict[str, tuple[int, ...]] = {
-    "exact": (
-        *(DIRECT, WINOGRAD2, WINOGRAD2_UP, WINOGRAD2_PLAIN, WINOGRAD2_UP_PLAIN),
-        *(PAIRS + DIRECT, PAIRS + WINOGRAD2_PLAIN),
-    ),
-    "fp32": tuple(a for a in NAMES if a not in INTEGERS),
-    "bf16": tuple(NAMES),
+PRECISIONS = "exact", "fp32", "bf16"  # each allows its own error class and those before it
+ALLOWED = {
+    precision: tuple(a for a in native.ALGORITHMS.values() if a.error in PRECISIONS[: place + 1])
+    for place, precision in enumerate(PRECISIONS)
 }
 FEWEST_PAIRED = 48  # channels: with fewer there are no pairs, see csrc/cpu/_pairs.h
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # the best of them counts
-VERSION = 6  # of the kernels: another one makes old measurements void
+VERSION = 7  # of the kernels: another one makes old measurements void
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,21 +64,21 @@ class Measured:
         self.allowed = ALLOWED[precision]
         self.folder, self.cold = folder, cold
 
-    def __call__(self, shape: Shape) -> dict[int, float]:
+    def __call__(self, shape: Shape) -> dict[Algorithm, float]:
         allowed = [a for a in self.allowed if fits(a, shape)]
         return costs(table(self.folder), shape, allowed, self.cold) if len(allowed) > 1 else dict.fromkeys(allowed, 0.0)
 
 
-def fastest(seconds: Mapping[int, float]) -> int:
+def fastest(seconds: Mapping[Algorithm, float]) -> Algorithm:
     return min(seconds, key=lambda a: seconds[a])
 
 
-def packed_size(shape: Shape, algorithm: int) -> int:
+def packed_size(shape: Shape, algorithm: Algorithm) -> int:
     """Floats of the packed weight."""
     return native.lib.conv2d_packed_size(algorithm, shape.outputs, shape.channels, shape.kernel)
 
 
-def workspace(shape: Shape, algorithm: int) -> int:
+def workspace(shape: Shape, algorithm: Algorithm) -> int:
     """Floats of memory that a call needs."""
     sizes = shape.n, shape.h, shape.w, shape.channels, shape.padding
     return native.lib.conv2d_fwd_workspace(algorithm, *sizes)
@@ -121,7 +86,7 @@ def workspace(shape: Shape, algorithm: int) -> int:
 
 def bind(
     shape: Shape,
-    algorithm: int,
+    algorithm: Algorithm,
     addresses: Sequence[int],
     rows: int,
     pitches: Sequence[int],
@@ -137,21 +102,18 @@ def bind(
     return native.bind("conv2d_fwd_cpu", *addresses, (*sizes, rows, *pitches), scale, silu, False, algorithm)
 
 
-def fits(algorithm: int, shape: Shape) -> bool:
+def fits(algorithm: Algorithm, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
-    if packed_size(shape, algorithm) < 0 or (algorithm in MERGED and not (shape.doubled and shape.padding == 1)):
+    if algorithm.paired and (shape.channels < FEWEST_PAIRED or not native.has_pairs()):
         return False
-    if algorithm in PAIRED and (shape.channels < FEWEST_PAIRED or not native.has_pairs()):
-        return False
-    if algorithm == PAIRS + DIRECT and shape.padding:
-        return False
-    return algorithm not in INTEGERS or (shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1)
+    supported = native.lib.conv2d_supports(algorithm, shape.channels, shape.kernel, shape.padding)
+    return supported and (shape.doubled or not algorithm.doubled)
 
 
-def costs(table: Table, shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
+def costs(table: Table, shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dict[Algorithm, float]:
     """Seconds of each algorithm, from the table or the clock."""
     text = f"{' '.join(map(str, dataclasses.astuple(shape)))}{'' if cold else ' warm'}"
-    keys = {f"{NAMES[a]} {text}": a for a in algorithms}
+    keys = {f"{a.name} {text}": a for a in algorithms}
 
     def measured(missing: list[str]) -> dict[str, float]:
         seconds = measure(shape, [keys[key] for key in missing], cold)
@@ -187,7 +149,7 @@ def bind_upfirdn(
     )
 
 
-def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
+def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dict[Algorithm, float]:
     """Best seconds of each algorithm, by turns, with cold caches or warm; with the doubling where there is one."""
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -196,10 +158,10 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     y = torch.empty(shape.output(), **like)
     weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel, generator=generator, **like)
     flush = torch.zeros(12 * 2**20 if cold else 0, **like)
-    calls: dict[int, list[Any]] = {}
-    packs = {a: weight if a in PLAIN else pack(weight, a) for a in algorithms}
-    balances = {a: pack(weight, a) for a in algorithms if a in BALANCED}
-    room: dict[int, torch.Tensor] = {}
+    calls: dict[Algorithm, list[Any]] = {}
+    packs = {a: pack(weight, a) if a.packed else weight for a in algorithms}
+    balances = {a: pack(weight, a) for a in algorithms if a.paired and not a.packed}
+    room: dict[Algorithm, torch.Tensor] = {}
     wide, double = x, []
     if shape.doubled:
         own = shape.after_doubling()
@@ -207,12 +169,12 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
         box = torch.full((2, 2), 0.25, **like)
         double = [bind_upfirdn(wide, x, box, 2, True, 0)]
     for a in algorithms:
-        own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
+        own, image = (shape, x) if a.doubled else (shape.after_doubling(), wide)
         room[a] = torch.empty(workspace(own, a), **like)
-        balance = balances[a].data_ptr() if a in BALANCED else 0
+        balance = balances[a].data_ptr() if a in balances else 0
         addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr(), 0, balance)
         step = bind(own, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
-        calls[a] = [step] if a in MERGED else [*double, step]
+        calls[a] = [step] if a.doubled else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))
     for _ in range(COLD_ROUNDS if cold else WARM_ROUNDS):
         for a in algorithms:
