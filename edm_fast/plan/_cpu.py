@@ -20,11 +20,12 @@ from edm_fast import native
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan import _algorithms
-from edm_fast.plan._algorithms import Measured, Shape, bind_upfirdn
+from edm_fast.plan._algorithms import Shape, bind_upfirdn
 from edm_fast.plan._convolutions import Choose, chosen, doubled_or_apart, is_convolution, norms_within, shape_of
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import join_pairs, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
+from edm_fast.plan._tune import MeasuredAlgorithms
 
 Step = Callable[[int], None]  # called with the number of threads
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
@@ -69,7 +70,7 @@ class Planner:
         self.weights = Weights()
 
     def __call__(self, graph: Graph) -> Program:
-        choose = self.choose or Measured(self.precision, cold=not is_small(graph))
+        choose = self.choose or MeasuredAlgorithms(self.precision, cold=not is_small(graph))
         limit = self.limit if self.limit is not None else math.inf if is_small(graph) else PACKED_LIMIT
         return Program(graph, choose, self.weights, limit)
 

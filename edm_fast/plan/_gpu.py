@@ -1,7 +1,7 @@
 """Inference plans on the GPU: the calls of a traced network one after the other, replayed as a CUDA graph.
 
 Images lie channels last in the dtype of the precision, vectors stay in float32. Weights are cast and laid out once.
-Each call has one or more ways to run, such as cuDNN and the fused kernels (`_ways`); measurement chooses (`_choice`).
+Each call has one or more ways to run, such as cuDNN and the fused kernels (`_ways`); `_tune` and `_choice` choose.
 "precision exact" keeps to the operations, order and layout of the reference.
 """
 
@@ -19,10 +19,11 @@ from weakref import WeakValueDictionary
 import torch
 
 from edm_fast.plan import _ways
-from edm_fast.plan._choice import Measure, Measured, Step, cheapest, time_ways
+from edm_fast.plan._choice import Step, cheapest
 from edm_fast.plan._graph import Captured, Replay
 from edm_fast.plan._rewrite import ask_statistics, join_embeddings, join_pairs, norm_of, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
+from edm_fast.plan._tune import Measure, MeasuredWays, time_ways
 from edm_fast.plan._ways import is_op
 from edm_fast.plan._weights import Made, Weights
 
@@ -76,7 +77,7 @@ class Planner:
     def __init__(self, precision: str, device: torch.device, cuda_graph: bool, measure: Measure | None = None) -> None:
         self.numerics, self.device = PRECISIONS[precision], device
         self.captured = cuda_graph and captures(device)
-        self.measure = measure or Measured(device)
+        self.measure = measure or MeasuredWays(device)
         self.made: WeakValueDictionary[Any, Made] = WeakValueDictionary()
 
     def __call__(self, graph: Graph) -> Program:

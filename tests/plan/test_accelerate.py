@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from edm_fast import accelerate, edm_sampler, explain, native
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import MAX_PROGRAMS, _algorithms
+from edm_fast.plan import MAX_PROGRAMS, _tune
 from helpers import native_conv as nc
 from helpers.planned_networks import NETWORKS, network, on_algorithm
 from helpers.tiny_networks import tiny
@@ -67,12 +67,12 @@ def test_packed_limit_saves_memory_and_changes_no_bit(name, algorithm):
 def test_layers_of_small_networks_are_measured_in_warm_caches(monkeypatch):
     asked = []
 
-    class Recorded(_algorithms.Measured):
+    class Recorded(_tune.MeasuredAlgorithms):
         def __init__(self, precision, folder=None, cold=True):
             super().__init__(precision, folder, cold)
             asked.append(cold)
 
-    monkeypatch.setattr("edm_fast.plan._cpu.Measured", Recorded)
+    monkeypatch.setattr("edm_fast.plan._cpu.MeasuredAlgorithms", Recorded)
     net = network("ddpmpp")
     with torch.no_grad():
         accelerate(net)(*inputs(net, 2, 0.7))

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from edm_fast import native
-from edm_fast.plan import _algorithms, _table
-from edm_fast.plan._algorithms import Measured, Shape, fastest, fits
+from edm_fast.plan import _algorithms, _tune
+from edm_fast.plan._algorithms import Shape, fastest, fits
 from edm_fast.plan._convolutions import chosen
 from edm_fast.plan._trace import Node, Value
+from edm_fast.plan._tune import MeasuredAlgorithms
 from helpers import native_conv as nc
 
 pytestmark = nc.needs_native
@@ -32,15 +33,15 @@ def clock(monkeypatch):
         return {a: measure.seconds.get(a, 9.0) for a in algorithms}
 
     measure.calls, measure.seconds = 0, {DIRECT: 3.0, WINOGRAD2: 2.0, WINOGRAD4: 1.0}
-    monkeypatch.setattr(_algorithms, "measure", measure)
-    _table._table.cache_clear()
+    monkeypatch.setattr(_tune, "measure", measure)
+    _tune._table.cache_clear()
     yield measure
-    _table._table.cache_clear()
+    _tune._table.cache_clear()
 
 
 def forget():
     """As a new process starts."""
-    _table._table.cache_clear()
+    _tune._table.cache_clear()
 
 
 def file(folder):
@@ -49,9 +50,11 @@ def file(folder):
 
 
 def test_the_fastest_that_the_precision_allows(clock, tmp_path):
-    assert fastest(Measured("fp32", tmp_path)(SHAPE)) == WINOGRAD4
-    assert fastest(Measured("exact", tmp_path)(SHAPE)) == WINOGRAD2
-    assert [*Measured("exact", tmp_path)(Shape(1, 8, 6, 6, 8, 1, 0))] == [DIRECT]  # no other has a kernel for it
+    assert fastest(MeasuredAlgorithms("fp32", tmp_path)(SHAPE)) == WINOGRAD4
+    assert fastest(MeasuredAlgorithms("exact", tmp_path)(SHAPE)) == WINOGRAD2
+    assert [*MeasuredAlgorithms("exact", tmp_path)(Shape(1, 8, 6, 6, 8, 1, 0))] == [
+        DIRECT
+    ]  # no other has a kernel for it
     assert clock.calls == 1
 
 
@@ -62,37 +65,37 @@ def test_a_precision_allows_its_error_class_and_those_before_it():
 
 def test_small_networks_have_measurements_of_their_own(clock, tmp_path):
     """Their weights are in the caches when a layer is called again."""
-    assert fastest(Measured("fp32", tmp_path)(SHAPE)) == WINOGRAD4
+    assert fastest(MeasuredAlgorithms("fp32", tmp_path)(SHAPE)) == WINOGRAD4
     clock.seconds = {DIRECT: 0.0, WINOGRAD2: 1.0, WINOGRAD4: 2.0}
-    assert fastest(Measured("fp32", tmp_path, cold=False)(SHAPE)) == DIRECT
-    assert fastest(Measured("fp32", tmp_path)(SHAPE)) == WINOGRAD4
+    assert fastest(MeasuredAlgorithms("fp32", tmp_path, cold=False)(SHAPE)) == DIRECT
+    assert fastest(MeasuredAlgorithms("fp32", tmp_path)(SHAPE)) == WINOGRAD4
     assert clock.calls == 2
 
 
 def test_measurements_outlive_the_process(clock, tmp_path):
-    Measured("fp32", tmp_path)(SHAPE)
+    MeasuredAlgorithms("fp32", tmp_path)(SHAPE)
     assert len(json.loads(file(tmp_path).read_text())) == len(ALLOWED)
     forget()
     clock.seconds = {DIRECT: 0.0, WINOGRAD2: 1.0, WINOGRAD4: 2.0}
-    assert fastest(Measured("fp32", tmp_path)(SHAPE)) == WINOGRAD4 and clock.calls == 1
+    assert fastest(MeasuredAlgorithms("fp32", tmp_path)(SHAPE)) == WINOGRAD4 and clock.calls == 1
 
 
 def test_who_stores_first_decides(clock, tmp_path):
-    slow = _table.Table(tmp_path / "table.json")
-    first = _table.Table(tmp_path / "table.json")
+    slow = _tune.Table(tmp_path / "table.json")
+    first = _tune.Table(tmp_path / "table.json")
     allowed = [DIRECT, WINOGRAD2, WINOGRAD4]
-    measured = _algorithms.measure
+    measured = _tune.measure
 
     def overtaken(shape, algorithms, cold):
-        _algorithms.measure = measured
-        _algorithms.costs(first, shape, algorithms)
+        _tune.measure = measured
+        _tune.costs(first, shape, algorithms)
         return {DIRECT: 0.0, WINOGRAD2: 1.0, WINOGRAD4: 2.0}
 
-    _algorithms.measure = overtaken
+    _tune.measure = overtaken
     try:
-        assert _algorithms.costs(slow, SHAPE, allowed) == _algorithms.costs(first, SHAPE, allowed) == clock.seconds
+        assert _tune.costs(slow, SHAPE, allowed) == _tune.costs(first, SHAPE, allowed) == clock.seconds
     finally:
-        _algorithms.measure = measured
+        _tune.measure = measured
     assert sorted(slow.stored().values()) == [1, 2, 3]
 
 
@@ -103,12 +106,11 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
         together.wait()
         return {a: float((threading.get_ident() >> 8) % 1000 + int(a is DIRECT)) for a in algorithms}
 
-    monkeypatch.setattr(_algorithms, "measure", measure)
-    tables = [_table.Table(tmp_path / "table.json") for _ in range(4)]
+    monkeypatch.setattr(_tune, "measure", measure)
+    tables = [_tune.Table(tmp_path / "table.json") for _ in range(4)]
     found = []
     threads = [
-        threading.Thread(target=lambda t=t: found.append(_algorithms.costs(t, SHAPE, [DIRECT, WINOGRAD2])))
-        for t in tables
+        threading.Thread(target=lambda t=t: found.append(_tune.costs(t, SHAPE, [DIRECT, WINOGRAD2]))) for t in tables
     ]
     for thread in threads:
         thread.start()
@@ -124,17 +126,17 @@ DAMAGED += [slice(1), slice(30), slice(-1), slice(5, None)]  # cut short, or the
 
 @pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: str(damage)[:16])
 def test_a_damaged_file_is_measured_anew(clock, tmp_path, damage):
-    Measured("fp32", tmp_path)(SHAPE)
+    MeasuredAlgorithms("fp32", tmp_path)(SHAPE)
     path = file(tmp_path)
     path.write_bytes(damage.encode("latin-1") if isinstance(damage, str) else path.read_bytes()[damage])
     forget()
-    assert fastest(Measured("fp32", tmp_path)(SHAPE)) == WINOGRAD4 and clock.calls == 2
+    assert fastest(MeasuredAlgorithms("fp32", tmp_path)(SHAPE)) == WINOGRAD4 and clock.calls == 2
     assert len(json.loads(path.read_text())) == len(ALLOWED)
 
 
 def unwritable(folder, what):
     """A cache folder in which something lies where a file or folder of ours belongs."""
-    Measured("fp32", folder / "other")(SHAPE)
+    MeasuredAlgorithms("fp32", folder / "other")(SHAPE)
     name = file(folder / "other").name
     if what == "a file for the cache folder":
         (folder / "cache").write_text("in the way")
@@ -165,7 +167,7 @@ def unwritable(folder, what):
 def test_a_folder_that_cannot_be_written(clock, tmp_path, what):
     folder = unwritable(tmp_path, what)
     for _ in range(2):
-        assert fastest(Measured("fp32", folder)(SHAPE)) == WINOGRAD4
+        assert fastest(MeasuredAlgorithms("fp32", folder)(SHAPE)) == WINOGRAD4
     assert clock.calls == 2  # for another folder, and once for this one
 
 
@@ -173,7 +175,7 @@ def test_measuring_leaves_random_numbers_alone():
     torch.manual_seed(0)
     want = torch.rand(1)
     torch.manual_seed(0)
-    found = _algorithms.measure(SHAPE, [DIRECT, WINOGRAD2])
+    found = _tune.measure(SHAPE, [DIRECT, WINOGRAD2])
     assert all(seconds > 0 for seconds in found.values()) and torch.equal(torch.rand(1), want)
 
 
@@ -184,9 +186,9 @@ def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
     assert not any(fits(a, dataclasses.replace(doubled, padding=0)) for a in MERGED)
     assert not fits(native.ALGORITHMS["winograd4x4-doubled-int16"], dataclasses.replace(doubled, channels=4097))
     assert doubled.output() == (SHAPE.n, SHAPE.outputs, 2 * SHAPE.h, 2 * SHAPE.w)
-    found = _algorithms.measure(doubled, allowed)
+    found = _tune.measure(doubled, allowed)
     assert found.keys() == {*allowed} and all(seconds > 0 for seconds in found.values())
-    assert fastest(Measured("exact", tmp_path)(doubled)) in _algorithms.ALLOWED["exact"]
+    assert fastest(MeasuredAlgorithms("exact", tmp_path)(doubled)) in _algorithms.ALLOWED["exact"]
 
 
 def test_pairs_where_there_are_registers_and_channels_for_them():

@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from edm_fast.plan._choice import Step, cheapest, time_ways
+from edm_fast.plan._choice import Step, cheapest
 from edm_fast.plan._trace import Node, Value
+from edm_fast.plan._tune import time_ways
 from edm_fast.plan._ways import Way
 
 CONVOLUTION = {"plain": Way(None), "leaves": Way(None, makes=True)}

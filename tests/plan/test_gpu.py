@@ -13,7 +13,7 @@ import torch
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import _choice, _gpu, _table
+from edm_fast.plan import _gpu, _tune
 from helpers import taped_graph
 from helpers.planned_networks import DEVICE, NETWORKS, moved, network, places, planned
 
@@ -244,23 +244,23 @@ class Clock:
 
 
 def test_the_fastest_way_is_remembered(monkeypatch, tmp_path):
-    _table._table.cache_clear()
+    _tune._table.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB/HBM3")
-    monkeypatch.setattr(_choice, "_seconds", clock := Clock(slow=2.0, fast=1.0))
+    monkeypatch.setattr(_tune, "_seconds", clock := Clock(slow=2.0, fast=1.0))
     ways = {"slow": lambda: "slow", "fast": lambda: "fast"}
 
     def measured(key):
-        seconds = _choice.Measured(DEVICE, tmp_path)(key, ways)
+        seconds = _tune.MeasuredWays(DEVICE, tmp_path)(key, ways)
         return min(ways, key=seconds.get)
 
     assert measured("conv 1") == "fast" and clock.calls == 2
-    _table._table.cache_clear()  # as in a new process
+    _tune._table.cache_clear()  # as in a new process
     clock.seconds = {"slow": 0.5, "fast": 1.0}
     assert measured("conv 1") == "fast" and clock.calls == 2
     assert measured("conv 2") == "slow" and clock.calls == 4
     (path,) = (tmp_path / "plans").glob("*.json")
     assert "H100_80GB_HBM3" in path.name and torch.__version__.split("+")[0] in path.name
-    _table._table.cache_clear()
+    _tune._table.cache_clear()
 
 
 def test_switches_are_put_back():
