@@ -10,6 +10,7 @@
 #include "attention.h"
 #include "common.h"
 #include "conv2d.h"
+#include "cpu/algorithms.h"
 #include "cpu/simd/isas.h"
 #include "group_norm_silu.h"
 #include "solver_update.h"
@@ -120,6 +121,16 @@ static Conv2dBwd conv2d_bwd(int dtype, Address dweight, Address x, Address dy, A
     return {dtype, (void*)dweight, (void*)x, (void*)dy, (void*)workspace, k[0], k[1], k[2], k[3], k[4], k[5]};
 }
 
+static py::list algorithms() {
+    py::list rows;
+    for (const Algorithm& a : kAlgorithms)
+        rows.append(py::dict(py::arg("name") = a.name, py::arg("rows") = a.tile.rows,
+                             py::arg("columns") = a.tile.columns, py::arg("paired") = a.paired(),
+                             py::arg("int16") = a.int16(), py::arg("packed") = a.packed,
+                             py::arg("doubled") = a.doubled, py::arg("error") = a.error));
+    return rows;
+}
+
 static py::list isas() {
     py::list rows;
     for (int i = 0; i < isa_count(); ++i) {
@@ -145,9 +156,13 @@ PYBIND11_MODULE(_C, m) {
     using namespace edm;
     m.attr("MAX_TERMS") = int(kMaxTerms);
     m.attr("ISAS") = isas();
+    m.attr("ALGORITHMS") = algorithms();
     m.attr("BEST_ISA") = best_isa();
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
+    m.def("conv2d_supports", [](int algorithm, int64_t in, int64_t kernel, int64_t padding) {
+        return kAlgorithms[algorithm].supports(in, kernel, padding);
+    });
     m.def("conv2d_packed_size", conv2d_packed_size);
     m.def("conv2d_fwd_workspace", conv2d_fwd_workspace);
     define(m, "attention_fwd_cpu", attention, attention_fwd_cpu);

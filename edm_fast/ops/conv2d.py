@@ -85,7 +85,6 @@ _library.define(f"conv2d(Tensor x, Tensor weight, {_tail}, {_backend}) -> Tensor
 _library.define(f"conv2d_adjoint(Tensor dy, Tensor weight, int padding, {_backend}) -> Tensor")
 _library.define(f"conv2d_weight_gradient(Tensor dy, Tensor x, int kernel, int padding, {_backend}) -> Tensor")
 
-DIRECT, WINOGRAD4_PLAIN = 0, 104  # codes of csrc/conv2d.h
 FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
 
 
@@ -97,7 +96,7 @@ def _images(n: int, c: int, h: int, w: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty((n, c, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torch.Tensor:
+def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = False) -> torch.Tensor:
     """A weight (O, C, k, k) as `conv2d_fwd_cpu` reads it; `transposed`: of the adjoint."""
     outputs, inputs, kernel, _ = weight.shape
     forward = (inputs, outputs) if transposed else (outputs, inputs)
@@ -116,20 +115,20 @@ def _convolve(
     transposed: bool,
 ) -> torch.Tensor:
     outputs, inputs, k, _ = weight.shape
-    x, plain = _last(x), k == 3
+    x = _last(x)
     n, c, h, w = x.shape
     y = _images(n, inputs if transposed else outputs, h + 2 * padding - k + 1, w + 2 * padding - k + 1, x)
     if y.numel() == 0:
         return y
-    algorithm = WINOGRAD4_PLAIN if plain else DIRECT
-    packed = weight.contiguous() if plain else pack(weight, algorithm, transposed)
+    algorithm = native.ALGORITHMS["winograd4x4-unpacked" if k == 3 else "direct"]
+    packed = pack(weight, algorithm, transposed) if algorithm.packed else weight.contiguous()
     workspace = x.new_empty(native.lib.conv2d_fwd_workspace(algorithm, n, h, w, c, padding))
     rows = None if rows is None else rows.contiguous()
     residual = None if residual is None else _last(residual)
     channels = y.shape[1]
     sizes = (n, h, w, c, channels, k, padding, 0 if rows is None else rows.shape[0], channels, c, channels)
     tensors = (y, x, packed.view(-1), rows, residual, workspace, None, None)
-    rest = (sizes, scale, False, plain and transposed, algorithm)
+    rest = (sizes, scale, False, transposed and not algorithm.packed, algorithm)
     native.call("conv2d_fwd_cpu", *tensors, *rest, layout=torch.channels_last)
     return y
 

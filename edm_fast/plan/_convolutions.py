@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edm_fast.plan._algorithms import MERGED, PLAIN, Shape, fastest, packed_size
+from edm_fast.native import Algorithm
+from edm_fast.plan._algorithms import Shape, fastest, packed_size
 from edm_fast.plan._rewrite import uses_of
 from edm_fast.plan._trace import Node, Value
 
-Choose = Callable[[Shape], Mapping[int, float]]  # the algorithms to choose from, with their seconds
+Choose = Callable[[Shape], Mapping[Algorithm, float]]  # the algorithms to choose from, with their seconds
 
 
 def is_convolution(node: Node) -> bool:
@@ -33,7 +34,7 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
     x = first["x"]
     ops: Any = node.function
     merged = Node("conv2d", ops[1], (), {**second, "x": x, "doubled": True}, node.outputs)
-    if first["up"] == 2 and second["weight"].shape[-1] == 3 and fastest(choose(shape_of(merged))) in MERGED:
+    if first["up"] == 2 and second["weight"].shape[-1] == 3 and fastest(choose(shape_of(merged))).doubled:
         return [merged]
     n, c, h, w = x.shape
     wide = Value((n, c, first["up"] * h, first["up"] * w))
@@ -43,14 +44,14 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
     ]
 
 
-def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, int]:
+def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, Algorithm]:
     """The algorithm of each convolution: the fastest, or a slower one that packs less, so that packed weights stay
     within `limit` times the memory of their own. Given up first is what saves the least time for its memory."""
-    seconds: dict[Node, dict[int, float]] = {}
+    seconds: dict[Node, dict[Algorithm, float]] = {}
     for node in nodes:
         doubled = node.kwargs.get("doubled", False)
-        seconds[node] = {a: s for a, s in choose(shape_of(node)).items() if (a in MERGED) == doubled}
-    floats = {node: {a: 0 if a in PLAIN else packed_size(shape_of(node), a) for a in seconds[node]} for node in nodes}
+        seconds[node] = {a: s for a, s in choose(shape_of(node)).items() if a.doubled == doubled}
+    floats = {node: {a: packed_size(shape_of(node), a) if a.packed else 0 for a in seconds[node]} for node in nodes}
     found = {node: fastest(seconds[node]) for node in nodes}
     excess = sum(floats[node][a] for node, a in found.items()) - limit * sum(n.kwargs["weight"].numel() for n in nodes)
     while excess > 0:
@@ -69,7 +70,7 @@ def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, int]:
     return found
 
 
-def norms_within(nodes: list[Node], output: Value, algorithms: Mapping[Node, int]) -> dict[Node, Node]:
+def norms_within(nodes: list[Node], output: Value, algorithms: Mapping[Node, Algorithm]) -> dict[Node, Node]:
     """The convolutions that take the norm of their image as they read it, with the norm: of an image that nothing else
     reads, on algorithms that read every pixel once or nearly so."""
     uses = uses_of(nodes, output)
@@ -77,6 +78,6 @@ def norms_within(nodes: list[Node], output: Value, algorithms: Mapping[Node, int
     found: dict[Node, Node] = {}
     for node, algorithm in algorithms.items():
         x = node.kwargs["x"]
-        if x in norms and algorithm in PLAIN and algorithm not in MERGED and uses[x] == [node]:
+        if x in norms and not algorithm.packed and not algorithm.doubled and uses[x] == [node]:
             found[node] = norms[x]
     return found

@@ -17,15 +17,10 @@ from typing import Any
 import torch
 
 from edm_fast import native
+from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan import _algorithms
-from edm_fast.plan._algorithms import (
-    BALANCED,
-    DIRECT,
-    PLAIN,
-    Shape,
-    bind_upfirdn,
-)
+from edm_fast.plan._algorithms import Shape, bind_upfirdn
 from edm_fast.plan._convolutions import Choose, chosen, doubled_or_apart, is_convolution, norms_within, shape_of
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import join_pairs, rewritten
@@ -56,7 +51,7 @@ class Weights:
     def __init__(self) -> None:
         self.packed: weakref.WeakValueDictionary[tuple[Any, ...], torch.Tensor] = weakref.WeakValueDictionary()
 
-    def __call__(self, weight: torch.Tensor, algorithm: int) -> torch.Tensor:
+    def __call__(self, weight: torch.Tensor, algorithm: Algorithm) -> torch.Tensor:
         key = (weight.data_ptr(), tuple(weight.shape), weight.stride(), algorithm)
         found = self.packed.get(key)
         if found is None:
@@ -95,7 +90,7 @@ class Program:
     def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float) -> None:
         self.calls = op_calls(graph)
         self.kept: list[torch.Tensor] = []
-        self.algorithms: list[tuple[Shape, int]] = []
+        self.algorithms: list[tuple[Shape, Algorithm]] = []
         builder = _Builder(graph, choose, weights, limit, self)
         self.arena = torch.empty(builder.size, dtype=torch.float32, device="cpu")
         self.inputs = {name: builder.places[value].view(self.arena) for name, value in graph.inputs.items()}
@@ -225,11 +220,11 @@ class _Builder:
         before = None if norm is None else self.norm(norm, whole=False)
         x, affine = (k["x"], None) if norm is None or before is None else (norm.kwargs["x"], before.writes[0])
         weight = k["weight"] if k["weight"].ndim == 4 else k["weight"][:, :, None, None]
-        shape, algorithm = shape_of(node), self.chosen.get(node, DIRECT)
+        shape, algorithm = shape_of(node), self.chosen.get(node, native.ALGORITHMS["direct"])
         self.program.algorithms.append((shape, algorithm))
-        packed = weight.float().contiguous() if algorithm in PLAIN else self.weights(weight, algorithm)
-        balance = self.weights(weight, algorithm) if algorithm in BALANCED else None
-        room = Value((_algorithms.workspace(shape, algorithm),)) if algorithm in PLAIN else None
+        packed = self.weights(weight, algorithm) if algorithm.packed else weight.float().contiguous()
+        balance = self.weights(weight, algorithm) if algorithm.paired and not algorithm.packed else None
+        room = None if algorithm.packed else Value((_algorithms.workspace(shape, algorithm),))
         bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
         # the weight itself too, which `rewritten` may have made: another one must not be found at its address
         self.program.kept += [t for t in (packed, weight, bias, balance) if t is not None]

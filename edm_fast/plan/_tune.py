@@ -26,26 +26,16 @@ import torch
 
 from edm_fast import native
 from edm_fast.files import atomic_write, cache_folder
+from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import pack
-from edm_fast.plan._algorithms import (
-    ALLOWED,
-    BALANCED,
-    MERGED,
-    NAMES,
-    PLAIN,
-    Shape,
-    bind,
-    bind_upfirdn,
-    fits,
-    workspace,
-)
+from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
 from edm_fast.plan._capture import WARMUPS
 from edm_fast.plan._choice import Step
 
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # of algorithms; the best of them counts
 WAY_ROUNDS = 9
 HOPELESS = 1.5  # times the fastest: a way so slow is not compiled and timed with statistics, which save less than that
-ALGORITHM_VERSION, WAY_VERSION = 6, 1  # of the kernels: another one makes old measurements void
+ALGORITHM_VERSION, WAY_VERSION = 7, 1  # of the kernels: another one makes old measurements void
 
 Measure = Callable[[str, Mapping[str, Callable[[], Any]]], Mapping[str, float]]  # seconds of the ways of a call
 
@@ -125,7 +115,7 @@ class MeasuredAlgorithms:
         self.allowed = ALLOWED[precision]
         self.folder, self.cold = folder, cold
 
-    def __call__(self, shape: Shape) -> dict[int, float]:
+    def __call__(self, shape: Shape) -> dict[Algorithm, float]:
         allowed = [a for a in self.allowed if fits(a, shape)]
         return (
             costs(algorithm_table(self.folder), shape, allowed, self.cold)
@@ -134,10 +124,10 @@ class MeasuredAlgorithms:
         )
 
 
-def costs(table: Table, shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
+def costs(table: Table, shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dict[Algorithm, float]:
     """Seconds of each algorithm, from the table or the clock."""
     text = f"{' '.join(map(str, dataclasses.astuple(shape)))}{'' if cold else ' warm'}"
-    keys = {f"{NAMES[a]} {text}": a for a in algorithms}
+    keys = {f"{a.name} {text}": a for a in algorithms}
 
     def measured(missing: list[str]) -> dict[str, float]:
         seconds = measure(shape, [keys[key] for key in missing], cold)
@@ -161,7 +151,7 @@ def _processor() -> str:
     return file_name(name)
 
 
-def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
+def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dict[Algorithm, float]:
     """Best seconds of each algorithm, by turns, with cold caches or warm; with the doubling where there is one."""
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -170,10 +160,10 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     y = torch.empty(shape.output(), **like)
     weight = torch.randn(shape.outputs, shape.channels, shape.kernel, shape.kernel, generator=generator, **like)
     flush = torch.zeros(12 * 2**20 if cold else 0, **like)
-    calls: dict[int, list[Any]] = {}
-    packs = {a: weight if a in PLAIN else pack(weight, a) for a in algorithms}
-    balances = {a: pack(weight, a) for a in algorithms if a in BALANCED}
-    room: dict[int, torch.Tensor] = {}
+    calls: dict[Algorithm, list[Any]] = {}
+    packs = {a: pack(weight, a) if a.packed else weight for a in algorithms}
+    balances = {a: pack(weight, a) for a in algorithms if a.paired and not a.packed}
+    room: dict[Algorithm, torch.Tensor] = {}
     wide, double = x, []
     if shape.doubled:
         own = shape.after_doubling()
@@ -181,12 +171,12 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
         box = torch.full((2, 2), 0.25, **like)
         double = [bind_upfirdn(wide, x, box, 2, True, 0)]
     for a in algorithms:
-        own, image = (shape, x) if a in MERGED else (shape.after_doubling(), wide)
+        own, image = (shape, x) if a.doubled else (shape.after_doubling(), wide)
         room[a] = torch.empty(workspace(own, a), **like)
-        balance = balances[a].data_ptr() if a in BALANCED else 0
+        balance = balances[a].data_ptr() if a in balances else 0
         addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr(), 0, balance)
         step = bind(own, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
-        calls[a] = [step] if a in MERGED else [*double, step]
+        calls[a] = [step] if a.doubled else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))
     for _ in range(COLD_ROUNDS if cold else WARM_ROUNDS):
         for a in algorithms:

@@ -8,19 +8,9 @@ import threading
 import pytest
 import torch
 
+from edm_fast import native
 from edm_fast.plan import _algorithms, _tune
-from edm_fast.plan._algorithms import (
-    DIRECT,
-    MERGED,
-    PAIRED,
-    PAIRS,
-    WINOGRAD2,
-    WINOGRAD4,
-    WINOGRAD4_PLAIN,
-    Shape,
-    fastest,
-    fits,
-)
+from edm_fast.plan._algorithms import Shape, fastest, fits
 from edm_fast.plan._convolutions import chosen
 from edm_fast.plan._trace import Node, Value
 from edm_fast.plan._tune import MeasuredAlgorithms
@@ -28,7 +18,10 @@ from helpers import native_conv as nc
 
 pytestmark = nc.needs_native
 SHAPE = Shape(1, 8, 6, 6, 8, 3, 1)
-ALLOWED = [a for a in _algorithms.ALLOWED["fp32"] if fits(a, SHAPE)] if nc.native.lib is not None else []
+NAMES = "direct", "winograd2x2", "winograd4x4", "winograd4x4-unpacked", "winograd4x4-unpacked-paired"
+DIRECT, WINOGRAD2, WINOGRAD4, UNPACKED4, PAIRED4 = map(native.ALGORITHMS.get, NAMES)
+ALLOWED = [a for a in _algorithms.ALLOWED["fp32"] if fits(a, SHAPE)]
+MERGED = [a for a in nc.ALGORITHMS if a.doubled]
 
 
 @pytest.fixture
@@ -63,6 +56,11 @@ def test_the_fastest_that_the_precision_allows(clock, tmp_path):
         DIRECT
     ]  # no other has a kernel for it
     assert clock.calls == 1
+
+
+def test_a_precision_allows_its_error_class_and_those_before_it():
+    classes = [{a.error for a in _algorithms.ALLOWED[precision]} for precision in ("exact", "fp32", "bf16")]
+    assert classes == [{"exact"}, {"exact", "fp32"}, {"exact", "fp32", "bf16"}]
 
 
 def test_small_networks_have_measurements_of_their_own(clock, tmp_path):
@@ -106,7 +104,7 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
 
     def measure(shape, algorithms, cold):
         together.wait()
-        return {a: float((threading.get_ident() >> 8) % 1000 + a) for a in algorithms}
+        return {a: float((threading.get_ident() >> 8) % 1000 + int(a is DIRECT)) for a in algorithms}
 
     monkeypatch.setattr(_tune, "measure", measure)
     tables = [_tune.Table(tmp_path / "table.json") for _ in range(4)]
@@ -184,9 +182,9 @@ def test_measuring_leaves_random_numbers_alone():
 def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
     doubled = dataclasses.replace(SHAPE, doubled=True)
     allowed = [a for a in _algorithms.ALLOWED["bf16"] if fits(a, doubled)]
-    assert {*MERGED} - {*PAIRED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
+    assert {*MERGED} - {*nc.PAIRED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
     assert not any(fits(a, dataclasses.replace(doubled, padding=0)) for a in MERGED)
-    assert not fits(_algorithms.WINOGRAD4_UP_INT16, dataclasses.replace(doubled, channels=4097))
+    assert not fits(native.ALGORITHMS["winograd4x4-doubled-int16"], dataclasses.replace(doubled, channels=4097))
     assert doubled.output() == (SHAPE.n, SHAPE.outputs, 2 * SHAPE.h, 2 * SHAPE.w)
     found = _tune.measure(doubled, allowed)
     assert found.keys() == {*allowed} and all(seconds > 0 for seconds in found.values())
@@ -194,15 +192,16 @@ def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
 
 
 def test_pairs_where_there_are_registers_and_channels_for_them():
+    pointwise = native.ALGORITHMS["direct-paired"]
     for isa in nc.isas():
-        with nc.native.use_isa(isa):
+        with native.use_isa(isa):
             wide, padded = dataclasses.replace(SHAPE, channels=48), dataclasses.replace(SHAPE, channels=48, kernel=1)
-            found = [a for a in PAIRED if fits(a, wide)]
+            found = [a for a in nc.PAIRED if fits(a, wide)]
             assert bool(found) == (isa in ("avx512", "avx512vnni"))
-            assert len(found) == (len([a for a in PAIRED if a not in MERGED]) - 1 if found else 0)  # but for the 1x1
-            assert not any(fits(a, dataclasses.replace(wide, channels=47)) for a in PAIRED)
-            assert not fits(PAIRS + DIRECT, padded)
-            assert fits(PAIRS + DIRECT, dataclasses.replace(padded, padding=0)) == bool(found)
+            assert len(found) == (len([a for a in nc.PAIRED if not a.doubled]) - 1 if found else 0)  # but for the 1x1
+            assert not any(fits(a, dataclasses.replace(wide, channels=47)) for a in nc.PAIRED)
+            assert not fits(pointwise, padded)
+            assert fits(pointwise, dataclasses.replace(padded, padding=0)) == bool(found)
 
 
 def layers(*shapes):
@@ -222,29 +221,28 @@ def layers(*shapes):
 def test_packed_weights_stay_within_their_limit():
     """What is given up first saves the least time for its memory; what needs none is taken where it is the fastest."""
     seconds = {
-        32: {DIRECT: 30.0, WINOGRAD4: 10.0, WINOGRAD4_PLAIN: 11.0},
-        16: {DIRECT: 9.0, WINOGRAD4: 2.0, WINOGRAD4_PLAIN: 5.0},
-        8: {DIRECT: 3.0, WINOGRAD4: 1.0, WINOGRAD4_PLAIN: 0.5},
+        32: {DIRECT: 30.0, WINOGRAD4: 10.0, UNPACKED4: 11.0},
+        16: {DIRECT: 9.0, WINOGRAD4: 2.0, UNPACKED4: 5.0},
+        8: {DIRECT: 3.0, WINOGRAD4: 1.0, UNPACKED4: 0.5},
     }
     nodes = layers((64, 32), (64, 16), (64, 8))
 
     def found(limit):
         return [*chosen(nodes, lambda shape: seconds[shape.h], limit).values()]
 
-    assert found(math.inf) == [WINOGRAD4, WINOGRAD4, WINOGRAD4_PLAIN]
-    assert found(8 / 3) == [WINOGRAD4, WINOGRAD4, WINOGRAD4_PLAIN]  # each packs four times its own
-    assert found(7 / 3) == [WINOGRAD4_PLAIN, WINOGRAD4, WINOGRAD4_PLAIN]
-    assert found(1) == found(0) == [WINOGRAD4_PLAIN] * 3
+    assert found(math.inf) == [WINOGRAD4, WINOGRAD4, UNPACKED4]
+    assert found(8 / 3) == [WINOGRAD4, WINOGRAD4, UNPACKED4]  # each packs four times its own
+    assert found(7 / 3) == [UNPACKED4, WINOGRAD4, UNPACKED4]
+    assert found(1) == found(0) == [UNPACKED4] * 3
     assert [*chosen(nodes, lambda shape: {DIRECT: 1.0}, 0).values()] == [DIRECT] * 3  # nothing takes less
-    fast = {DIRECT: 9.0, WINOGRAD4_PLAIN: 2.0, PAIRS + WINOGRAD4_PLAIN: 1.0}
-    assert [*chosen(nodes, lambda shape: fast, 0).values()] == [
-        PAIRS + WINOGRAD4_PLAIN
-    ] * 3  # a few floats do not count
+    fast = {DIRECT: 9.0, UNPACKED4: 2.0, PAIRED4: 1.0}
+    assert [*chosen(nodes, lambda shape: fast, 0).values()] == [PAIRED4] * 3  # a few floats do not count
 
 
 def test_a_doubled_image_keeps_to_merged_algorithms():
     (node,) = layers((64, 8))
     node.kwargs["doubled"] = True
-    seconds = {DIRECT: 0.0, WINOGRAD4: 0.0, _algorithms.WINOGRAD4_UP: 1.0, _algorithms.WINOGRAD4_UP_PLAIN: 2.0}
-    assert chosen([node], lambda shape: seconds, math.inf) == {node: _algorithms.WINOGRAD4_UP}
-    assert chosen([node], lambda shape: seconds, 1) == {node: _algorithms.WINOGRAD4_UP_PLAIN}
+    packed, unpacked = (native.ALGORITHMS[f"winograd4x4-doubled{suffix}"] for suffix in ("", "-unpacked"))
+    seconds = {DIRECT: 0.0, WINOGRAD4: 0.0, packed: 1.0, unpacked: 2.0}
+    assert chosen([node], lambda shape: seconds, math.inf) == {node: packed}
+    assert chosen([node], lambda shape: seconds, 1) == {node: unpacked}

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from edm_fast import ops
+from edm_fast import native, ops
 from edm_fast.evaluation._networks import inputs
-from edm_fast.plan import _algorithms as algorithms
 from edm_fast.plan._convolutions import is_convolution, norms_within
 from edm_fast.plan._trace import trace
 from helpers import native_conv as nc
@@ -27,12 +26,12 @@ class Module(torch.nn.Module):
 
 def found(function, algorithm):
     graph = trace(Module(function), {"x": (1, 4, 6, 6)})
-    chosen = {node: algorithm for node in graph.nodes if is_convolution(node)}
+    chosen = {node: native.ALGORITHMS[algorithm] for node in graph.nodes if is_convolution(node)}
     return norms_within(graph.nodes, graph.output, chosen)
 
 
-@pytest.mark.parametrize("algorithm", [algorithms.WINOGRAD4X8_PLAIN, algorithms.WINOGRAD2_PLAIN])
-def test_of_plain_weights(algorithm):
+@pytest.mark.parametrize("algorithm", ["winograd4x8-unpacked", "winograd2x2-unpacked"])
+def test_of_unpacked_weights(algorithm):
     ((conv2d, norm),) = found(lambda m, x: ops.conv2d(x, m.three), algorithm).items()
     assert (conv2d.kind, norm.kind) == ("conv2d", "group_norm_silu") and conv2d.kwargs["x"] is norm.outputs[0]
 
@@ -40,12 +39,12 @@ def test_of_plain_weights(algorithm):
 @pytest.mark.parametrize(
     ("function", "algorithm"),
     [
-        (lambda m, x: ops.conv2d(x, m.three), algorithms.WINOGRAD4),
-        (lambda m, x: ops.conv2d(x, m.one), algorithms.DIRECT),
-        (lambda m, x: ops.conv2d(x, m.three, residual=x), algorithms.WINOGRAD4_PLAIN),
-        (lambda m, x: ops.conv2d(x, m.three) + x, algorithms.WINOGRAD4_PLAIN),
-        (lambda m, x: torch.cat([ops.conv2d(x, m.three), ops.conv2d(x, m.one)], 1), algorithms.WINOGRAD4_PLAIN),
-        (lambda m, x: ops.conv2d(2 * x, m.three), algorithms.WINOGRAD4_PLAIN),
+        (lambda m, x: ops.conv2d(x, m.three), "winograd4x4"),
+        (lambda m, x: ops.conv2d(x, m.one), "direct"),
+        (lambda m, x: ops.conv2d(x, m.three, residual=x), "winograd4x4-unpacked"),
+        (lambda m, x: ops.conv2d(x, m.three) + x, "winograd4x4-unpacked"),
+        (lambda m, x: torch.cat([ops.conv2d(x, m.three), ops.conv2d(x, m.one)], 1), "winograd4x4-unpacked"),
+        (lambda m, x: ops.conv2d(2 * x, m.three), "winograd4x4-unpacked"),
     ],
     ids=["packed", "pointwise", "its residual", "added later", "read twice", "something between"],
 )
@@ -64,8 +63,8 @@ def test_the_same_bits_from_fewer_steps(name):
     net = network(name)
     call = inputs(net, 3, 0.7)
     with torch.no_grad():
-        before, within = (on_algorithm(net, algorithms.WINOGRAD4, limit) for limit in (float("inf"), 0))
+        before, within = (on_algorithm(net, "winograd4x4", limit) for limit in (float("inf"), 0))
         assert torch.equal(before(*call), within(*call))
     (many,), (few,) = (next(iter(fast.model.pool.programs.values())) for fast in (before, within))
-    used = [algorithm for _, algorithm in few.algorithms if algorithm in algorithms.PLAIN]
+    used = [algorithm for _, algorithm in few.algorithms if not algorithm.packed]
     assert 0 < len(many.steps) - len(few.steps) <= len(used)

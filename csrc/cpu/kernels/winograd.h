@@ -277,18 +277,15 @@ static void transform_weights(const float* filters, int64_t count, float* u, int
     }
 }
 
-// f(Rows(), Columns()) with the transforms of an algorithm
-template <class F>
-static inline void with_transforms(int algorithm, F&& f) {
-    switch (products_of(algorithm)) {
-        case kWinograd2: return f(Winograd<2>(), Winograd<2>());
-        case kWinograd4:
-        case kWinograd4Int16: return f(Winograd<4>(), Winograd<4>());
-        case kWinograd2Up: return f(Winograd<2, 2>(), Winograd<2, 2>());
-        case kWinograd4Up:
-        case kWinograd4UpInt16: return f(Winograd<4, 2>(), Winograd<4, 2>());
-        default: return f(Winograd<4>(), Winograd<8>());
+// f(Rows(), Columns()) with the transforms of an algorithm: the branches are the tiles of the list
+template <size_t Row = 0, class F>
+static inline void with_transforms(const Algorithm& algorithm, F&& f) {
+    constexpr Algorithm row = kAlgorithms[Row];
+    if constexpr (row.transforms() && is_first_of_its_transform(Row)) {
+        if (algorithm.same_transform(row))
+            return f(Winograd<row.tile.rows, row.taps(3)>(), Winograd<row.tile.columns, row.taps(3)>());
     }
+    if constexpr (Row + 1 < std::size(kAlgorithms)) with_transforms<Row + 1>(algorithm, f);
 }
 
 template <class F, int... I>
