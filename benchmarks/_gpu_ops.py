@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-import edm_fast.ops  # noqa: F401
+import edm_fast.ops
 from edm_fast import backend, cases, testing
 from edm_fast.evaluation import bench
 
@@ -144,18 +144,19 @@ def _stable(function: Callable[[], Any], repeats: int) -> bool:
 def measure(layer: Layer, device: str, quick: bool, limits: dict[str, float]) -> list[dict[str, Any]]:
     """Forward alone, and forward with the gradient of the first argument, each backend by turns with the reference."""
     call = cases.Case(layer.name, layer.build).inputs(layer.dtype, device)
-    op, rows, rounds = backend.ops()[layer.op], [], 2 if quick else ROUNDS
+    op, public, rounds = backend.ops()[layer.op], getattr(edm_fast.ops, layer.op), 2 if quick else ROUNDS
+    rows: list[dict[str, Any]] = []
     for kind in ("forward", "with backward"):
         ready: dict[str, Callable[[], Any]] = {}
-        for name in ("reference", *op.candidates):
+        for name in (implementation.name for implementation in op.reference_first()):
             row = {"op": layer.op, "layer": layer.name, "dtype": str(layer.dtype), "kind": kind, "backend": name}
 
             def function(name: str = name, kind: str = kind) -> Any:
                 with backend.use_backend(name):
                     if kind == "forward":
                         with torch.no_grad():
-                            return op(*call[0], **call[1])
-                    return testing.gradients(op)(*call[0], **call[1])
+                            return public(*call[0], **call[1])
+                    return testing.gradients(public)(*call[0], **call[1])
 
             try:
                 if name == "triton" and device == "cpu":

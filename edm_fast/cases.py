@@ -218,7 +218,8 @@ def widened(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
-        return type(value)(widened(item) for item in value)
+        items = [widened(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return {key: widened(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-import edm_fast.ops  # noqa: F401
+import edm_fast.ops
 from edm_fast import backend, native, testing
 
 ROUNDS = 15
@@ -34,7 +34,7 @@ def _settings() -> dict[str, Any]:
 
 def parameters(op: str) -> list[Any]:
     """(case, backend) with the reference before the others, case by case."""
-    names = ["reference", *backend.ops()[op].candidates]
+    names = [implementation.name for implementation in backend.ops()[op].reference_first()]
     return [
         pytest.param(case, name, id=f"{case.name}-{name}") for case in testing.cases(op, real=True) for name in names
     ]
@@ -62,7 +62,7 @@ def time_op(benchmark: Any, op: str, case: testing.Case, name: str, dtype: torch
     """Time one forward call; skip a backend that cannot take it, and say why."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args, kwargs = case.inputs(dtype, device)
-    function = backend.ops()[op]
+    function = getattr(edm_fast.ops, op)
 
     def call() -> None:
         function(*args, **kwargs)

@@ -92,14 +92,14 @@ def choices() -> dict[str, dict[str, Any]]:
         for case in cases(name, real=True):
             args, kwargs = case.build(empty)
             try:
-                choice = op.choose(*args, **kwargs)
+                choice = op.choose(op.arguments(*args, **kwargs))
             except UserError as error:
                 reasons["requested"][str(error)] += 1
                 continue
             layers[choice.backend] += 1
             for other, why in choice.reasons.items():
                 reasons[other][why] += 1
-        for other in sorted({*backend.NAMES} - {"auto", "reference", *op.candidates}):
+        for other in sorted({*backend.NAMES} - {"auto", *op.implementations}):
             reasons[other]["this op has no such implementation"] = len(cases(name, real=True))
         best = layers.most_common(1)[0][0] if layers else None
         table[name] = {"backend": best, "device": device, "layers": dict(layers)}

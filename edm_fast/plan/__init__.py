@@ -251,7 +251,7 @@ class PlannedUNet(torch.nn.Module):
         """For `explain`: the ops of one evaluation have run, in a plan."""
         for name, calls in program.calls.items():
             op = backend.ops()[name]
-            reasons = dict.fromkeys((*op.candidates, "reference"), "the network is accelerated and runs as one plan")
+            reasons = dict.fromkeys(op.implementations, "the network is accelerated and runs as one plan")
             op.note(f"accelerated {self.how[0]}", reasons, calls)
 
     def replayer(self, net: Any) -> Callable[[Hashable, Step, Sequence[float], Sequence[Any]], Sequence[Any]] | None:

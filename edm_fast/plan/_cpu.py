@@ -185,7 +185,7 @@ class _Builder:
 
             def step(threads: int) -> None:
                 given = map_values(lambda value: places[value].to(value.dtype), tree) if cast else (args, kwargs)
-                result = node.function(*given[0], **given[1])
+                result = node.run(*given)
                 for to, found in zip(outputs, [result] if isinstance(result, torch.Tensor) else result):
                     to.copy_(found)
 

@@ -1,5 +1,6 @@
 """edm-fast doctor: the report, its JSON, and exit code 1 when a backend computes something else."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -43,11 +44,12 @@ def test_text_report():
 def test_wrong_numbers_are_found(monkeypatch, planted):
     op = backend.ops()["solver_update"]
 
-    def wrong(*args, **kwargs):
-        y, d = op.reference(*args, **kwargs)
+    def wrong(args):
+        y, d = op.reference(args)
         return y * planted, d
 
-    monkeypatch.setitem(op.candidates, "cpu", backend.Candidate(wrong, lambda *args, **kwargs: None))
+    changed = dataclasses.replace(op.implementations["cpu"], forward=wrong)
+    monkeypatch.setitem(op.implementations, "cpu", changed)
     result = CliRunner().invoke(doctor.command)
     assert result.exit_code == 1 and "FAILED" in result.output
 
@@ -98,7 +100,8 @@ def test_a_broken_triton_is_a_reason(error, tmp_path):
     program = (
         "import torch, edm_fast; from edm_fast.cli import doctor; from edm_fast import ops, backend\n"
         "print(doctor.triton_part()); x = torch.ones(1, 3, 4, 4)\n"
-        "choice = ops.attention.choose(x); print(choice); assert 'does not load' in choice.reasons['triton']\n"
+        "op = backend.ops()['attention']; choice = op.choose(op.arguments(x)); print(choice)\n"
+        "assert 'does not load' in choice.reasons['triton']\n"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
