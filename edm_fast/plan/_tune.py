@@ -30,7 +30,7 @@ from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
 from edm_fast.plan._capture import WARMUPS
-from edm_fast.plan._choice import Step
+from edm_fast.plan._select import Choice
 
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # of algorithms; the best of them counts
 WAY_ROUNDS = 9
@@ -189,15 +189,16 @@ def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dic
     return best
 
 
-def time_ways(step: Step, calls: Mapping[str, Callable[[], Any]], measure: Measure) -> None:
-    """The step's seconds, its fastest way for the time being, and no ways but those timed."""
-    plain = {name: call for name, call in calls.items() if not step.ways[name].plain}
-    seconds = dict(measure(step.key, plain) if len(calls) > 1 else dict.fromkeys(plain, 0.0))
+def time_choices(
+    choices: Sequence[Choice], calls: Mapping[str, Callable[[], Any]], key: str, measure: Measure
+) -> list[Choice]:
+    """The choices with their seconds, and none but those timed."""
+    base = {choice.name: calls[choice.name] for choice in choices if not choice.base}
+    seconds = dict(measure(key, base) if len(calls) > 1 else dict.fromkeys(base, 0.0))
     limit = HOPELESS * min(seconds.values())
-    more = {name: call for name, call in calls.items() if name not in plain and seconds[step.ways[name].plain] <= limit}
-    step.seconds = {**seconds, **(measure(step.key, more) if more else {})}
-    step.ways = {name: step.ways[name] for name in step.seconds}
-    step.name = min(step.seconds, key=lambda name: step.seconds[name])
+    more = {c.name: calls[c.name] for c in choices if c.base and seconds[c.base] <= limit}
+    seconds |= measure(key, more) if more else {}
+    return [dataclasses.replace(c, seconds=seconds[c.name]) for c in choices if c.name in seconds]
 
 
 class MeasuredWays:

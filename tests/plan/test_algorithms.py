@@ -1,6 +1,7 @@
 """The fastest algorithm of a convolution: measured once, kept in a file, one choice for all processes."""
 
 import dataclasses
+import functools
 import json
 import math
 import threading
@@ -8,11 +9,13 @@ import threading
 import pytest
 import torch
 
-from edm_fast import native
+from edm_fast import backend, native
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan import _algorithms, _tune
 from edm_fast.plan._algorithms import Shape, fastest, fits
-from edm_fast.plan._convolutions import chosen
-from edm_fast.plan._trace import Node, Value
+from edm_fast.plan._convolutions import with_algorithms
+from edm_fast.plan._graph import Graph, Node, Value
 from edm_fast.plan._tune import MeasuredAlgorithms
 from helpers import native_conv as nc
 
@@ -21,6 +24,7 @@ SHAPE = Shape(1, 8, 6, 6, 8, 3, 1)
 NAMES = "direct", "winograd2x2", "winograd4x4", "winograd4x4-unpacked", "winograd4x4-unpacked-paired"
 DIRECT, WINOGRAD2, WINOGRAD4, UNPACKED4, PAIRED4 = map(native.ALGORITHMS.get, NAMES)
 ALLOWED = [a for a in _algorithms.ALLOWED["fp32"] if fits(a, SHAPE)]
+CONV2D = backend.ops()["conv2d"]
 MERGED = [a for a in nc.ALGORITHMS if a.doubled]
 
 
@@ -204,18 +208,13 @@ def test_pairs_where_there_are_registers_and_channels_for_them():
             assert fits(pointwise, dataclasses.replace(padded, padding=0)) == bool(found)
 
 
-def layers(*shapes):
-    """Convolutions on their way into a plan: (channels, height and width), each to as many outputs."""
-    return [
-        Node(
-            "conv2d",
-            None,
-            (),
-            {"x": Value((1, c, size, size)), "weight": torch.empty(c, c, 3, 3)},
-            [Value((1, c, size, size))],
-        )
-        for c, size in shapes
-    ]
+def algorithms_of(sizes, seconds, limit):
+    """Those of convolutions of 64 channels and images of these heights and widths; seconds of each by the height."""
+    nodes, weight = [], torch.empty(64, 64, 3, 3)
+    for size in sizes:
+        nodes.append(Node(CONV2D, Conv2dArgs(Value((1, 64, size, size)), weight), [Value((1, 64, size, size))]))
+    graph = Graph({}, nodes, nodes[-1].output)
+    return [*with_algorithms(graph, lambda shape: seconds[shape.h], limit)[1].values()]
 
 
 def test_packed_weights_stay_within_their_limit():
@@ -225,24 +224,25 @@ def test_packed_weights_stay_within_their_limit():
         16: {DIRECT: 9.0, WINOGRAD4: 2.0, UNPACKED4: 5.0},
         8: {DIRECT: 3.0, WINOGRAD4: 1.0, UNPACKED4: 0.5},
     }
-    nodes = layers((64, 32), (64, 16), (64, 8))
-
-    def found(limit):
-        return [*chosen(nodes, lambda shape: seconds[shape.h], limit).values()]
-
-    assert found(math.inf) == [WINOGRAD4, WINOGRAD4, UNPACKED4]
-    assert found(8 / 3) == [WINOGRAD4, WINOGRAD4, UNPACKED4]  # each packs four times its own
-    assert found(7 / 3) == [UNPACKED4, WINOGRAD4, UNPACKED4]
-    assert found(1) == found(0) == [UNPACKED4] * 3
-    assert [*chosen(nodes, lambda shape: {DIRECT: 1.0}, 0).values()] == [DIRECT] * 3  # nothing takes less
+    found = functools.partial(algorithms_of, (32, 16, 8))
+    assert found(seconds, math.inf) == [WINOGRAD4, WINOGRAD4, UNPACKED4]
+    assert found(seconds, 8 / 3) == [WINOGRAD4, WINOGRAD4, UNPACKED4]  # each packs four times its own
+    assert found(seconds, 7 / 3) == [UNPACKED4, WINOGRAD4, UNPACKED4]
+    assert found(seconds, 1) == found(seconds, 0) == [UNPACKED4] * 3
+    assert found(dict.fromkeys(seconds, {DIRECT: 1.0}), 0) == [DIRECT] * 3  # nothing takes less
     fast = {DIRECT: 9.0, UNPACKED4: 2.0, PAIRED4: 1.0}
-    assert [*chosen(nodes, lambda shape: fast, 0).values()] == [PAIRED4] * 3  # a few floats do not count
+    assert found(dict.fromkeys(seconds, fast), 0) == [PAIRED4] * 3  # a few floats do not count
 
 
 def test_a_doubled_image_keeps_to_merged_algorithms():
-    (node,) = layers((64, 8))
-    node.kwargs["doubled"] = True
+    image, wide, y = (Value((1, 64, size, size)) for size in (8, 16, 16))
+    up = Node(backend.ops()["upfirdn"], UpfirdnArgs(image, torch.ones(2, 2) / 4, 2), [wide])
+    graph = Graph({"x": image}, [up, Node(CONV2D, Conv2dArgs(wide, torch.empty(64, 64, 3, 3)), [y])], y)
     packed, unpacked = (native.ALGORITHMS[f"winograd4x4-doubled{suffix}"] for suffix in ("", "-unpacked"))
-    seconds = {DIRECT: 0.0, WINOGRAD4: 0.0, packed: 1.0, unpacked: 2.0}
-    assert chosen([node], lambda shape: seconds, math.inf) == {node: packed}
-    assert chosen([node], lambda shape: seconds, 1) == {node: unpacked}
+    for seconds, limit, expected in (
+        ({DIRECT: 2.0, packed: 1.0, unpacked: 3.0}, math.inf, packed),
+        ({DIRECT: 2.0, packed: 1.0, unpacked: 3.0}, 1, unpacked),
+        ({DIRECT: 0.5, packed: 1.0, unpacked: 3.0}, math.inf, DIRECT),
+    ):
+        found, algorithms = with_algorithms(graph, lambda shape, seconds=seconds: seconds, limit)
+        assert [*algorithms.values()] == [expected] and len(found.nodes) == 1 + (expected is DIRECT)

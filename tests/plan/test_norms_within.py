@@ -1,11 +1,16 @@
 """Norms that a convolution takes as it reads its image: which they are, and what becomes of the plan."""
 
+import math
+
 import pytest
 import torch
 
 from edm_fast import native, ops
 from edm_fast.evaluation._networks import inputs
-from edm_fast.plan._convolutions import is_convolution, norms_within
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.plan._convolutions import with_algorithms
+from edm_fast.plan._graph import Fused
 from edm_fast.plan._trace import trace
 from helpers import native_conv as nc
 from helpers.planned_networks import network, on_algorithm
@@ -26,14 +31,18 @@ class Module(torch.nn.Module):
 
 def found(function, algorithm):
     graph = trace(Module(function), {"x": (1, 4, 6, 6)})
-    chosen = {node: native.ALGORITHMS[algorithm] for node in graph.nodes if is_convolution(node)}
-    return norms_within(graph.nodes, graph.output, chosen)
+    graph, _ = with_algorithms(graph, lambda shape: {native.ALGORITHMS[algorithm]: 0.0}, math.inf)
+    return [node for node in graph.nodes if isinstance(node, Fused)]
 
 
 @pytest.mark.parametrize("algorithm", ["winograd4x8-unpacked", "winograd2x2-unpacked"])
 def test_of_unpacked_weights(algorithm):
-    ((conv2d, norm),) = found(lambda m, x: ops.conv2d(x, m.three), algorithm).items()
-    assert (conv2d.kind, norm.kind) == ("conv2d", "group_norm_silu") and conv2d.kwargs["x"] is norm.outputs[0]
+    (node,) = found(lambda m, x: ops.conv2d(x, m.three), algorithm)
+    assert node.rule == "norm" and [type(part.args) for part in (node.first, node.second)] == [
+        GroupNormSiluArgs,
+        Conv2dArgs,
+    ]
+    assert node.second.args.x is node.first.output
 
 
 @pytest.mark.parametrize(
@@ -53,8 +62,7 @@ def test_not_of(function, algorithm):
 
 
 def test_no_result_is_a_norm_within():
-    graph = trace(Module(lambda m, x: x), {"x": (1, 4, 6, 6)})
-    assert not norms_within(graph.nodes, graph.output, {})
+    assert not found(lambda m, x: x, "direct")
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "adm"])  # adm: with scale and shift of each image
