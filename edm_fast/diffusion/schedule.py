@@ -8,17 +8,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from edm_fast.diffusion._processes import iddpm_table, vp_sigma, vp_t
+from edm_fast.diffusion._processes import iddpm_table, vp_t
 from edm_fast.errors import UserError
 
 DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
 SCHEDULES = ("vp", "ve", "linear")
 SCALINGS = ("vp", "none")
 Function = Callable[[Tensor], Tensor]
+T = TypeVar("T", float, Tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +40,19 @@ class Scaling:
     s_deriv: Function
 
 
-def vp_sigma_at(t: float, beta_d: float = 19.9, beta_min: float = 0.1) -> float:
-    """sigma(t) of the VP process in double precision; the default limits of its discretisation are t = epsilon_s, 1."""
-    return math.sqrt(math.exp(0.5 * beta_d * t**2 + beta_min * t) - 1)
+def vp_sigma(t: T, beta_d: float = 19.9, beta_min: float = 0.1) -> T:
+    """sigma(t) = sqrt(e^(beta_d t^2 / 2 + beta_min t) - 1) of the VP process, of a number or a tensor.
+
+    The published sampler raises e to a power, its preconditioner and loss call exp (`precond.vp_sigma`). The two round
+    differently, and the difference of two nearly equal levels enters the samples as noise, so this one keeps the power.
+    """
+    return (math.e ** (0.5 * beta_d * t**2 + beta_min * t) - 1) ** 0.5
 
 
 def default_limits(discretization: str, epsilon_s: float) -> tuple[float, float]:
     """(sigma_min, sigma_max) where the caller names none."""
     return {
-        "vp": (vp_sigma_at(epsilon_s), vp_sigma_at(1)),
+        "vp": (vp_sigma(epsilon_s), vp_sigma(1.0)),
         "ve": (0.02, 100.0),
         "iddpm": (0.002, 81.0),
         "edm": (0.002, 80.0),

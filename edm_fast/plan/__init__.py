@@ -7,13 +7,11 @@ CUDA graph. Samplers have a whole step as one graph: see `PlannedUNet.replayer`.
 
 from __future__ import annotations
 
-import collections
 import copy
 import functools
 import inspect
 import os
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,18 +22,19 @@ from edm_fast.networks import SongUNet, build
 from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
 from edm_fast.plan import _cpu, _gpu
 from edm_fast.plan._algorithms import ALLOWED
+from edm_fast.plan._batches import Inputs, in_parts, shape_fault, shapes_of, shapes_of_one
+from edm_fast.plan._capture import EvaluatedShapes
+from edm_fast.plan._pool import Pool, Shapes
 from edm_fast.plan._trace import trace
 
 __all__ = ["accelerate"]
 
 PRECISIONS = {"cpu": tuple(ALLOWED), "cuda": tuple(_gpu.PRECISIONS)}
 Program = _cpu.Program | _gpu.Program
-MAX_PROGRAMS = 4  # kept by one network, for as many input shapes or threads
-
-DIMENSIONS = {"x": 4, "noise_labels": 1, "class_labels": 2, "augment_labels": 2}  # of a raw network's inputs
 INSIDE = {"_orig_mod": "torch.compile", "module": "a parallel or averaged model"}  # where wrappers keep the network
 
-Evaluate = Callable[..., Sequence[torch.Tensor]]  # a function of numbers and tensors that evaluates the network
+Run = Callable[[Inputs], torch.Tensor]  # evaluates the raw network
+Step = Callable[..., Sequence[torch.Tensor]]  # a sampling step: a function of a denoiser, numbers and tensors
 
 
 class HiddenError(UserError, AttributeError):
@@ -77,10 +76,7 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
         raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
     if net.training or model.training:
         raise UserError("the network is in training mode; expected net.eval() before accelerate()")
-    fast = copy.copy(net)
-    # dicts of its own, so that what happens to the copy does not happen to the network
-    fast.__dict__["_buffers"] = dict(net._buffers)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(model, precision, cuda_graph, packed_limit)}
+    fast = with_model(net, PlannedUNet(model, precision, cuda_graph, packed_limit))
     if device.type == "cuda":
         fast.use_fp16 = False  # the plan casts, to the type of its precision
     return fast
@@ -138,7 +134,7 @@ def signature(model: torch.nn.Module) -> inspect.Signature:
     return own
 
 
-def _everywhere() -> Iterator[Any]:
+def _hooks_of_all() -> Iterator[Any]:
     """torch's hooks on all modules."""
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         yield getattr(torch.nn.modules.module, name, None)
@@ -159,27 +155,23 @@ def _untraced(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class _Here(threading.local):
-    """What the evaluations of this thread are part of."""
+def with_model(net: _Precond, model: torch.nn.Module) -> _Precond:
+    """A copy of `net` around another raw network. What happens to the copy does not happen to `net`."""
+    fast = copy.copy(net)
+    fast.__dict__["_buffers"] = dict(net._buffers)
+    fast.__dict__["_modules"] = {**net._modules, "model": model}
+    return fast
 
-    program: Any = None  # that which records a graph: they become calls of it
-    ran: set[Any] | None = None  # the shapes evaluated, while somebody wants to know
 
+class Evaluation(torch.nn.Module):
+    """Stands in for the raw network of a copy of an accelerated network: evaluate(run, *inputs)."""
 
-def _shape_fault(tensors: dict[str, torch.Tensor]) -> str | None:
-    """Why these cannot be the inputs of one batch, or None."""
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            return f"{name} is of class {type(tensor).__name__}; expected a tensor"
-        if tensor.ndim != DIMENSIONS.get(name, max(tensor.ndim, 1)):
-            return f"{name} has shape {tuple(tensor.shape)}; expected {DIMENSIONS.get(name, 1)} dimensions"
-    if "x" not in tensors:
-        return "there is no x; expected images (N, C, H, W)"
-    n = len(tensors["x"])
-    for name, tensor in tensors.items():
-        if len(tensor) not in (1, n):
-            return f"{name} has {len(tensor)} rows; expected {n}, one for each image, or 1 for all of them"
-    return None
+    def __init__(self, evaluate: Callable[..., torch.Tensor], run: Run) -> None:
+        super().__init__()
+        self.evaluate, self.run = evaluate, run
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.evaluate(self.run, *args, **kwargs)
 
 
 class PlannedUNet(torch.nn.Module):
@@ -202,33 +194,27 @@ class PlannedUNet(torch.nn.Module):
         self.device = next(model.parameters()).device
         self.how = precision, cuda_graph, packed_limit, choose
         self.planner = planner(self.device, *self.how)
-        self.programs: collections.OrderedDict[Any, list[Program]] = collections.OrderedDict()
-        self.sizes: dict[Any, int] = {}
-        self.calls: collections.Counter[str] = collections.Counter()  # of each op in one evaluation
-        self.seen: collections.OrderedDict[Any, Any] = (
-            collections.OrderedDict()
-        )  # kinds of sampling steps, and the shapes each evaluates
-        self.here = _Here()
-        self.lock = threading.Lock()
+        self.pool: Pool[Program] = Pool()
+        self.most_images: dict[Shapes, int] = {}  # evaluated at once, by the shapes of one
+        self.evaluated_shapes = EvaluatedShapes()
         self.signature = signature(model)
         self.training = False
 
     @_untraced
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        inputs = self.signature.bind(*args, **kwargs).arguments
-        tensors = {name: value for name, value in inputs.items() if value is not None}
-        fault = _shape_fault(tensors) or self.fault(tensors.values())
+        return self.evaluate(self.run, *args, **kwargs)
+
+    def evaluate(self, run: Run, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The output, by `run`, which takes as many images as a program does."""
+        arguments = self.signature.bind(*args, **kwargs).arguments
+        inputs = {name: value for name, value in arguments.items() if value is not None}
+        fault = shape_fault(inputs) or self.fault(inputs.values())
         if fault is not None:
             raise UserError(fault)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            n = tensors["x"].shape[0]
-            if n == 0:
-                return self.reference[0](**inputs)
-            parts = -(-n // self.images_at_once(tensors))
-            size = -(-n // parts)
-            rows = [slice(start, start + size) for start in range(0, n, size)]
-            found = [self.run({name: t if len(t) == 1 else t[part] for name, t in tensors.items()}) for part in rows]
-            return found[0] if len(found) == 1 else torch.cat(found)
+            if len(inputs["x"]) == 0:
+                return self.reference[0](**arguments)
+            return in_parts(run, inputs, self.images_at_once(inputs))
 
     def fault(self, tensors: Collection[torch.Tensor]) -> str | None:
         """Why these are no inputs, or None."""
@@ -242,118 +228,87 @@ class PlannedUNet(torch.nn.Module):
             return "the network was put in training mode after accelerate(); expected net.eval()"
         return None
 
-    def images_at_once(self, tensors: dict[str, torch.Tensor]) -> int:
+    def images_at_once(self, inputs: Inputs) -> int:
         """How many images of this shape a program takes."""
-        key = tuple((name, (1, *t.shape[1:])) for name, t in sorted(tensors.items()))
-        if key not in self.sizes:
-            self.sizes[key] = self.planner.images_at_once(lambda: trace(self.reference[0], dict(key)))
-        return self.sizes[key]
+        shapes = shapes_of_one(inputs)
+        if shapes not in self.most_images:
+            self.most_images[shapes] = self.planner.images_at_once(lambda: trace(self.reference[0], dict(shapes)))
+        return self.most_images[shapes]
 
-    def run(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        if self.here.program is not None:
-            return self.here.program.inline(tensors)
-        key = tuple((name, tuple(t.shape)) for name, t in sorted(tensors.items()))
-        if self.here.ran is not None:
-            self.here.ran.add(key)
-        program = self.take(key)
-        try:
-            result = program.run(tensors)
-        finally:
-            self.give_back(key, program)
-        self.note()
+    def run(self, inputs: Inputs) -> torch.Tensor:
+        """The output for the inputs of one program."""
+        with self.pool.program(shapes_of(inputs), self.program) as program:
+            result = program.run(inputs)
+        self.note(program)
         return result
 
-    def note(self) -> None:
-        """For `explain`: an evaluation's ops have run, in a plan."""
-        for name, calls in self.calls.items():
+    def program(self, shapes: Shapes) -> Program:
+        """A new program for inputs of these shapes."""
+        with torch.inference_mode(False):  # or the program could be used in inference mode alone
+            return self.planner(trace(self.reference[0], dict(shapes)))
+
+    def note(self, program: Program) -> None:
+        """For `explain`: the ops of one evaluation have run, in a plan."""
+        for name, calls in program.calls.items():
             op = backend.ops()[name]
             reasons = dict.fromkeys((*op.candidates, "reference"), "the network is accelerated and runs as one plan")
             op.note(f"accelerated {self.how[0]}", reasons, calls)
 
-    def replayer(self, net: Any) -> Callable[[Any, Evaluate, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
-        """What a sampler hands its steps to: replay(form, function, numbers, tensors) is function(numbers, *tensors).
+    def replayer(self, net: Any) -> Callable[[Hashable, Step, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
+        """What a sampler gives its steps to: replay(structure, step, row, tensors) is step(denoise, row, *tensors).
 
-        net: the accelerated network with this model, which the function evaluates. What else the function does is
-        determined by `form`, which is hashable, the numbers, and the tensors or Nones; it waits for no device and draws
-        no noise. From the second time on it runs as one CUDA graph, to the same bits. None: there are no graphs here,
-        or the network has hooks or a forward of its own, which a graph would pass by.
+        net: the accelerated network with this model; denoise(x, sigma, labels) is the network, to the bit. All that the
+        step does is determined by `structure`, which is hashable, the numbers of `row`, and the tensors or Nones; it
+        waits for no device and draws no noise. From the second time on it runs as one CUDA graph, and the row is a
+        float64 tensor on the device. None: there are no graphs here, or the network has hooks or a forward of its own,
+        which a graph would pass by.
         """
         if not self.planner.captured or type(net) not in PRECONDS.values():
             return None
-        if any(module._forward_hooks or module._forward_pre_hooks for module in (net, self)) or any(_everywhere()):
+        if any(module._forward_hooks or module._forward_pre_hooks for module in (net, self)) or any(_hooks_of_all()):
             return None
         if any(callable(value) for value in vars(net).values()) or "forward" in vars(self):
             return None
-        plain = {name: value for name, value in vars(net).items() if isinstance(value, (bool, int, float, str))}
+        constants = {name: value for name, value in vars(net).items() if isinstance(value, (bool, int, float, str))}
         buffers = [(name, buffer.data_ptr()) for name, buffer in net._buffers.items() if buffer is not None]
-        return functools.partial(self.replayed, (type(net), *sorted(plain.items()), *buffers))
+        return functools.partial(self.replay, net, (type(net), *sorted(constants.items()), *buffers))
 
     @_untraced
-    def replayed(
-        self, net: Any, form: Any, function: Evaluate, numbers: Sequence[float], tensors: Sequence[torch.Tensor | None]
+    def replay(
+        self,
+        net: _Precond,
+        formulas: Hashable,
+        structure: Hashable,
+        step: Step,
+        row: Sequence[float],
+        tensors: Sequence[torch.Tensor | None],
     ) -> Sequence[torch.Tensor]:
-        """See `replayer`; `net` is what its formulas depend on besides the model."""
-        shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors]
-        kind = net, form, tuple(shapes), tuple(sorted(backend.requested().items()))
-        with self.lock:
-            key = self.seen.get(kind)
-            if key is not None:
-                self.seen.move_to_end(kind)
-        if key is None or self.fault([t for t in tensors if t is not None]) is not None:
-            return self.watched(kind, function, numbers, tensors)
-        program: Any = self.take(key)
-        self.here.program = program
-        try:
-            # as for programs: not for inference mode alone
-            with torch.no_grad(), torch.inference_mode(False):
-                result = program.replayed(kind, function, numbers, tensors)
-            self.note()
+        """See `replayer`; `formulas` is what those of `net` depend on besides the model."""
+
+        def denoiser(run: Run) -> _Precond:
+            return with_model(net, Evaluation(self.evaluate, run))
+
+        layouts = [None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors]
+        kind = formulas, structure, tuple(layouts), tuple(sorted(backend.requested().items()))
+        shapes = self.evaluated_shapes.get(kind)
+        if shapes is None or self.fault([t for t in tensors if t is not None]) is not None:
+            evaluated: set[Shapes] = set()
+
+            def run_and_note(inputs: Inputs) -> torch.Tensor:
+                evaluated.add(shapes_of(inputs))
+                return self.run(inputs)
+
+            result = step(denoiser(run_and_note), row, *tensors)
+            if len(evaluated) == 1:
+                self.evaluated_shapes.add(kind, evaluated.pop())
             return result
-        finally:
-            self.here.program = None
-            self.give_back(key, program)
-
-    def watched(self, kind: Any, function: Evaluate, numbers: Any, tensors: Any) -> Sequence[torch.Tensor]:
-        """function(numbers, *tensors) as it is, and what it evaluates is remembered.
-
-        A kind that comes again only after MAX_REPLAYS others is never recorded: it would be dropped before it is used.
-        """
-        ran: set[Any] = set()
-        self.here.ran = ran
-        try:
-            result = function(numbers, *tensors)
-        finally:
-            self.here.ran = None
-        if len(ran) == 1:
-            with self.lock:
-                self.seen[kind] = ran.pop()
-                while len(self.seen) > _gpu.MAX_REPLAYS:
-                    self.seen.popitem(last=False)
+        # as for programs: not for inference mode alone
+        with self.pool.program(shapes, self.program) as program, torch.no_grad(), torch.inference_mode(False):
+            assert isinstance(program, _gpu.Program)
+            inline = program.inline
+            result = program.replay_step(kind, lambda row, *t: step(denoiser(inline), row, *t), row, tensors)
+        self.note(program)
         return result
-
-    def take(self, key: Any) -> Program:
-        """A program that nobody runs, made if there is none."""
-        with self.lock:
-            if self.programs.get(key):
-                return self.programs[key].pop()
-        with torch.inference_mode(False):  # or the program could be used in inference mode alone
-            graph = trace(self.reference[0], dict(key))
-            self.calls = collections.Counter(node.kind for node in graph.nodes if node.kind in backend.ops())
-            return self.planner(graph)
-
-    def give_back(self, key: Any, program: Program) -> None:
-        dropped = []
-        with self.lock:
-            self.programs.setdefault(key, []).append(program)
-            self.programs.move_to_end(key)
-            while sum(map(len, self.programs.values())) > MAX_PROGRAMS:
-                oldest = next(iter(self.programs))
-                if self.programs[oldest]:
-                    dropped.append(self.programs[oldest].pop())
-                if not self.programs[oldest]:
-                    del self.programs[oldest]
-        for old in dropped:
-            old.finish()
 
     def __getattr__(self, name: str) -> Any:
         """Layers are not reached through the plan: what was done to them there would be lost without a word."""

@@ -24,7 +24,7 @@ from edm_fast.plan._algorithms import Shape, bind_upfirdn
 from edm_fast.plan._convolutions import Choose, chosen, doubled_or_apart, is_convolution, norms_within, shape_of
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import join_pairs, rewritten
-from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
+from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values, op_calls
 from edm_fast.plan._tune import MeasuredAlgorithms
 
 Step = Callable[[int], None]  # called with the number of threads
@@ -88,6 +88,7 @@ class Program:
     """A network at one set of input shapes. Not for two threads at once: its arena is its own."""
 
     def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float) -> None:
+        self.calls = op_calls(graph)
         self.kept: list[torch.Tensor] = []
         self.algorithms: list[tuple[Shape, Algorithm]] = []
         builder = _Builder(graph, choose, weights, limit, self)

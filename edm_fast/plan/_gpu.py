@@ -12,22 +12,20 @@ import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast.plan import _ways
+from edm_fast.plan import _capture, _ways
+from edm_fast.plan._capture import Captured, StepGraph
 from edm_fast.plan._choice import Step, cheapest
-from edm_fast.plan._graph import Captured, Replay
 from edm_fast.plan._rewrite import ask_statistics, join_embeddings, join_pairs, norm_of, rewritten
-from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values
+from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values, op_calls
 from edm_fast.plan._tune import Measure, MeasuredWays, time_ways
 from edm_fast.plan._ways import is_op
 from edm_fast.plan._weights import Made, Weights
-
-MAX_REPLAYS = 16  # kept by one program: a sampler needs two to four, however many its steps are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Program:
         self, graph: Graph, measure: Measure, weights: Weights, numerics: Numerics, device: torch.device, captured: bool
     ) -> None:
         self.graph, self.numerics, self.device, self.weights = graph, numerics, device, weights
-        nodes = graph.nodes
+        nodes, self.calls = graph.nodes, op_calls(graph)
         if not numerics.exact:
             nodes = join_pairs(join_embeddings(rewritten(graph)), graph.output)
             nodes = [self._prepared(node) for node in nodes]
@@ -111,41 +109,40 @@ class Program:
         with tensor_float(numerics.tf32):
             self._evaluate(measure)
             cheapest(self.steps)
-            self.replay = Captured(self._evaluate, device) if captured else None
-        self.replays: OrderedDict[Any, Replay] = OrderedDict()
+            self.graph_of_run = Captured(self._evaluate, device) if captured else None
+        self.step_graphs: OrderedDict[Hashable, StepGraph] = OrderedDict()
         self.done: torch.cuda.Event | None = None
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, a fresh contiguous float32 tensor, on the current stream."""
         with self._in_order():
-            return self._computed(inputs, self.replay or self._called)
+            return self._computed(inputs, self.graph_of_run or self._called)
 
     def inline(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What `run` gives, call by call: inside of a graph that this program is recording."""
         return self._computed(inputs, self._called)
 
-    def replayed(
+    def replay_step(
         self,
-        key: Any,
-        function: Callable[..., Sequence[torch.Tensor]],
-        numbers: Sequence[float],
+        kind: Hashable,
+        step: Callable[..., Sequence[torch.Tensor]],
+        row: Sequence[float],
         tensors: Sequence[torch.Tensor | None],
-    ) -> tuple[torch.Tensor, ...]:
-        """function(numbers, *tensors), fresh tensors, by the graph of this key, recorded if there is none.
+    ) -> Sequence[torch.Tensor]:
+        """step(row, *tensors), fresh tensors, by the graph of its kind, recorded if there is none.
 
-        The graphs of a program take turns, so they share the memory of one. Inside, the function's evaluations of the
-        network must come to `inline`.
+        The graphs of a program take turns, so they share the memory of one. The step evaluates the network by `inline`.
         """
         with self._in_order():
-            if key not in self.replays:
-                capture = functools.partial(Captured, device=self.device, beside=self.replay)
+            if kind not in self.step_graphs:
+                capture = functools.partial(Captured, device=self.device, beside=self.graph_of_run)
                 with tensor_float(self.numerics.tf32):  # before the lock of captures, as where programs are made
-                    self.replays[key] = Replay(function, numbers, tensors, self.device, capture)
-            self.replays.move_to_end(key)
-            if len(self.replays) > MAX_REPLAYS:
+                    self.step_graphs[kind] = StepGraph(step, row, tensors, self.device, capture)
+            self.step_graphs.move_to_end(kind)
+            if len(self.step_graphs) > _capture.MAX_STEP_GRAPHS:
                 self.finish()
-                self.replays.popitem(last=False)
-            return self.replays[key](numbers, tensors)
+                self.step_graphs.popitem(last=False)
+            return self.step_graphs[kind](row, tensors)
 
     @contextlib.contextmanager
     def _in_order(self) -> Iterator[None]:

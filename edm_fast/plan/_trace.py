@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,6 +57,11 @@ class Graph:
     inputs: dict[str, Value]
     nodes: list[Node]
     output: Value
+
+
+def op_calls(graph: Graph) -> Counter[str]:
+    """How often each op is called in one evaluation."""
+    return Counter(node.kind for node in graph.nodes if node.kind != "torch")
 
 
 def map_values(function: Callable[[Value], Any], tree: Any) -> Any:

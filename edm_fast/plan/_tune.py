@@ -29,8 +29,8 @@ from edm_fast.files import atomic_write, cache_folder
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
+from edm_fast.plan._capture import WARMUPS
 from edm_fast.plan._choice import Step
-from edm_fast.plan._graph import WARMUPS
 
 COLD_ROUNDS, WARM_ROUNDS = 5, 15  # of algorithms; the best of them counts
 WAY_ROUNDS = 9

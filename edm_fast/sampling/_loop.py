@@ -11,8 +11,9 @@ predictor-correctors (a second stage at the end point, the next step starting wi
 of steps.
 
 A step is a function of tensors and of its coefficients. A network whose evaluations are CUDA graphs runs it as one:
-`net.model.replayer(net)` gives replay(form, function, numbers, tensors), where `form` says all of the step but its
-numbers, so that the steps of a run share a graph or two. Noise is drawn outside. Other networks get plain calls.
+`net.model.replayer(net)` gives replay(structure, step, row, tensors), which is step(denoise, row, *tensors); the
+structure says all of the step but its numbers, so that the steps of a run share a graph or two. Noise is drawn outside.
+Other networks get plain calls.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def run(
             x, *history = advance(net, step, kept, *tensors)
         else:
             form, numbers = split(step)
-            x, *history = replay((form, kept), functools.partial(_taken, net, step, kept), numbers, tensors)
+            x, *history = replay((form, kept), functools.partial(_taken, step, kept), numbers, tensors)
     return x
 
 
@@ -126,10 +127,10 @@ def advance(
     return x, *entries[:kept]
 
 
-def _taken(net: Any, step: Step, kept: int, numbers: Iterable[Number], *tensors: Any) -> tuple[Tensor, ...]:
+def _taken(step: Step, kept: int, denoise: Any, numbers: Iterable[Number], *tensors: Any) -> tuple[Tensor, ...]:
     """`advance` with the numbers of `split`, perhaps as a tensor on the device, in place of the step's own."""
     left = iter(numbers)
-    return advance(net, _mapped(lambda number: next(left), step), kept, *tensors)
+    return advance(denoise, _mapped(lambda number: next(left), step), kept, *tensors)
 
 
 def split(step: Step) -> tuple[Any, list[float]]:

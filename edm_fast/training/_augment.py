@@ -2,7 +2,8 @@
 
 Each transformation has a multiplier (0 = off: no draws, no labels); it happens with probability multiplier * p. The
 random numbers come from the global generator of the device in a fixed order: per transformation its parameters,
-then the gate `rand < probability` that resets them to 0. Zero labels mean "not augmented".
+then the gate `rand < probability` that resets them to 0. Zero labels mean "not augmented". The order of operations is
+that of the published code, to the bit.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class AugmentPipe:
             labels += [(w == 1) | (w == 2), (w == 2) | (w == 3)]
         if self.translate_int > 0:
             w = self._gate(torch.rand([2, *single], device=device) * 2 - 1, [1, *single], self.translate_int)
-            tx = (w[0] * (width * self.translate_int_max)).round()
-            ty = (w[1] * (height * self.translate_int_max)).round()
+            tx = (w[0] * width * self.translate_int_max).round()
+            ty = (w[1] * height * self.translate_int_max).round()
             images = geo.shift_mirrored(images, tx, ty)
             labels += [tx / (width * self.translate_int_max), ty / (height * self.translate_int_max)]
         return images
@@ -96,11 +97,11 @@ class AugmentPipe:
         G = geo.identity(images, 3)
         if self.scale > 0:
             w = self._gate(torch.randn([n], device=device), [n], self.scale)
-            s = torch.exp2(w * -self.scale_std)
-            G = G @ geo.scaling(s, s)
+            s = torch.exp2(w * self.scale_std)
+            G = G @ geo.scaling(1 / s, 1 / s)
             labels.append(w)
         if self.rotate_frac > 0:
-            w = (torch.rand([n], device=device) * 2 - 1) * (math.pi * self.rotate_frac_max)
+            w = (torch.rand([n], device=device) * 2 - 1) * math.pi * self.rotate_frac_max
             w = self._gate(w, [n], self.rotate_frac)
             G = G @ geo.rotation(w)
             labels.append(torch.stack([w.cos() - 1, w.sin()], dim=1))
@@ -110,12 +111,13 @@ class AugmentPipe:
             w = self._gate(w, [n], self.aniso)
             r = torch.where(torch.rand([n], device=device) < self.aniso_rotate_prob, r, torch.zeros_like(r))
             s = torch.exp2(w * self.aniso_std)
-            G = G @ geo.rotation(-r) @ geo.scaling(1 / s, s) @ geo.rotation(r)
+            # 1 / (1 / s), not s: the rounding of the published code
+            G = G @ geo.rotation(-r) @ geo.scaling(1 / s, 1 / (1 / s)) @ geo.rotation(r)
             labels.append(torch.stack([w * r.cos(), w * r.sin()], dim=1))
         if self.translate_frac > 0:
             w = self._gate(torch.randn([2, n], device=device), [1, n], self.translate_frac)
-            shift = w * -self.translate_frac_std
-            G = G @ geo.translation(shift[0] * width, shift[1] * height)
+            tx, ty = w[0] * width * self.translate_frac_std, w[1] * height * self.translate_frac_std
+            G = G @ geo.translation(-tx, -ty)
             labels.append(w.T)
         return geo.warp(images, G)
 
@@ -138,7 +140,7 @@ class AugmentPipe:
             M = color.lumaflip(w) @ M
             labels.append(w)
         if self.hue > 0:
-            w = (torch.rand([n], device=device) * 2 - 1) * (math.pi * self.hue_max)
+            w = (torch.rand([n], device=device) * 2 - 1) * math.pi * self.hue_max
             w = self._gate(w, [n], self.hue)
             M = color.hue(w) @ M
             labels.append(torch.stack([w.cos() - 1, w.sin()], dim=1))

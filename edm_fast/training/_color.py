@@ -10,7 +10,7 @@ from torch import Tensor
 from edm_fast.errors import UserError
 from edm_fast.training._warp import stack_matrix
 
-LUMA = (1 / math.sqrt(3),) * 3 + (0.0,)
+LUMA = (*[float(torch.tensor(1 / math.sqrt(3), dtype=torch.float32, device="cpu"))] * 3, 0.0)  # v, rounded to float32
 
 
 def luma_projector(like: Tensor) -> Tensor:

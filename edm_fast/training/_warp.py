@@ -67,20 +67,23 @@ def _filter(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _upsample(x: Tensor, dim: int) -> Tensor:
-    """Zeros between samples, then the filter: (M, 1, H, W) -> twice as long in `dim` (2 or 3). No gain factor."""
-    # a transposed convolution applies the filter reversed, which is what is wanted here; 12 taps, 2n-1+12-11 = 2n
-    h = _filter(x.device, x.dtype)
-    if dim == 3:
-        return F.conv_transpose2d(x, h[None, None, None, :], stride=(1, 2), padding=(0, 5))
-    return F.conv_transpose2d(x, h[None, None, :, None], stride=(2, 1), padding=(5, 0))
+    """Zeros between samples, then the reversed filter: (N, C, H, W) -> twice as long in `dim` (2 or 3), no gain."""
+    # a transposed convolution would be one call, but it adds the taps in another order than the published code
+    x = torch.stack([x, torch.zeros_like(x)], dim=dim + 1).flatten(dim, dim + 1).narrow(dim, 0, 2 * x.shape[dim] - 1)
+    return _filtered(x, _filter(x.device, x.dtype).flip(0), dim, stride=1, padding=6)
 
 
 def _downsample(x: Tensor, dim: int) -> Tensor:
-    """The filter, then every second sample: (M, 1, H, W) -> half as long in `dim` (2 or 3), less one."""
-    h = _filter(x.device, x.dtype)
-    if dim == 3:
-        return F.conv2d(x, h[None, None, None, :], stride=(1, 2), padding=(0, 5))
-    return F.conv2d(x, h[None, None, :, None], stride=(2, 1), padding=(5, 0))
+    """The filter, then every second sample: (N, C, H, W) -> half as long in `dim` (2 or 3), less one."""
+    return _filtered(x, _filter(x.device, x.dtype), dim, stride=2, padding=5)
+
+
+def _filtered(x: Tensor, h: Tensor, dim: int, stride: int, padding: int) -> Tensor:
+    """Each channel of x (N, C, H, W) cross-correlated with h (12,) along `dim` (2 or 3)."""
+    channels, across = x.shape[1], dim == 3
+    weight = h.reshape(1, 1, *((1, -1) if across else (-1, 1))).expand(channels, -1, -1, -1)
+    strides, paddings = ((1, stride), (0, padding)) if across else ((stride, 1), (padding, 0))
+    return F.conv2d(x, weight, stride=strides, padding=paddings, groups=channels)
 
 
 def margins(G: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
@@ -102,19 +105,16 @@ def warp(images: Tensor, G: Tensor) -> Tensor:
     x = F.pad(images, [left, right, top, bottom], mode="reflect")
     G = _translation((left - right) / 2, (top - bottom) / 2, G) @ G
 
-    x = x.reshape(n * channels, 1, *x.shape[2:])
     x = _upsample(_upsample(x, 3), 2)
     G = _scaling(2, 2, G) @ G @ _scaling(0.5, 0.5, G)
     G = _translation(-0.5, -0.5, G) @ G @ _translation(0.5, 0.5, G)
 
     height2, width2 = 2 * (height + 2 * Q), 2 * (width + 2 * Q)
     G = _scaling(2 / x.shape[3], 2 / x.shape[2], G) @ G @ _scaling(width2 / 2, height2 / 2, G)
-    x = x.reshape(n, channels, *x.shape[2:])
     grid = F.affine_grid(G[:, :2, :], [n, channels, height2, width2], align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
-    x = _downsample(_downsample(x.reshape(n * channels, 1, height2, width2), 3), 2)
-    x = x.reshape(n, channels, *x.shape[2:])
+    x = _downsample(_downsample(x, 3), 2)
     return x[:, :, Q : Q + height, Q : Q + width]
 
 

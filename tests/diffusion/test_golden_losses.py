@@ -46,6 +46,19 @@ def test_golden_closed_form(entry):
             g.check(entry, name, got[name.split("/", 1)[1]])
 
 
+@pytest.mark.skipif(g.same_arithmetic() is not None, reason=str(g.same_arithmetic()))
+@pytest.mark.parametrize("entry", g.entries("losses", lambda entry: not has_network(entry)), ids=g.entry_id)
+def test_bits(entry):
+    """Noise levels, noisy and augmented images and losses have the bits of the published code."""
+    images = torch.from_numpy(g.arrays(entry)["in/images"])
+    for run in entry["config"]["runs"]:
+        net = Recorder()
+        torch.manual_seed(run["torch_manual_seed"])
+        loss = make_loss(entry["config"]["loss"])(net, images, None, make_augment(run["augment"]))
+        for name, got in (("loss", loss), ("noisy", net.noisy), ("sigma", net.sigma)):
+            g.check_bits(entry, f"{run['name']}/{name}", got)
+
+
 def load_network(entry):
     """The golden network the entry names, in training mode with the entry's dropout rates."""
     config, source = entry["config"], g.by_id(entry["config"]["network"])

@@ -30,9 +30,9 @@ def test_scaling_derivative(name, schedule):
 
 def test_refitted_betas_meet_the_limits():
     betas = grids.vp_betas(0.03, 50, 1e-3)
-    assert grids.vp_sigma_at(1e-3, *betas) == pytest.approx(0.03)
-    assert grids.vp_sigma_at(1, *betas) == pytest.approx(50)
-    assert grids.vp_betas(grids.vp_sigma_at(1e-3), grids.vp_sigma_at(1), 1e-3) == pytest.approx((19.9, 0.1))
+    assert grids.vp_sigma(1e-3, *betas) == pytest.approx(0.03)
+    assert grids.vp_sigma(1.0, *betas) == pytest.approx(50)
+    assert grids.vp_betas(grids.vp_sigma(1e-3), grids.vp_sigma(1.0), 1e-3) == pytest.approx((19.9, 0.1))
 
 
 @pytest.mark.parametrize("n", [2, 3, 18])

@@ -102,6 +102,24 @@ def check(entry: Entry, name: str, got: Any, want: Any = None) -> None:
     assert ok, f"{entry['id']}:{name}: |{got[worst]} - {want[worst]}| = {error[worst]:.3g} > {bound[worst]:.3g}"
 
 
+def same_arithmetic() -> str | None:
+    """None where torch rounds as it did when the golden data were recorded, otherwise why bits cannot be compared."""
+    recorded = json.loads((ROOT / "index.json").read_text())["made_with"]["torch"].split("+")[0]
+    if torch.__version__.split("+")[0] != recorded:
+        return f"torch {torch.__version__}; the golden data are of torch {recorded}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        None
+        if capability in ("AVX2", "AVX512")
+        else f"torch runs its {capability} kernels; the golden data are of AVX512"
+    )
+
+
+def check_bits(entry: Entry, name: str, got: torch.Tensor) -> None:
+    """Assert that a result is the recorded array to the last bit."""
+    np.testing.assert_array_equal(got.detach().numpy(), arrays(entry)[name], err_msg=f"{entry['id']}:{name}")
+
+
 def heads(tensors: Iterable[Any], columns: int = 8) -> np.ndarray:
     """(n, columns) as the golden head rows: sum, sum of absolute values and the first values of each, NaN-padded."""
     flat = [torch.as_tensor(tensor).detach().double().flatten() for tensor in tensors]

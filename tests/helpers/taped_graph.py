@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edm_fast import backend
-from edm_fast.plan import _gpu, _graph
+from edm_fast.plan import _capture, _gpu
 
 
 class Tape(TorchDispatchMode):
@@ -40,12 +40,12 @@ def _formula(op, *args, **kwargs):
 
 
 class Captured:
-    """In place of `_graph.Captured`."""
+    """In place of `_capture.Captured`."""
 
     made = 0
 
     def __init__(self, function, device, beside=None):
-        for _ in range(_graph.WARMUPS):
+        for _ in range(_capture.WARMUPS):
             function()
         with torch.no_grad(), backend.recording(_formula), Tape() as self.tape:
             self.result = function()

@@ -14,7 +14,8 @@ from torch.autograd import forward_ad
 from edm_fast import accelerate, edm_sampler, explain, native
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import MAX_PROGRAMS, _tune
+from edm_fast.plan import _tune
+from edm_fast.plan._pool import MAX_PROGRAMS
 from helpers import native_conv as nc
 from helpers.planned_networks import NETWORKS, network, on_algorithm
 from helpers.tiny_networks import tiny
@@ -41,7 +42,7 @@ def test_close_to_float64(name):
 
 
 def packed_memory(fast):
-    (program,) = next(iter(fast.model.programs.values()))
+    (program,) = next(iter(fast.model.pool.programs.values()))
     return sum(t.numel() for t in fast.model.planner.weights.packed.values()), program.arena.numel()
 
 
@@ -93,7 +94,7 @@ def test_upsampling_merged_with_its_convolution(name, algorithm, most):
         fast, apart = on_algorithm(net, algorithm), on_algorithm(net, "direct")
         assert relative_error([fast(*call)], [Exact(net)(*call)]) <= most
         apart(*call)
-    (program,), (other,) = (next(iter(f.model.programs.values())) for f in (fast, apart))
+    (program,), (other,) = (next(iter(f.model.pool.programs.values())) for f in (fast, apart))
     merged = [shape for shape, found in program.algorithms if found.name == algorithm]
     assert merged == [shape for shape, _ in program.algorithms if shape.doubled]
     assert len(merged) == 1 and len(program.steps) == len(other.steps) - 1
@@ -110,11 +111,11 @@ def test_many_images_of_a_small_network_run_a_few_at_a_time(monkeypatch):
             "edm_fast.plan._cpu.IMAGES_AT_ONCE", 3 * 4 * 96 * 64
         )  # joined, 96 channels of 8x8: 3 images
         assert torch.equal(parts(x, sigma, labels), whole(x, sigma, labels))
-        assert {dict(key)["x"][0] for key in parts.model.programs} == {3, 1}
+        assert {dict(key)["x"][0] for key in parts.model.pool.programs} == {3, 1}
         assert torch.equal(parts(x, sigma, labels[:1]), whole(x, sigma, labels[:1]))
         monkeypatch.setattr("edm_fast.plan._cpu.SMALL_NETWORK", 1000)
         wide(x, sigma, labels)
-        assert {dict(key)["x"][0] for key in wide.model.programs} == {7}
+        assert {dict(key)["x"][0] for key in wide.model.pool.programs} == {7}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -160,7 +161,7 @@ def test_plans_of_other_shapes_take_their_own_weights():
     for n in (2, 1, 3, 2, 4, 5, 6, 1):
         x, sigma, labels = inputs(net, n, 0.7)
         assert relative_error([fast(x, sigma, labels)], [net(x, sigma, labels)]) <= 1e-5, n
-    held = [tensor for programs in fast.model.programs.values() for program in programs for tensor in program.kept]
+    held = [tensor for programs in fast.model.pool.programs.values() for program in programs for tensor in program.kept]
     assert {key[0] for key in fast.model.planner.weights.packed} <= {tensor.data_ptr() for tensor in held}
 
 
@@ -172,8 +173,8 @@ def test_a_plan_in_use_is_not_given_to_another_thread():
     kept = first.clone()
     model(net_inputs["x"] + 1, net_inputs["noise_labels"])
     assert torch.equal(first, kept) and first.is_contiguous()  # not a part of the plan's memory
-    (key,) = model.programs
-    one, other = model.take(key), model.take(key)
+    (key,) = model.pool.programs
+    one, other = (model.pool.take(key, model.program) for _ in range(2))
     assert one is not other and one.arena.data_ptr() != other.arena.data_ptr()
 
 
@@ -186,7 +187,7 @@ def test_threads_may_call_at_the_same_time():
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda part: fast(x[part], sigma, labels[part]), parts))
     assert all(torch.equal(got, want[part]) for got, part in zip(found, parts))
-    assert sum(map(len, fast.model.programs.values())) <= MAX_PROGRAMS
+    assert sum(map(len, fast.model.pool.programs.values())) <= MAX_PROGRAMS
 
 
 def test_few_plans_are_kept():
@@ -194,8 +195,8 @@ def test_few_plans_are_kept():
     fast = accelerate(net, "exact")
     for n in range(1, MAX_PROGRAMS + 4):
         fast(*inputs(net, n, 0.7)[:2])
-    assert sum(map(len, fast.model.programs.values())) == MAX_PROGRAMS
-    shapes = [dict(key)["x"][0] for key in fast.model.programs]
+    assert sum(map(len, fast.model.pool.programs.values())) == MAX_PROGRAMS
+    shapes = [dict(key)["x"][0] for key in fast.model.pool.programs]
     assert shapes == [4, 5, 6, 7]  # the latest
 
 

@@ -25,7 +25,7 @@ def last(key, ways):
 
 
 def steps_of(fast):
-    (program,) = next(iter(fast.model.programs.values()))
+    (program,) = next(iter(fast.model.pool.programs.values()))
     return program.steps
 
 
@@ -115,7 +115,7 @@ def test_values_are_dropped_after_their_last_use():
     fast = planned(net, "bf16")
     with torch.no_grad():
         fast(x, sigma, labels)
-    (program,) = next(iter(fast.model.programs.values()))
+    (program,) = next(iter(fast.model.pool.programs.values()))
     dead = [value for step in program.steps for value in step.dead]
     made = {value for step in program.steps for value in (*step.node.inputs(), *step.node.outputs)}
     assert len(dead) == len(set(dead)) and set(dead) == made - {program.graph.output}
@@ -165,7 +165,9 @@ def test_what_a_program_made_goes_with_it(monkeypatch):
         x, sigma, labels = moved(*inputs(net, n, 0.7))
         with torch.no_grad():
             fast(x, sigma, labels)
-    held = {made for programs in fast.model.programs.values() for p in programs for made in p.weights.held.values()}
+    held = {
+        made for programs in fast.model.pool.programs.values() for p in programs for made in p.weights.held.values()
+    }
     assert {*fast.model.planner.made.values()} == held
     assert finished == [1, 3, 2]  # the last call of a program is over before its memory goes to others
 

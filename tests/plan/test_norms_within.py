@@ -65,6 +65,6 @@ def test_the_same_bits_from_fewer_steps(name):
     with torch.no_grad():
         before, within = (on_algorithm(net, "winograd4x4", limit) for limit in (float("inf"), 0))
         assert torch.equal(before(*call), within(*call))
-    (many,), (few,) = (next(iter(fast.model.programs.values())) for fast in (before, within))
+    (many,), (few,) = (next(iter(fast.model.pool.programs.values())) for fast in (before, within))
     used = [algorithm for _, algorithm in few.algorithms if not algorithm.packed]
     assert 0 < len(many.steps) - len(few.steps) <= len(used)

@@ -15,7 +15,7 @@ from edm_fast import StackedRandomGenerator, ablation_sampler, accelerate, edm_s
 from edm_fast.backend import BackendError
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _rows
-from edm_fast.plan import _gpu, _graph
+from edm_fast.plan import _capture, _gpu
 from edm_fast.sampling import _loop
 from helpers import taped_graph
 from helpers.multistep import dpm_solver_2m, trapezoid_pece
@@ -62,7 +62,9 @@ def draw(net, sampler=edm_sampler, seeds=(1, 2), classes=(0, 3), **kwargs):
 
 def replays(net):
     """The recorded steps of all programs."""
-    return [r for programs in net.model.programs.values() for program in programs for r in program.replays.values()]
+    return [
+        r for programs in net.model.pool.programs.values() for program in programs for r in program.step_graphs.values()
+    ]
 
 
 def pair(name="ddpmpp", precision="fp32", **changes):
@@ -108,7 +110,9 @@ def test_few_graphs_serve_any_number_of_steps(monkeypatch):
     draw(fast, **CHURN)
     draw(fast, num_steps=40, sigma_max=50, rho=5, **CHURN)
     assert len(replays(fast)) == 3 and not evaluated  # Heun with and without noise, Euler into 0; no evaluation beside
-    assert sum(map(len, fast.model.programs.values())) == 1  # and within them, those of the program that recorded them
+    assert (
+        sum(map(len, fast.model.pool.programs.values())) == 1
+    )  # and within them, those of the program that recorded them
 
 
 def test_noise_enters_at_each_replay():
@@ -154,10 +158,10 @@ def test_memory_layouts():
 
 
 def test_kinds_beyond_the_bound_are_not_recorded(monkeypatch):
-    monkeypatch.setattr(_gpu, "MAX_REPLAYS", 2)
+    monkeypatch.setattr(_capture, "MAX_STEP_GRAPHS", 2)
     plain, fast = pair()
     made = []
-    monkeypatch.setattr(_gpu, "Replay", lambda *args: made.append(1) or _graph.Replay(*args))
+    monkeypatch.setattr(_gpu, "StepGraph", lambda *args: made.append(1) or _capture.StepGraph(*args))
     steps = [
         _loop.Step(_loop.first_order(lambda s: _loop.Slope(s, t=s), s, s / 2), noise=n) for s, n in ((4, 0), (2, 1))
     ]
@@ -169,7 +173,7 @@ def test_kinds_beyond_the_bound_are_not_recorded(monkeypatch):
 
     for _ in range(3):  # each kind comes again after three others
         assert torch.equal(draw(plain, sampler, num_steps=4), draw(fast, sampler, num_steps=4))
-    assert not made and len(fast.model.seen) == 2
+    assert not made and len(fast.model.evaluated_shapes.kinds) == 2
     for _ in range(3):  # two kinds of steps by turns
         assert torch.equal(draw(plain, sampler, num_steps=2), draw(fast, sampler, num_steps=2))
     assert len(made) == 2
@@ -298,7 +302,8 @@ def test_an_error_in_a_step_leaves_no_trace():
                 net, x, [_loop.Step((_loop.Stage(_loop.Slope(2.0), weights=(0.5, 0.5)),))] * 3
             ),
         )
-    assert torch.equal(draw(fast), want) and fast.model.here.program is None and fast.model.here.ran is None
+    assert torch.equal(draw(fast), want)
+    assert [len(programs) for programs in fast.model.pool.programs.values()] == [1, 1]  # all given back
 
 
 def test_copies_make_graphs_of_their_own():
@@ -311,7 +316,7 @@ def test_copies_make_graphs_of_their_own():
         copied.planner = model.planner
         again = copy.copy(fast)
         again.__dict__["_modules"] = {**fast._modules, "model": copied}
-        assert not again.model.programs and not again.model.seen
+        assert not again.model.pool.programs and not again.model.evaluated_shapes.kinds
         assert torch.equal(draw(again), want) and torch.equal(draw(again), want) and replays(again)
 
 
@@ -319,8 +324,8 @@ def test_the_row_of_the_benchmark_that_has_graphs_of_evaluations_alone(monkeypat
     monkeypatch.setattr(_rows, "accelerated", planned)
     fast = _rows.ROWS["accelerate-fp16-evaluations"].build(types.SimpleNamespace(net=network("ddpmpp")))
     assert torch.equal(draw(fast), draw(fast)) and not replays(fast)
-    (program,) = next(iter(fast.model.programs.values()))
-    assert program.replay is not None
+    (program,) = next(iter(fast.model.pool.programs.values()))
+    assert program.graph_of_run is not None
 
 
 def test_an_empty_batch():
@@ -347,6 +352,6 @@ def test_graphs_share_the_memory_of_one():
     _, fast = pair()
     for kwargs in ({}, {}, CHURN, CHURN):
         draw(fast, **kwargs)
-    (program,) = (p for programs in fast.model.programs.values() for p in programs)
-    assert len(program.replays) == 3
-    assert {r.graph.graph.pool() for r in replays(fast)} == {program.replay.graph.pool()}
+    (program,) = (p for programs in fast.model.pool.programs.values() for p in programs)
+    assert len(program.step_graphs) == 3
+    assert {r.graph.graph.pool() for r in replays(fast)} == {program.graph_of_run.graph.pool()}

@@ -76,8 +76,8 @@ def draws(run, arrays, shape, label_dim):
     return latents, labels, randn_like
 
 
-def runs():
-    for entry in g.entries("samplers"):
+def runs(where=lambda entry: True):
+    for entry in g.entries("samplers", where):
         for run in entry["config"]["runs"]:
             yield pytest.param(entry, run, id=f"{entry['id']}/{run['name']}")
 
@@ -111,3 +111,16 @@ def test_golden(entry, run, cache):
         np.testing.assert_allclose(torch.stack(noise), arrays[f"{name}/noise"], rtol=1e-6, atol=1e-6)
     g.check(entry, f"{name}/sigmas", np.array(net.sigmas), arrays[f"{name}/sigmas"])
     g.check(entry, f"{name}/out", out, arrays[f"{name}/out"])
+
+
+@pytest.mark.skipif(g.same_arithmetic() is not None, reason=str(g.same_arithmetic()))
+@pytest.mark.parametrize(("entry", "run"), list(runs(lambda entry: "network" not in entry["config"])))
+def test_bits(entry, run):
+    """On analytic denoisers every noise level and every image has the bits of the published samplers."""
+    arrays, name = g.arrays(entry), run["name"]
+    net = Recorder(analytic(arrays, run["denoiser"]))
+    latents, labels, randn_like = draws(run, arrays, arrays[f"{name}/latents"].shape, net.label_dim)
+    sampler = SAMPLERS[run.get("sampler") or entry["config"]["sampler"]]
+    out = sampler(net, latents, labels, randn_like, **run["kwargs"])
+    g.check_bits(entry, f"{name}/sigmas", torch.tensor(net.sigmas, dtype=torch.float64))
+    g.check_bits(entry, f"{name}/out", out)

@@ -1,14 +1,18 @@
-"""Work on the GPU recorded once as CUDA graphs, each of them replayed by one launch."""
+"""Work on the GPU recorded once as CUDA graphs, each of them replayed by one launch: evaluations and sampling steps."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
+from edm_fast.plan._pool import Shapes
+
+MAX_STEP_GRAPHS = 16  # of one program: a sampler needs two to four, however many its steps are
 WARMUPS = 2  # runs before recording: kernels are compiled, algorithms chosen and workspaces made in them
 
 _capturing = threading.Lock()  # one capture at a time in a process
@@ -45,33 +49,57 @@ class Captured:
         return self.result
 
 
-class Replay:
-    """function(numbers, *tensors) as a graph, for as many numbers and for tensors that lie as those given.
+class StepGraph:
+    """step(row, *tensors) as a graph, for rows of one length and tensors of one layout.
 
-    A call copies what it is given to where the graph reads, and the results to fresh tensors, on the current stream.
+    A call copies its arguments to where the graph reads, and the results to fresh tensors, on the current stream.
     """
 
     def __init__(
         self,
-        function: Callable[..., Sequence[torch.Tensor]],
-        numbers: Sequence[float],
+        step: Callable[..., Sequence[torch.Tensor]],
+        row: Sequence[float],
         tensors: Sequence[torch.Tensor | None],
         device: torch.device,
         capture: Callable[[Callable[[], Any]], Callable[[], Any]],
     ) -> None:
-        self.numbers = torch.empty(len(numbers), dtype=torch.float64, device=device)
+        self.row = torch.empty(len(row), dtype=torch.float64, device=device)
         self.tensors = [None if t is None else torch.empty_like(t) for t in tensors]
-        self._load(numbers, tensors)  # for the runs before recording
-        self.graph = capture(functools.partial(function, self.numbers, *self.tensors))
+        self._load(row, tensors)  # for the runs before recording
+        self.graph = capture(functools.partial(step, self.row, *self.tensors))
 
-    def __call__(self, numbers: Sequence[float], tensors: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
-        self._load(numbers, tensors)
+    def __call__(self, row: Sequence[float], tensors: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+        self._load(row, tensors)
         return tuple(result.clone() for result in self.graph())
 
-    def _load(self, numbers: Sequence[float], tensors: Sequence[torch.Tensor | None]) -> None:
+    def _load(self, row: Sequence[float], tensors: Sequence[torch.Tensor | None]) -> None:
         # pinned: the copy waits for nothing, and torch keeps the memory until it is made
-        host = torch.tensor(numbers, dtype=torch.float64, device="cpu", pin_memory=self.numbers.is_cuda)
-        self.numbers.copy_(host, non_blocking=True)
+        host = torch.tensor(row, dtype=torch.float64, device="cpu", pin_memory=self.row.is_cuda)
+        self.row.copy_(host, non_blocking=True)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             if buffer is not None and tensor is not None:
                 buffer.copy_(tensor)
+
+
+class EvaluatedShapes:
+    """The kinds of sampling steps seen of late, and the shapes each evaluates the network at.
+
+    A kind that comes again only after MAX_STEP_GRAPHS others is forgotten and never recorded: its graph would be
+    dropped before it is used.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: OrderedDict[Hashable, Shapes] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, kind: Hashable) -> Shapes | None:
+        with self.lock:
+            if kind in self.kinds:
+                self.kinds.move_to_end(kind)
+            return self.kinds.get(kind)
+
+    def add(self, kind: Hashable, shapes: Shapes) -> None:
+        with self.lock:
+            self.kinds[kind] = shapes
+            while len(self.kinds) > MAX_STEP_GRAPHS:
+                self.kinds.popitem(last=False)
