@@ -10,10 +10,10 @@ import torch
 from edm_fast import native
 from edm_fast.native import Algorithm
 
-PRECISIONS = "exact", "fp32", "bf16"  # each allows its own error class and those before it
+ERROR_CLASSES = "exact", "fp32", "bf16"  # also the precisions; each allows its own class and those before it
 ALLOWED = {
-    precision: tuple(a for a in native.ALGORITHMS.values() if a.error in PRECISIONS[: place + 1])
-    for place, precision in enumerate(PRECISIONS)
+    precision: tuple(a for a in native.ALGORITHMS.values() if a.error in ERROR_CLASSES[: place + 1])
+    for place, precision in enumerate(ERROR_CLASSES)
 }
 FEWEST_PAIRED = 48  # channels: with fewer there are no pairs, see csrc/cpu/_pairs.h
 
