@@ -1,12 +1,12 @@
 """The package map and the native build: one extension, edm_fast._C, of csrc/. Never imports torch.
 
-MAX_JOBS: compilers at a time. EDM_FAST_CUDA: 0 leaves the GPU part out, 1 demands it; otherwise it is built if nvcc is
-there. EDM_FAST_CUDA_ARCH: chips, "80;90a+PTX" by default. Without a C++17 compiler the install is pure Python.
+For MAX_JOBS, EDM_FAST_CUDA and EDM_FAST_CUDA_ARCH see CONTRIBUTING.md. Without a C++17 compiler it is pure Python.
 """
 
 import functools
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +20,7 @@ JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 CUDA = os.environ.get("EDM_FAST_CUDA", "")
 run = functools.partial(subprocess.run, capture_output=True, text=True)
 FLAGS = "-std=c++17 -O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden".split()
+FLAGS.append('-DEDM_SOURCES="' + runpy.run_path("edm_fast/_checkout.py")["digest"]("csrc") + '"')
 
 
 def gencode(arch):

@@ -16,6 +16,9 @@
 #include "solver_update.h"
 #include "upfirdn.h"
 
+#ifndef EDM_SOURCES
+#define EDM_SOURCES ""
+#endif
 #ifndef EDM_CUDA_STATUS
 #define EDM_CUDA_STATUS ""
 #endif
@@ -158,6 +161,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("ISAS") = isas();
     m.attr("ALGORITHMS") = algorithms();
     m.attr("BEST_ISA") = best_isa();
+    m.attr("SOURCES") = EDM_SOURCES;
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
     m.def("conv2d_supports", [](int algorithm, int64_t in, int64_t kernel, int64_t padding) {

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edm_fast import _checkout
 from helpers import tiny_networks
 
 ROOT = Path(__file__).parents[1]
@@ -116,30 +118,37 @@ def test_metadata():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 
-@pytest.mark.slow
-def test_sdist_and_wheel(tmp_path):
-    """Built without a compiler, as pure Python: the wheel still works; the sdist holds the native sources."""
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with a copy of the checkout, `clone`, what is built of it without a compiler, as pure Python, and the
+    wheel's contents, `site`."""
     pytest.importorskip("setuptools")
     pytest.importorskip("pybind11")
+    folder = tmp_path_factory.mktemp("built")
     ignore = {"build", "out", "golden", "tests", "benchmarks"}
-    source = tmp_path / "source"
     files = [p for p in ROOT.rglob("*") if p.is_file() and not p.relative_to(ROOT).parts[0].startswith(".")]
     for path in files:
         part = path.relative_to(ROOT)
         if part.parts[0] not in ignore and path.suffix not in {".so", ".pyc"} and "egg-info" not in str(part):
-            (source / part).parent.mkdir(parents=True, exist_ok=True)
-            (source / part).write_bytes(path.read_bytes())
+            (folder / "clone" / part).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "clone" / part).write_bytes(path.read_bytes())
     env = {**os.environ, "EDM_FAST_CUDA": "0", "CC": "/nonexistent/cc", "CXX": "/nonexistent/cxx"}
-    command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path), "bdist_wheel", "-d", str(tmp_path)]
-    done = subprocess.run(command, cwd=source, env=env, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(folder), "bdist_wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=folder / "clone", env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        archive.extractall(folder / "site")
+    return folder
+
+
+@pytest.mark.slow
+def test_sdist_and_wheel(built):
+    """The wheel works without a compiled part; the sdist holds the native sources."""
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     native = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*")}
     assert native | {"kernels/__init__.py", "setup.py", "LICENSE", "NOTICE"} <= names
-    site = tmp_path / "site"
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
-        archive.extractall(site)
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         names = set(archive.namelist())
     assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edm_fast/assets").glob("*.*")}
     assert assets | {"edm_fast/kernels/__init__.py", "edm_fast/native.py"} <= names
@@ -148,11 +157,75 @@ def test_sdist_and_wheel(tmp_path):
 import sys
 # an editable install of this checkout would lend its own compiled part
 sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in str(getattr(finder, "__module__", ""))]
-sys.path.insert(0, {str(site)!r})
+sys.path.insert(0, {str(built / "site")!r})
 import edm_fast
-assert edm_fast.__file__.startswith({str(site)!r})
+assert edm_fast.__file__.startswith({str(built / "site")!r})
 from edm_fast import kernels, native
 print(native.cpu_reason())
 """
     done = run(code)
-    assert "the compiled part is not there" in done.stdout, done.stderr
+    assert "the compiled part is not there" in done.stdout and done.stderr == "", done.stderr
+
+
+def in_clone(built, *command):
+    """A Python command of a user who has installed the package, into `site`, and works in the clone."""
+    env = {**os.environ, "PYTHONPATH": str(built / "site"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], env=env, cwd=built / "clone", capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture
+def installed_native(built):
+    """This process's compiled part as that of the installed package."""
+    from edm_fast import native
+
+    if native.lib is None:
+        pytest.skip(str(native.cpu_reason()))
+    path = built / "site/edm_fast" / Path(native.lib.__file__).name
+    shutil.copy(native.lib.__file__, path)
+    yield path
+    path.unlink()
+
+
+def test_the_compiled_part_names_its_sources():
+    from edm_fast import native
+
+    if native.lib is None:
+        pytest.skip(str(native.cpu_reason()))
+    digest = _checkout.digest(str(ROOT / "csrc"))
+    assert digest.encode() in Path(native.lib.__file__).read_bytes(), "csrc/ has changed since it was compiled"
+
+
+@pytest.mark.slow
+def test_in_a_checkout_the_compiled_part_is_that_of_the_installation(built, installed_native, tmp_path):
+    where = "from edm_fast import kernels, native; print(kernels.__file__, native.lib.__file__)"
+    done = in_clone(built, "-c", where)
+    assert done.stdout.split() == [str(built / "clone/kernels/__init__.py"), str(installed_native)]
+    assert done.stderr == ""
+    draw = in_clone(built, "-m", "edm_fast", "generate", "--seeds=0", "--steps=1", f"--outdir={tmp_path}")
+    assert draw.returncode == 0 and "Warning" not in draw.stderr and (tmp_path / "000000.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["other sources", "other line ends", "none"])
+def test_a_checkout_says_once_that_it_has_no_compiled_part(built, installed_native, tmp_path, change):
+    source = built / "clone/csrc/common.h"
+    text = source.read_bytes()
+    if change == "none":
+        installed_native.rename(tmp_path / "away")
+    else:
+        source.write_bytes(text + b"//" if change == "other sources" else text.replace(b"\n", b"\r\n"))
+    try:
+        done = in_clone(built, "-m", "edm_fast", "verify", "--help")
+    finally:
+        source.write_bytes(text)
+        if change == "none":
+            (tmp_path / "away").rename(installed_native)
+    assert done.returncode == 0
+    if change == "other line ends":
+        assert done.stderr == ""
+        return
+    (line,) = done.stderr.splitlines()
+    why = "none is installed" if change == "none" else f"{installed_native} was built from other sources"
+    assert line.startswith("Warning: edm_fast is the source folder") and why in line and "`pip install .`" in line

@@ -125,7 +125,10 @@ def make_config(net: torch.nn.Module) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "edm_fast_version": __version__,
         "class_name": type(net).__name__,
-        "init_kwargs": {key: _to_json(value) for key, value in net.init_kwargs.items()},  # type: ignore[union-attr,operator]
+        "init_kwargs": {
+            key: _to_json(value)
+            for key, value in net.init_kwargs.items()  # type: ignore[union-attr,operator]
+        },
     }
 
 

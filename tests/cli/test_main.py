@@ -14,19 +14,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import edm_fast
 from edm_fast import cli
 from edm_fast.errors import UserError, UserOSError
 from helpers import tiny_detector
 from helpers.tiny_networks import tiny_checkpoint
 
 
-def test_only_verbs_that_exist_are_listed():
+def test_every_verb_is_listed_and_exists():
     result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0
-    assert "generate" in result.output
-    listed = cli.main.list_commands(None)
-    assert set(listed) <= set(cli.VERBS)
-    for verb in listed:
+    for verb in cli.main.list_commands(None):
+        assert verb in result.output
         assert isinstance(cli.main.get_command(None, verb), click.Command)
 
 
@@ -52,7 +51,7 @@ def test_no_verb_shows_the_verbs():
 
 def test_version():
     result = CliRunner().invoke(cli.main, ["--version"])
-    assert result.exit_code == 0 and cli.version() in result.output
+    assert result.exit_code == 0 and result.output == f"edm-fast, version {edm_fast.__version__}\n"
 
 
 ERRORS = [

@@ -39,7 +39,13 @@ struct alignas(16) double2 {
 };
 
 using cudaStream_t = void*;
-enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorInvalidDevice = 101, cudaErrorLaunchFailure = 719 };
+enum cudaError_t : int {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorLaunchFailure = 719
+};
 struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
     size_t dynamicSmemBytes = 0;
@@ -137,7 +143,8 @@ inline void run_block(unsigned count) {
         if (done == count) return;
         if (!release(count)) {
             for (unsigned i = 0; i < count; ++i)
-                if (threads[i].state != kDone) trouble = "threads wait at " + threads[i].place + " for others that never come";
+                if (threads[i].state != kDone)
+                    trouble = "threads wait at " + threads[i].place + " for others that never come";
             last_error = cudaErrorLaunchFailure;
             return;
         }

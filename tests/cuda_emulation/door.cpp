@@ -49,12 +49,14 @@ int block_sum(float* sums, const float* x, int threads, int fault, int device) {
 
 int upfirdn_fwd(int dtype, void* y, void* x, void* f, const int64_t* k, double gain, int up, int last, int device) {
     return upfirdn_fwd_cuda(
-        {dtype, y, x, f, k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], gain, bool(up), bool(last), k[9]}, device, 0);
+        {dtype, y, x, f, k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], gain, bool(up), bool(last), k[9]},
+        device, 0);
 }
 
 int solver_update_fwd(int dtype, void* const* p, void* const* terms, const double* weights, int num_terms,
                       const double* k, int64_t size, int device) {
-    SolverUpdate s{dtype, p[0], p[1], p[2], p[3], p[4], p[5], {}, {}, num_terms, k[0], k[1], k[2], k[3], k[4], k[5], k[6], size};
+    SolverUpdate s{dtype, p[0], p[1], p[2], p[3], p[4], p[5], {}, {}, num_terms,
+                   k[0], k[1], k[2], k[3], k[4], k[5], k[6], size};
     for (int i = 0; i < num_terms && i < kMaxTerms; ++i) s.terms_ptr[i] = terms[i], s.weights[i] = weights[i];
     return solver_update_fwd_cuda(s, device, nullptr);
 }

@@ -1,5 +1,6 @@
 // Replays recorded calls of the CPU kernels on one instruction set and compares what they write: replay RECORD ISA.
-// RECORD.txt has one word or number after another (tests/helpers/recorded.py writes it), RECORD.bin the contents of the buffers:
+// RECORD.txt has one word or number after another (tests/helpers/recorded.py writes it), RECORD.bin the contents of the
+// buffers:
 //     case NAME                                  its buffers are those that follow
 //     buffer BYTES OFFSET                        contents before the calls, or "nan"
 //     call FUNCTION COUNT {NAME p BUFFER | NAME n NUMBER}...      p -1: null
