@@ -201,15 +201,32 @@ def _fused(
     """One pass over memory; bit-identical to the reference, as each operation rounds on its own in the same order."""
     y = torch.empty_like(base)
     d = torch.empty_like(base) if D is not None else None
-    numbers = (p, q, t, a, h, w, c)
     if backend == "triton":
         from edm_fast.kernels import solver_update as kernel  # late: a missing triton is a reason, not a crash
 
-        kernel.forward(y, d, base, x, D, noise, terms, weights, numbers)
+        kernel.forward(y, d, base, x, D, noise, terms, weights, (p, q, t, a, h, w, c))
         return y, d
     layout = native.layout_of(base, y, *terms) or torch.contiguous_format
-    name = f"solver_update_fwd_{base.device.type}"
-    native.call(name, y, d, base, x, D, noise, terms, weights, numbers, base.numel(), layout=layout)
+    native.call(
+        f"solver_update_fwd_{base.device.type}",
+        layout=layout,
+        y=y,
+        d=d,
+        base=base,
+        x=x,
+        D=D,
+        noise=noise,
+        terms=terms,
+        weights=weights,
+        p=p,
+        q=q,
+        t=t,
+        a=a,
+        h=h,
+        w=w,
+        c=c,
+        size=base.numel(),
+    )
     return y, d
 
 

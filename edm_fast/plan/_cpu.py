@@ -236,13 +236,25 @@ class _Builder:
             (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
             other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
             vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
-            extra = view(room).data_ptr() if room is not None else 0
-            of_norm = view(affine).data_ptr() if affine is not None else 0
-            scales = balance.data_ptr() if balance is not None else 0
-            addresses = (to, source, packed.data_ptr(), vector, other, extra, of_norm, scales)
-            pitches, scale = (to_pitch, pitch, other_pitch), float(k.get("scale", 1.0))
-            silu = norm is not None and bool(norm.kwargs["silu"])
-            steps = [_algorithms.bind(shape, algorithm, addresses, count, pitches, scale, silu)]
+            step = _algorithms.bind(
+                shape,
+                algorithm,
+                y=to,
+                x=source,
+                weight=packed.data_ptr(),
+                bias=vector,
+                residual=other,
+                bias_rows=count,
+                y_pitch=to_pitch,
+                x_pitch=pitch,
+                residual_pitch=other_pitch,
+                scale=float(k.get("scale", 1.0)),
+                workspace=None if room is None else view(room).data_ptr(),
+                affine=None if affine is None else view(affine).data_ptr(),
+                silu=norm is not None and bool(norm.kwargs["silu"]),
+                balance=None if balance is None else balance.data_ptr(),
+            )
+            steps = [step]
             if before is not None:
                 steps.insert(0, before.bind(view))
             if tail is not None and rows is not None and bias is not None:
@@ -265,14 +277,26 @@ class _Builder:
 
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
             source, pitch = native.window(view(x))
-            to = view(result).data_ptr()
-            rows = [0, 0] if scale is None else [scale.shape[0], shift.shape[0]]
-            extra = [0, 0] if scale is None else [native.window(view(scale))[0], native.window(view(shift))[0]]
-            sizes = (n, c, h * w, k["groups"], *rows, pitch)
-            weight, bias = (t.data_ptr() for t in own)
-            image, affine = (to, 0) if whole else (0, to)
-            addresses = (source, image, view(stats).data_ptr(), weight, bias, *extra, affine)
-            return native.bind("group_norm_silu_fwd_cpu", *addresses, sizes, float(k["eps"]), bool(k["silu"]), True)
+            return native.bind(
+                "group_norm_silu_fwd_cpu",
+                x=source,
+                **{"y" if whole else "affine": view(result).data_ptr()},
+                stats=view(stats).data_ptr(),
+                weight=own[0].data_ptr(),
+                bias=own[1].data_ptr(),
+                scale=None if scale is None else native.window(view(scale))[0],
+                shift=None if shift is None else native.window(view(shift))[0],
+                n=n,
+                c=c,
+                space=h * w,
+                groups=k["groups"],
+                scale_rows=0 if scale is None else scale.shape[0],
+                shift_rows=0 if shift is None else shift.shape[0],
+                eps=float(k["eps"]),
+                silu=bool(k["silu"]),
+                channels_last=True,
+                x_pitch=pitch,
+            )
 
         return Task([v for v in (x, scale, shift) if v is not None], [result, stats], bind)
 
@@ -296,9 +320,24 @@ class _Builder:
         def bind(view: Callable[[Value], torch.Tensor]) -> Step:
             (to, to_pitch), (source, pitch) = native.window(view(a)), native.window(view(qkv))
             apart = node.kwargs.get("apart", False)
-            of_qkv = (head, channels, 1) if apart else (3 * head, 1, 3)  # strides of head, which and channel
-            strides = (h * w * pitch, *of_qkv, pitch), (h * w * to_pitch, head, 1, to_pitch)
-            return native.bind("attention_fwd_cpu", source, to, 0, 0, 0, (n, heads, head, h * w), *strides)
+            return native.bind(
+                "attention_fwd_cpu",
+                qkv=source,
+                a=to,
+                n=n,
+                heads=heads,
+                channels=head,
+                pixels=h * w,
+                qkv_image=h * w * pitch,
+                qkv_head=head if apart else 3 * head,
+                qkv_which=channels if apart else 1,
+                qkv_channel=1 if apart else 3,
+                qkv_pixel=pitch,
+                a_image=h * w * to_pitch,
+                a_head=head,
+                a_channel=1,
+                a_pixel=to_pitch,
+            )
 
         return Task([qkv], [a], bind)
 

@@ -173,9 +173,18 @@ def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dic
     for a in algorithms:
         own, image = (shape, x) if a.doubled else (shape.after_doubling(), wide)
         room[a] = torch.empty(workspace(own, a), **like)
-        balance = balances[a].data_ptr() if a in balances else 0
-        addresses = (y.data_ptr(), image.data_ptr(), packs[a].data_ptr(), 0, 0, room[a].data_ptr(), 0, balance)
-        step = bind(own, a, addresses, 0, (shape.outputs, shape.channels, shape.outputs), 1.0)  # no bias, dense images
+        step = bind(
+            own,
+            a,
+            y=y.data_ptr(),
+            x=image.data_ptr(),
+            weight=packs[a].data_ptr(),
+            y_pitch=shape.outputs,
+            x_pitch=shape.channels,
+            scale=1.0,
+            workspace=room[a].data_ptr(),
+            balance=balances[a].data_ptr() if a in balances else None,
+        )
         calls[a] = [step] if a.doubled else [*double, step]
     best = dict.fromkeys(algorithms, float("inf"))
     for _ in range(COLD_ROUNDS if cold else WARM_ROUNDS):
