@@ -18,6 +18,7 @@ import _gpu_ops
 import torch
 from gpu_report import write
 
+import edm_fast.ops
 from edm_fast import backend, cases, testing
 from edm_fast.evaluation import _networks, bench
 from edm_fast.evaluation._report import read
@@ -110,15 +111,11 @@ def places(target: str, args: argparse.Namespace) -> None:
     write(args.file, found)
 
 
-@torch.no_grad()
 def flops(network: str, device: str) -> int:
-    """Of one evaluation of one image: products and sums of convolutions and matrix products."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Of one evaluation of one image."""
     net = _networks.open_network(network, device)
-    with backend.use_backend("reference"), FlopCounterMode(display=False) as counter:
-        net(*_networks.inputs(net, 1, 0.5, device=device))
-    return counter.get_total_flops()
+    with backend.use_backend("reference"):
+        return _gpu_ops.flops(lambda: net(*_networks.inputs(net, 1, 0.5, device=device)))
 
 
 def ops(args: argparse.Namespace) -> None:
@@ -127,12 +124,12 @@ def ops(args: argparse.Namespace) -> None:
     everything = _gpu_ops.layers(args.quick)
     for index, layer in enumerate(everything):
         if time.monotonic() > deadline:
-            found["cut"] = [later.name for later in everything[index:]]
+            found["cut"] = [later.case.name for later in everything[index:]]
             break
         found["rows"] += _gpu_ops.measure(layer, args.device, args.quick, found["ceilings"])
         found |= {"complete": False, "ok": False, "summary": f"{index + 1} of {len(everything)} layers"}
         write(args.file, found)
-        say(f"{layer.op} {layer.name}")
+        say(f"{layer.op} {layer.case.name}")
     unstable = [row for row in found["rows"] if row.get("bit_stable") is False]
     found |= {"complete": not found["cut"], "ok": not unstable}
     found["summary"] += f", {len(unstable)} backends with other bits in repeated runs" if unstable else ""
@@ -180,7 +177,7 @@ def profile(args: argparse.Namespace) -> None:
 def native_calls(device: str) -> None:
     """Every native CUDA kernel on small cases, forward and gradient: what the sanitizer watches."""
     name, count = ("cuda" if device == "cuda" else "cpu"), 0
-    for op, found in backend.ops().items():
+    for op in backend.ops():
         for case in (
             cases.SMALL[op],
             *(c for c in testing.cases(op, real=False) if "odd" in c.name or "7x9_p1" in c.name),
@@ -189,7 +186,8 @@ def native_calls(device: str) -> None:
                 args, kwargs = case.inputs(dtype, device)
                 with backend.use_backend(name):
                     for differentiable in (False, True):
-                        run = testing.gradients(found) if differentiable else found
+                        public = getattr(edm_fast.ops, op)
+                        run = testing.gradients(public) if differentiable else public
                         try:
                             run(*args, **kwargs)
                             count += 1

@@ -60,12 +60,17 @@ struct BoundCall {
     virtual int run(int threads) const = 0;
 };
 
+// Arguments as Python passes them, and what tells the address of an object that is no number, or null.
+struct Given {
+    PyObject *names, *const *values, *address_of;
+};
+
 // A native function as Python sees it.
 class Function {
 public:
     virtual ~Function() = default;
-    virtual PyObject* call(PyObject* const* values, PyObject* names) const = 0;
-    virtual BoundCall* bind(PyObject* const*, PyObject*) const {
+    virtual PyObject* call(const Given& given) const = 0;
+    virtual BoundCall* bind(const Given&) const {
         return PyErr_Format(PyExc_TypeError, "%s() cannot be bound", name_), nullptr;
     }
     PyMethodDef method{};
@@ -76,16 +81,16 @@ protected:
     }
 
     // sets the first `count` fields of `arguments`, which is zero; false with a Python exception
-    bool fill(void* arguments, size_t count, PyObject* const* values, PyObject* names) const {
+    bool fill(void* arguments, size_t count, const Given& given) const {
         uint64_t filled = 0;
         size_t next = 0;
-        const Py_ssize_t given = names ? PyTuple_GET_SIZE(names) : 0;
-        for (Py_ssize_t i = 0; i < given; ++i) {
-            PyObject* name = PyTuple_GET_ITEM(names, i);
+        const Py_ssize_t number = given.names ? PyTuple_GET_SIZE(given.names) : 0;
+        for (Py_ssize_t i = 0; i < number; ++i) {
+            PyObject *name = PyTuple_GET_ITEM(given.names, i), *value = given.values[i];
             const size_t k = index_of(name, next, count);
             if (k == count) return PyErr_Format(PyExc_TypeError, "%s() has no argument %R", name_, name), false;
-            if (values[i] == Py_None && !fields_[k].required && fields_[k].kind == Kind::kPointer) continue;
-            if (!set_field(fields_[k], arguments, values[i])) return false;
+            if (value == Py_None && !fields_[k].required && fields_[k].kind == Kind::kPointer) continue;
+            if (!set_field(fields_[k], arguments, value, given.address_of)) return false;
             filled |= uint64_t(1) << k, next = k + 1;
         }
         for (size_t k = 0; k < count; ++k) {
@@ -110,18 +115,18 @@ private:
         return k;
     }
 
-    bool set_field(const Field& field, void* arguments, PyObject* object) const {
+    bool set_field(const Field& field, void* arguments, PyObject* object, PyObject* address_of) const {
         if (field.kind != Kind::kPointers && field.kind != Kind::kDoubles)
-            return set_value(field, field.kind, arguments, object);
+            return set_value(field, field.kind, arguments, object, address_of);
         const auto list = py::reinterpret_steal<py::object>(PySequence_Fast(object, ""));
         if (!list) return refuse(field, object, "a list");
         const Kind kind = field.kind == Kind::kPointers ? Kind::kPointer : Kind::kDouble;
         for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i)
-            if (!set_value(field, kind, arguments, PySequence_Fast_GET_ITEM(list.ptr(), i))) return false;
+            if (!set_value(field, kind, arguments, PySequence_Fast_GET_ITEM(list.ptr(), i), address_of)) return false;
         return true;
     }
 
-    bool set_value(const Field& field, Kind kind, void* arguments, PyObject* object) const {
+    bool set_value(const Field& field, Kind kind, void* arguments, PyObject* object, PyObject* address_of) const {
         Value value;
         if (kind == Kind::kBool) {
             if (!PyBool_Check(object)) return refuse(field, object, "True or False");
@@ -132,8 +137,12 @@ private:
             value.real = PyFloat_AsDouble(object);
             if (value.real == -1 && PyErr_Occurred()) return refuse(field, object, "a number");
         } else if (kind == Kind::kPointer) {
-            value.address = PyLong_Check(object) ? PyLong_AsVoidPtr(object) : nullptr;
-            if (!PyLong_Check(object) || PyErr_Occurred()) return refuse(field, object, "an address");
+            const bool ask = address_of && object != Py_None && !PyLong_Check(object);
+            const auto address = py::reinterpret_steal<py::object>(
+                ask ? PyObject_CallOneArg(address_of, object) : Py_NewRef(object));
+            if (!address) return false;
+            value.address = PyLong_Check(address.ptr()) ? PyLong_AsVoidPtr(address.ptr()) : nullptr;
+            if (!PyLong_Check(address.ptr()) || PyErr_Occurred()) return refuse(field, object, "an address");
         } else {
             value.integer = PyLong_AsLongLong(object);
             if (value.integer == -1 && PyErr_Occurred()) return refuse(field, object, "an integer");
@@ -180,21 +189,21 @@ class Kernel : public Function {
 public:
     Kernel(const char* name, Use use, Run run) : Function(name, all_fields(use)), run_(run) {}
 
-    PyObject* call(PyObject* const* values, PyObject* names) const override {
+    PyObject* call(const Given& given) const override {
         Arguments a;
-        if (!fill(&a, fields_.size(), values, names)) return nullptr;
+        if (!fill(&a, fields_.size(), given)) return nullptr;
         return run_without_gil(name_, [&] { return run_(a.s, a.place, a.last); });
     }
 
-    BoundCall* bind(PyObject* const* values, PyObject* names) const override {
+    BoundCall* bind(const Given& given) const override {
         if constexpr (std::is_same_v<Q, int>) {
             auto* bound = new Bound;
             bound->name = name_, bound->run_ = run_;
-            if (fill(&bound->arguments, fields_.size() - 1, values, names)) return bound;
+            if (fill(&bound->arguments, fields_.size() - 1, given)) return bound;
             delete bound;
             return nullptr;
         }
-        return Function::bind(values, names);
+        return Function::bind(given);
     }
 };
 
@@ -205,16 +214,18 @@ class Size : public Function {
 public:
     Size(const char* name, Use use, int64_t (*run)(const S&)) : Function(name, fields_of<S>(use)), run_(run) {}
 
-    PyObject* call(PyObject* const* values, PyObject* names) const override {
+    PyObject* call(const Given& given) const override {
         S s{};
-        return fill(&s, fields_.size(), values, names) ? PyLong_FromLongLong(run_(s)) : nullptr;
+        return fill(&s, fields_.size(), given) ? PyLong_FromLongLong(run_(s)) : nullptr;
     }
 };
 
+// function([address_of,] **arguments)
 PyObject* call_function(PyObject* self, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
     const auto* function = static_cast<Function*>(PyCapsule_GetPointer(self, kCapsule));
-    if (positional) return PyErr_Format(PyExc_TypeError, "%s() takes arguments by name", function->method.ml_name);
-    return function->call(values, names);
+    if (positional > 1 || (positional && !PyCallable_Check(values[0])))
+        return PyErr_Format(PyExc_TypeError, "%s() takes arguments by name", function->method.ml_name);
+    return function->call({names, values + positional, positional ? values[0] : nullptr});
 }
 
 // What `bind` returns: called with the number of threads.
@@ -248,7 +259,7 @@ PyObject* bind_function(PyObject*, PyObject* const* values, Py_ssize_t positiona
     PyObject* self = positional == 1 && PyCFunction_Check(values[0]) ? PyCFunction_GET_SELF(values[0]) : nullptr;
     if (!self || !PyCapsule_IsValid(self, kCapsule))
         return PyErr_Format(PyExc_TypeError, "bind() takes one native function and its arguments by name");
-    BoundCall* call = static_cast<Function*>(PyCapsule_GetPointer(self, kCapsule))->bind(values + 1, names);
+    BoundCall* call = static_cast<Function*>(PyCapsule_GetPointer(self, kCapsule))->bind({names, values + 1, nullptr});
     auto* object = call ? PyObject_New(BoundObject, bound_type) : nullptr;
     if (object) object->call = call;
     else delete call;

@@ -1,7 +1,7 @@
 """The Op class: picks an implementation for each call and says why. use_backend() forces one, explain() reports.
 
-Each op has a reference (plain torch, the definition) and any number of candidates, tried in the order given. A
-candidate carries a `reason` function: None if it can take this call, otherwise one phrase saying why not.
+An op has one record of arguments, one reference (the definition in plain torch) and any number of other
+implementations, tried in order of preference.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ class BackendError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One implementation of an op; its functions share the signature of the op's reference.
+class Implementation:
+    """One way to compute an op, on tensors of one device type. Its functions take the op's record of arguments.
 
-    `reason` says why it cannot take a call; `slower` why it could but would not be faster, and is not asked where the
-    backend was requested by name. Its error against float64 stays within `budget` times that of the reference, and a
-    floor of four roundings.
+    `reason` says in one phrase why it cannot take a call, `slower` why it could but would be no faster; a backend that
+    was requested by name is not asked the latter. Its error against float64 stays within `budget` times that of the
+    reference, and a floor of four roundings.
     """
 
-    forward: Callable[..., Any]
-    reason: Callable[..., str | None]
+    name: str
+    device: str  # "cpu", "cuda", or "any"
+    forward: Callable[[Any], Any]
+    reason: Callable[[Any], str | None] | None = None  # of the reference, which takes every call, None
+    slower: Callable[[Any], str | None] | None = None
     differentiable: bool = False
-    slower: Callable[..., str | None] | None = None
     budget: float = 2.0
 
 
@@ -134,7 +136,7 @@ _recorder: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.Conte
 
 @contextlib.contextmanager
 def recording(recorder: Callable[..., Any] | None) -> Iterator[None]:
-    """Inside the block every op call of this thread, once checked, becomes recorder(op, *args, **kwargs)."""
+    """Inside the block every op call of this thread, once checked, becomes recorder(op, args)."""
     token = _recorder.set(recorder)
     try:
         yield
@@ -143,80 +145,88 @@ def recording(recorder: Callable[..., Any] | None) -> Iterator[None]:
 
 
 class Op:
-    """A function with one definition (`reference`) and several implementations.
+    """A function with one definition (`reference`) and several implementations, by name in order of preference.
 
-    `check(*args)` raises UserError on bad input before anything runs; candidates get checked input only. `like(*args)`,
-    if given, is an empty tensor as the result would be, for inputs that hold no numbers.
+    `arguments` is the record, a NamedTuple, that a call and every function of the op take. `check(args)` raises
+    UserError on bad input before anything runs; implementations get checked input only. `like(args)`, if given, is an
+    empty tensor as the result would be, for inputs that hold no numbers.
     """
 
     def __init__(
         self,
         name: str,
-        reference: Callable[..., Any],
-        check: Callable[..., None],
-        like: Callable[..., torch.Tensor] | None = None,
-        **candidates: Candidate,
+        arguments: Callable[..., Any],
+        reference: Callable[[Any], Any],
+        check: Callable[[Any], None],
+        *implementations: Implementation,
+        like: Callable[[Any], torch.Tensor] | None = None,
     ) -> None:
         self.name = name
+        self.arguments = arguments
         self.reference = reference
         self.check = check
         self.like = like
-        self.candidates = candidates
-        self.__doc__ = reference.__doc__
+        names = [implementation.name for implementation in implementations]
+        plain = Implementation("reference", "any", reference, differentiable=True)
+        self.implementations = {i.name: i for i in (*implementations, plain)}
         # of each request by name: why no other backend was tried
         self._others = {
-            request: {name: f"{request!r} was asked for by name" for name in candidates if name != request}
+            request: {name: f"{request!r} was asked for by name" for name in names if name != request}
             for request in NAMES
         }
         self._calls: dict[str, int] = {}
         self._reasons: dict[str, dict[str, str]] = {}
         _ops[name] = self
 
-    def choose(self, *args: Any, **kwargs: Any) -> Choice:
+    def choose(self, args: Any) -> Choice:
         """The backend this call would run on. Raises BackendError if an explicit request cannot be honoured."""
-        request = _requested.get(self.name, _requested[None])
-        if request == "reference":
-            return Choice(self.name, "reference", self._others[request])
-        _checked(request, ENVIRONMENT)
-        if request != "auto":
-            reason = self._reason(request, args, kwargs)
-            if reason is not None:
-                raise BackendError(
-                    f"{self.name}: backend {request!r} was requested, but {reason}; "
-                    "expected 'auto' (no EDM_FAST_BACKEND) or 'reference' for this op"
-                )
-            return Choice(self.name, request, self._others[request])
-        reasons: dict[str, str] = {}
-        for name, candidate in self.candidates.items():
-            reason = self._reason(name, args, kwargs)
-            if reason is None and candidate.slower is not None:
-                reason = candidate.slower(*args, **kwargs)
-            if reason is None:
-                return Choice(self.name, name, reasons)
-            reasons[name] = reason
-        return Choice(self.name, "reference", reasons)
+        implementation, reasons = self._select(args)
+        return Choice(self.name, implementation.name, reasons)
 
-    def _reason(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        candidate = self.candidates.get(name)
-        if candidate is None:
-            return "this op has no such implementation"
-        if not candidate.differentiable and torch.is_grad_enabled():
-            if any(t.requires_grad for t in tensors((*args, *kwargs.values()))):
+    def _select(self, args: Any) -> tuple[Implementation, dict[str, str]]:
+        """The implementation for a call, and why others were passed over."""
+        request = _requested.get(self.name, _requested[None])
+        if request == "auto":
+            reasons: dict[str, str] = {}
+            for name, implementation in self.implementations.items():
+                reason = self._reason(implementation, args)
+                if reason is None and implementation.slower is not None:
+                    reason = implementation.slower(args)
+                if reason is None:
+                    return implementation, reasons
+                reasons[name] = reason
+        found = self.implementations.get(_checked(request, ENVIRONMENT))
+        reason = "this op has no such implementation" if found is None else self._reason(found, args)
+        if found is None or reason is not None:
+            raise BackendError(
+                f"{self.name}: backend {request!r} was requested, but {reason}; "
+                "expected 'auto' (no EDM_FAST_BACKEND) or 'reference' for this op"
+            )
+        return found, self._others[request]
+
+    def _reason(self, implementation: Implementation, args: Any) -> str | None:
+        if implementation.reason is None:
+            return None
+        if not implementation.differentiable and torch.is_grad_enabled():
+            if any(t.requires_grad for t in tensors(args)):
                 return "it has no backward and a gradient is needed"
         if transformed():
             return "torch.func and forward-mode derivatives need the plain formula"
-        return candidate.reason(*args, **kwargs)
+        return implementation.reason(args)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.check(*args, **kwargs)
-        if not torch.compiler.is_compiling() and (recorder := _recorder.get()) is not None:
-            return recorder(self, *args, **kwargs)
-        choice = self.choose(*args, **kwargs)
-        if not torch.compiler.is_compiling():
-            self.note(choice.backend, choice.reasons)
-        if choice.backend == "reference":
-            return self.reference(*args, **kwargs)
-        return self.candidates[choice.backend].forward(*args, **kwargs)
+    def __call__(self, args: Any) -> Any:
+        self.check(args)
+        if torch.compiler.is_compiling():
+            return self._select(args)[0].forward(args)
+        if (recorder := _recorder.get()) is not None:
+            return recorder(self, args)
+        implementation, reasons = self._select(args)
+        self.note(implementation.name, reasons)
+        return implementation.forward(args)
+
+    def reference_first(self) -> list[Implementation]:
+        """The implementations with the reference, which others are compared with, before them."""
+        return sorted(self.implementations.values(), key=lambda implementation: implementation.name != "reference")
 
     def note(self, backend: str, reasons: dict[str, str], calls: int = 1) -> None:
         """Remember, for `explain`, that the op ran on this backend and why on no other."""

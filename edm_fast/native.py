@@ -135,24 +135,29 @@ def call(name: str, *, layout: torch.memory_format = torch.contiguous_format, **
     Tensors, also in lists, are passed as addresses, None as the null address. Outputs are allocated by the caller, who
     passes every tensor by name and so keeps it alive until the work is done, or is queued on the current stream.
     """
-    device, numbers = _numbers(name, arguments, layout)
+    device, dtype, address = _verified(name, arguments, layout)
     if device.type == "cuda":
         where = {"device": device.index, "stream": torch.cuda.current_stream(device).cuda_stream}
     else:
         where = {"isa": _isa, "threads": torch.get_num_threads()}
-    getattr(lib, name)(**numbers, **where)
+    getattr(lib, name)(address, dtype=dtype, **arguments, **where)
 
 
 def cuda_workspace(name: str, *, layout: torch.memory_format = torch.contiguous_format, **arguments: Any) -> int:
     """The bytes of workspace that the CUDA function `name` needs for arguments as of `call`."""
     name = f"{name}_workspace_cuda"
-    return getattr(lib, name)(**_numbers(name, arguments, layout)[1])
+    _, dtype, address = _verified(name, arguments, layout)
+    return getattr(lib, name)(address, dtype=dtype, **arguments)
 
 
-def _numbers(name: str, arguments: dict[str, Any], layout: torch.memory_format) -> tuple[torch.device, dict[str, Any]]:
-    """The device of the tensors, and the arguments with addresses for them, all of them verified."""
-    first = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-    device, dtype = first.device, first.dtype
+def _verified(
+    name: str, arguments: dict[str, Any], layout: torch.memory_format
+) -> tuple[torch.device, int, Callable[[torch.Tensor], int]]:
+    """Device and code of the dtype of the first tensor, and what gives the address of one like it, verified."""
+    for value in arguments.values():
+        if isinstance(value, torch.Tensor):
+            device, dtype = value.device, value.dtype
+            break
     if not name.endswith(device.type):
         raise UserError(f"{name} got a tensor on {device}")
     codes = CUDA_DTYPES if device.type == "cuda" else DTYPES
@@ -167,11 +172,4 @@ def _numbers(name: str, arguments: dict[str, Any], layout: torch.memory_format) 
             raise UserError(f"{name} got a tensor with strides {tensor.stride()}; expected {layout}")
         return tensor.data_ptr()
 
-    numbers: dict[str, Any] = {"dtype": codes[dtype]}
-    for key, value in arguments.items():
-        if isinstance(value, torch.Tensor):
-            value = address(value)
-        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
-            value = [address(item) for item in value]
-        numbers[key] = value
-    return device, numbers
+    return device, codes[dtype], address

@@ -2,52 +2,56 @@
 
 import sys
 import threading
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from edm_fast import UserError, backend, explain, native, ops, use_backend
-from edm_fast.backend import BackendError, Candidate, Op
+from edm_fast.backend import BackendError, Implementation, Op
 from edm_fast.cases import SMALL
+from helpers import op_checks
 
 
-def twice(x):
-    """2 x."""
-    return 2 * x
+class Vector(NamedTuple):
+    x: torch.Tensor
+
+
+def ones(*shape):
+    return Vector(torch.ones(shape))
 
 
 @pytest.fixture
 def op():
-    def check(x):
-        if x.ndim != 1:
+    def check(args):
+        if args.x.ndim != 1:
             raise UserError("x must be a vector")
 
-    made = Op(
-        "twice",
-        twice,
-        check,
-        cuda=Candidate(lambda x: "cuda", lambda x: "it needs CUDA tensors"),
-        cpu=Candidate(lambda x: "cpu", lambda x: None if x.numel() < 4 else "it takes at most three numbers"),
-    )
+    def few(args):
+        return None if args.x.numel() < 4 else "it takes at most three numbers"
+
+    cuda = Implementation("cuda", "cuda", lambda args: "cuda", lambda args: "it needs CUDA tensors")
+    cpu = Implementation("cpu", "cpu", lambda args: "cpu", few)
+    made = Op("twice", Vector, lambda args: 2 * args.x, check, cuda, cpu)
     yield made
     del backend._ops["twice"]
 
 
-def test_first_candidate_without_a_reason_runs(op):
-    assert op(torch.ones(2)) == "cpu"
+def test_first_implementation_without_a_reason_runs(op):
+    assert op(ones(2)) == "cpu"
     (choice,) = op.explain()
     assert choice.backend == "cpu" and choice.calls == 1
     assert choice.reasons == {"cuda": "it needs CUDA tensors"}
     assert "it needs CUDA tensors" in str(choice)
 
 
-def test_reference_runs_when_every_candidate_declines(op):
-    assert torch.equal(op(torch.ones(5)), torch.full((5,), 2.0))
+def test_reference_runs_when_all_others_decline(op):
+    assert torch.equal(op(ones(5)), torch.full((5,), 2.0))
     assert op.explain()[0].reasons["cpu"] == "it takes at most three numbers"
 
 
-def test_candidate_without_backward_is_skipped_when_a_gradient_is_needed(op):
-    x = torch.ones(2, requires_grad=True)
+def test_implementation_without_backward_is_skipped_when_a_gradient_is_needed(op):
+    x = Vector(torch.ones(2, requires_grad=True))
     assert torch.is_tensor(op(x))
     assert "backward" in op.choose(x).reasons["cpu"]
     with torch.no_grad():
@@ -56,19 +60,19 @@ def test_candidate_without_backward_is_skipped_when_a_gradient_is_needed(op):
 
 def test_explicit_request_never_falls_back(op):
     with use_backend("cpu"), pytest.raises(BackendError, match="at most three"):
-        op(torch.ones(5))
+        op(ones(5))
     with use_backend("triton"), pytest.raises(BackendError, match="no such implementation"):
-        op(torch.ones(2))
+        op(ones(2))
     with use_backend("reference"):
-        assert torch.is_tensor(op(torch.ones(2)))
-    assert op(torch.ones(2)) == "cpu"
+        assert torch.is_tensor(op(ones(2)))
+    assert op(ones(2)) == "cpu"
 
 
 def test_request_for_one_op_leaves_the_others_alone(op):
     with use_backend("reference", "twice"):
-        assert torch.is_tensor(op(torch.ones(2)))
-        assert ops.conv2d.choose(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 1)).backend in backend.NAMES
-    assert op(torch.ones(2)) == "cpu"
+        assert torch.is_tensor(op(ones(2)))
+        assert op_checks.choose("conv2d", torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 1)).backend in backend.NAMES
+    assert op(ones(2)) == "cpu"
 
 
 def test_unknown_names_are_refused(op):
@@ -81,33 +85,33 @@ def test_unknown_names_are_refused(op):
 @pytest.mark.parametrize("name", ["nonsense", "CPU", " "])
 def test_environment_names_the_backend(op, monkeypatch, name):
     monkeypatch.setitem(backend._requested, None, name)
-    for question in (lambda: op(torch.ones(2)), backend.requested):
+    for question in (lambda: op(ones(2)), backend.requested):
         with pytest.raises(UserError, match=f"unknown backend '{name}' in EDM_FAST_BACKEND; expected one of auto"):
             question()
 
 
 def test_bad_input_is_refused_before_anything_runs(op):
     with pytest.raises(UserError, match="vector"):
-        op(torch.ones(2, 2))
+        op(ones(2, 2))
     assert op.explain() == []
 
 
 def test_explain_gives_each_backend_reasons_of_its_own(op):
     explain(reset=True)
-    op(torch.ones(5))
-    op(torch.ones(2))
+    op(ones(5))
+    op(ones(2))
     with use_backend("reference"):
-        op(torch.ones(2))
+        op(ones(2))
     slow, fast = op.explain()
     assert slow.backend == "reference" and slow.calls == 2 and fast.backend == "cpu"
     assert str(slow) == "twice: reference (2 calls) | cuda, cpu: 'reference' was asked for by name"
     assert str(fast) == "twice: cpu (1 calls) | cuda: it needs CUDA tensors"
     with use_backend("cpu"), pytest.raises(BackendError, match="expected 'auto' .no EDM_FAST_BACKEND. or 'reference'"):
-        op(torch.ones(5))
+        op(ones(5))
 
 
 def test_explain_reports_and_resets(op):
-    op(torch.ones(2))
+    op(ones(2))
     assert "twice" in [choice.op for choice in explain(reset=True)]
     assert explain() == []
 
@@ -161,7 +165,7 @@ def test_threads_never_see_a_request_half_made(op):
     def dispatch():
         try:
             for _ in range(20_000):
-                op.choose(torch.ones(()))
+                op.choose(ones())
         except KeyError as error:
             problems.append(error)
         finally:
@@ -196,11 +200,9 @@ def test_forward_mode_derivatives_are_not_lost():
 
 def gradients(op, name, order):
     """Of inputs x and a cotangent v: what a fused call's backward makes of a v that carries something."""
-    found = backend.ops()[op]
     args, kwargs = SMALL[op].inputs(torch.float32)
     x = args[0].requires_grad_()
-    with use_backend(name):
-        y = found(x, *args[1:], **kwargs)
+    y = op_checks.forced(op, name)(x, *args[1:], **kwargs)
     v = torch.randn(2, *y.shape, generator=torch.Generator().manual_seed(1))
     if order == "one by one":  # the backward is linear in v: its tangent is the gradient of the tangent
         return torch.stack([torch.autograd.grad(y, x, row, retain_graph=True)[0] for row in v])

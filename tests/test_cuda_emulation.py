@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from edm_fast import backend, testing
+from edm_fast import testing
 from edm_fast.ops import solver_update, upfirdn  # noqa: F401
-from helpers import cuda_emulated
+from helpers import cuda_emulated, op_checks
 from helpers.cuda_emulated import ROOT, Emulated
 
 pytestmark = pytest.mark.skipif(cuda_emulated.COMPILER is None, reason="needs a C++ compiler")
@@ -24,7 +24,7 @@ def small(op):
 def compare(op, function, call, budget=2.0):
     def reference(x, *args, **kwargs):
         # torch's own channels-last group norm takes E x^2 - (E x)^2, which in float64 is no measure
-        return backend.ops()[op].reference(x.contiguous() if op == "group_norm_silu" else x, *args, **kwargs)
+        return op_checks.forced(op, "reference")(x.contiguous() if op == "group_norm_silu" else x, *args, **kwargs)
 
     testing.check(function, reference, call, budget)
 
@@ -88,7 +88,7 @@ def test_upfirdn_adjoint(up, layout):
 def test_solver_update_is_bit_identical(case, dtype, settings):
     args, kwargs = case.inputs(dtype)
     if args[0].numel():
-        want = backend.ops()["solver_update"].reference(*args, **kwargs)
+        want = op_checks.forced("solver_update", "reference")(*args, **kwargs)
         same_bits(Emulated(**settings).solver_update(*args, **kwargs), want)
 
 
@@ -97,7 +97,7 @@ def test_solver_update_is_bit_identical(case, dtype, settings):
 def test_solver_update_tails(dtype, size):
     base, x, D, noise, *terms = torch.randn(7, size, dtype=torch.float64).to(dtype).unbind()
     kwargs = dict(p=3.0, q=2.0, t=0.7, a=0.9, h=0.1, w=0.4, terms=terms, weights=[0.3, 0.1, -1.0], noise=noise, c=0.2)
-    want = backend.ops()["solver_update"].reference(base, x, D, **kwargs)
+    want = op_checks.forced("solver_update", "reference")(base, x, D, **kwargs)
     for settings in ({}, {"shift": 1}, {"order": 2, "device": 1}):
         same_bits(Emulated(**settings).solver_update(base, x, D, **kwargs), want)
 
@@ -227,7 +227,7 @@ def test_planted_errors_are_caught(file, good, bad, tmp_path):
     with pytest.raises(AssertionError):
         if op == "solver_update":
             args, kwargs = next(c for c in testing.cases(op) if c.name == "everything").inputs(torch.float32)
-            same_bits(broken.solver_update(*args, **kwargs), backend.ops()[op].reference(*args, **kwargs))
+            same_bits(broken.solver_update(*args, **kwargs), op_checks.forced(op, "reference")(*args, **kwargs))
         elif op == "upfirdn":
             for case in testing.cases(op, real=False):
                 if "7x9" in case.name and (case.inputs(torch.float32)[0][0]).numel():

@@ -11,6 +11,7 @@ import torch
 from edm_fast import native
 from edm_fast.errors import UserError
 from edm_fast.ops import solver_update, upfirdn
+from helpers import op_checks
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 ONES = dict.fromkeys("pqtahwc", 1.0)
@@ -221,7 +222,7 @@ print(_C.thread_pool())
 def test_many_python_threads_at_once():
     f, wrong = torch.full((2, 2), 0.25), []
     inputs = [torch.randn(4, 64, 32, 32) for _ in range(4)]
-    expected = [upfirdn.reference(x, f, down=2) for x in inputs]
+    expected = [op_checks.forced("upfirdn", "reference")(x, f, down=2) for x in inputs]
 
     def work(index):
         for _ in range(10):
@@ -242,7 +243,7 @@ def test_a_forked_process_computes_alone():
     """A fork has none of the pool's threads; waiting for them would never end."""
     code = """
 import os, signal, torch
-from edm_fast.ops import upfirdn
+from edm_fast.ops import solver_update, upfirdn
 torch.set_num_threads(2)
 x, f = torch.randn(8, 64, 32, 32), torch.full((2, 2), 0.25)
 want = upfirdn(x, f, down=2).numpy()
@@ -260,7 +261,7 @@ def test_ops_work_without_the_compiled_part(monkeypatch):
     monkeypatch.setattr(native, "lib", None)
     monkeypatch.setattr(native, "_failure", "the compiled part is not there")
     x, f = torch.randn(1, 2, 4, 4), torch.full((2, 2), 0.25)
-    for choice in (upfirdn.choose(x, f, down=2), solver_update.choose(x)):
+    for choice in (op_checks.choose("upfirdn", x, f, down=2), op_checks.choose("solver_update", x)):
         assert choice.backend == "reference" and "not there" in choice.reasons["cpu"]
     assert upfirdn(x, f, down=2).shape == (1, 2, 2, 2)
     with pytest.raises(UserError, match="the best here is none"), native.use_isa("portable"):

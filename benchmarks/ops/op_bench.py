@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-import edm_fast.ops  # noqa: F401
-from edm_fast import backend, native, testing
+import edm_fast.ops
+from edm_fast import backend, native, testing, timing
 
 ROUNDS = 15
+TURN = 0.01  # seconds
 
 _reference: dict[str, tuple[float, float]] = {}  # case -> median and best seconds of the reference in this run
 
@@ -34,7 +34,7 @@ def _settings() -> dict[str, Any]:
 
 def parameters(op: str) -> list[Any]:
     """(case, backend) with the reference before the others, case by case."""
-    names = ["reference", *backend.ops()[op].candidates]
+    names = [implementation.name for implementation in backend.ops()[op].reference_first()]
     return [
         pytest.param(case, name, id=f"{case.name}-{name}") for case in testing.cases(op, real=True) for name in names
     ]
@@ -42,27 +42,16 @@ def parameters(op: str) -> list[Any]:
 
 def medians(*functions: Callable[[], Any]) -> list[float]:
     """Median seconds of each, taken by turns; with one thread in its CPU time, which a busy machine hardly moves."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: list[list[float]] = [[] for _ in functions]
-    for function in functions:
-        function()
-    start = time.perf_counter()
-    functions[0]()
-    repeats = max(1, int(0.01 / (time.perf_counter() - start)))
-    for _ in range(ROUNDS):
-        for function, found in zip(functions, times):
-            start = clock()
-            for _ in range(repeats):
-                function()
-            found.append((clock() - start) / repeats)
-    return [statistics.median(found) for found in times]
+    clock = timing.thread_clock if torch.get_num_threads() == 1 else timing.wall_clock
+    found = timing.by_turns(dict(enumerate(functions)), ROUNDS, TURN, clock)
+    return [statistics.median(found[index]) for index in range(len(functions))]
 
 
 def time_op(benchmark: Any, op: str, case: testing.Case, name: str, dtype: torch.dtype = torch.float32) -> None:
     """Time one forward call; skip a backend that cannot take it, and say why."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args, kwargs = case.inputs(dtype, device)
-    function = backend.ops()[op]
+    function = getattr(edm_fast.ops, op)
 
     def call() -> None:
         function(*args, **kwargs)

@@ -20,6 +20,7 @@ from edm_fast.cases import cases, laid_out
 from edm_fast.errors import BROKEN, UserError, one_line
 from edm_fast.evaluation.verify import small_calls, verify_ops
 from edm_fast.networks import ARCHITECTURES, build
+from edm_fast.plan._table import summary, tables
 
 PACKAGES = (
     *("torch", "numpy", "scipy", "pillow", "safetensors", "click", "tqdm"),
@@ -78,6 +79,22 @@ def cuda_part() -> dict[str, Any]:
     return part if reason is None else {**part, "reason": reason}
 
 
+def table_part() -> dict[str, dict[str, Any]]:
+    """Of each table of measured kernels: how many entries, from when, which are dropped and why."""
+    found = {}
+    for table in tables():
+        rows = table.rows.values()
+        found[str(table.path)] = {
+            "summary": summary(table),
+            "entries": len(rows),
+            "oldest": min((row.date for row in rows), default=None),
+            "newest": max((row.date for row in rows), default=None),
+            "wide_spreads": sum(row.wide() for row in rows),
+            "dropped": {key: row.fault for key, row in table.rows.items() if row.fault},
+        }
+    return found
+
+
 def choices() -> dict[str, dict[str, Any]]:
     """Per op: on how many layers of the published networks each backend runs, and why not on the others."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,14 +109,14 @@ def choices() -> dict[str, dict[str, Any]]:
         for case in cases(name, real=True):
             args, kwargs = case.build(empty)
             try:
-                choice = op.choose(*args, **kwargs)
+                choice = op.choose(op.arguments(*args, **kwargs))
             except UserError as error:
                 reasons["requested"][str(error)] += 1
                 continue
             layers[choice.backend] += 1
             for other, why in choice.reasons.items():
                 reasons[other][why] += 1
-        for other in sorted({*backend.NAMES} - {"auto", "reference", *op.candidates}):
+        for other in sorted({*backend.NAMES} - {"auto", *op.implementations}):
             reasons[other]["this op has no such implementation"] = len(cases(name, real=True))
         best = layers.most_common(1)[0][0] if layers else None
         table[name] = {"backend": best, "device": device, "layers": dict(layers)}
@@ -137,6 +154,7 @@ def report() -> dict[str, Any]:
         "native": native_part(),
         "cuda": cuda_part(),
         "triton": triton_part(),
+        "tables": table_part(),
         "ops": table,
         "networks": networks,
         "self_test": tests,
@@ -174,6 +192,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         part = found[name]
         devices = ", ".join(part.get("devices", [])) or part.get("version", "")
         lines.append(f"{name}: " + (f"yes ({devices})" if part["available"] else f"no: {part['reason']}"))
+    for path, part in found["tables"].items():
+        lines.append(f"measured kernels: {path}")
+        lines.append(f"  {part['summary']}")
+        lines += [f"  dropped: {key}: {fault}" for key, fault in part["dropped"].items()]
     if found["requested_backend"]:
         lines.append(f"EDM_FAST_BACKEND={found['requested_backend']}")
     lines.append("ops:")

@@ -15,7 +15,7 @@ import torch
 
 import edm_fast.ops  # noqa: F401  (importing registers them)
 from edm_fast import backend
-from edm_fast.cases import SMALL, Call, Case, Distance, cases, distances, expected, ulp_distance
+from edm_fast.cases import SMALL, Case, Distance, cases, distances, expected, ulp_distance
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _networks
 
@@ -26,24 +26,26 @@ Row = dict[str, Any]
 
 def op_rows(op: str, case: Case, dtype: torch.dtype, device: str) -> list[Row]:
     """One row for each backend that can take the call."""
-    function, call = backend.ops()[op], case.inputs(dtype, device)
-    names = [name for name in ("reference", *function.candidates) if _can_run(function, name, call)]
+    function, (given, named) = backend.ops()[op], case.inputs(dtype, device)
+    args = function.arguments(*given, **named)
     rows: list[Row] = []
     with torch.no_grad():
-        plain, exact = expected(function.reference, call)
-        for name in names:
+        plain, exact = expected(function.reference, ((args,), {}))
+        for implementation in function.reference_first():
+            name = implementation.name
+            if not _can_run(function, name, args):
+                continue
             with backend.use_backend(name):
-                factor = 2.0 if name == "reference" else function.candidates[name].budget
-                found = distances(function(*call[0], **call[1]), plain, exact, factor)
+                found = distances(function(args), plain, exact, implementation.budget)
             where = {"op": op, "case": case.name, "backend": name, "device": device}
             rows.append({**where, "dtype": str(dtype).removeprefix("torch."), **_worst(found)})
     return rows
 
 
-def _can_run(function: backend.Op, name: str, call: Call) -> bool:
+def _can_run(function: backend.Op, name: str, args: Any) -> bool:
     with torch.no_grad(), backend.use_backend(name):
         try:
-            function.choose(*call[0], **call[1])
+            function.choose(args)
         except backend.BackendError:
             return False
     return True
@@ -157,9 +159,8 @@ def verify_network(name: str, net: Any, sigmas: Sequence[float] = SIGMAS, batch:
 
 def widest_budget(device: torch.device) -> float:
     """The largest error of an op on the device that is within its budget, in that of the reference."""
-    of_cpu = device.type == "cpu"
-    named = [item for op in backend.ops().values() for item in op.candidates.items()]
-    return max([2.0, *(c.budget for name, c in named if name != "reference" and (name == "cpu") == of_cpu)])
+    every = [implementation for op in backend.ops().values() for implementation in op.implementations.values()]
+    return max(implementation.budget for implementation in every if implementation.device in ("any", device.type))
 
 
 def _network_row(

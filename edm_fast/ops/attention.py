@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op, transformed
+from edm_fast.backend import Implementation, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
+
+
+class AttentionArgs(NamedTuple):
+    qkv: torch.Tensor
+    num_heads: int = 1
 
 
 def _weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -46,7 +51,7 @@ class AttentionWeights(torch.autograd.Function):
         q, k, w = ctx.saved_tensors
         wide = torch.promote_types(q.dtype, torch.float32)
         w, dw = w.to(wide), dw.to(wide)
-        db = w * (dw - (w * dw).sum(dim=2, keepdim=True))  # softmax backward, (N, Q, K)
+        db = torch._softmax_backward_data(dw, w, 2, wide)  # (N, Q, K); the published code's, to the bit
         # torch.einsum has no rule for batches of gradients (is_grads_batched)
         dq = torch.bmm(k.to(wide), db.mT).to(q.dtype) / math.sqrt(k.shape[1])
         dk = torch.bmm(q.to(wide), db).to(k.dtype) / math.sqrt(k.shape[1])
@@ -59,8 +64,8 @@ def attention_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return _weights(q, k) if transformed() else AttentionWeights.apply(q, k)
 
 
-def reference(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
-    """Attention output (N, heads C, H, W) from interleaved qkv (N, 3 heads C, H, W)."""
+def reference(args: AttentionArgs) -> torch.Tensor:
+    qkv, num_heads = args
     n, channels, *spatial = qkv.shape
     head = channels // (3 * num_heads)
     q, k, v = qkv.reshape(n * num_heads, head, 3, math.prod(spatial)).unbind(2)  # each (N heads, C, HW)
@@ -68,7 +73,8 @@ def reference(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
     return a.reshape(n, num_heads * head, *spatial)
 
 
-def check(qkv: torch.Tensor, num_heads: int = 1) -> None:
+def check(args: AttentionArgs) -> None:
+    qkv, num_heads = args
     _check.floating("attention", "qkv", qkv, 4)
     if num_heads < 1 or qkv.shape[1] == 0 or qkv.shape[1] % (3 * num_heads):
         raise UserError(f"attention: {qkv.shape[1]} channels do not divide into q, k, v of {num_heads} heads")
@@ -172,7 +178,7 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, da: torch.Tensor) -> Any:
         if transformed():  # the op would lose what `da` carries
             qkv, (heads, _) = ctx.saved_tensors[0], ctx.rest
-            return *torch.func.vjp(lambda qkv: reference(qkv, heads), qkv)[1](da), None, None
+            return *torch.func.vjp(lambda qkv: reference(AttentionArgs(qkv, heads)), qkv)[1](da), None, None
         gradients = Gradients.apply if torch.is_grad_enabled() else torch.ops.edm_fast.attention_backward
         return gradients(da, *ctx.saved_tensors, *ctx.rest), None, None
 
@@ -193,12 +199,13 @@ class Gradients(torch.autograd.Function):
         with torch.enable_grad():
             # aliases, so that what came before them stays out of the derivatives
             da, qkv = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors)
-            (dqkv,) = torch.autograd.grad(reference(qkv, ctx.heads), qkv, da, create_graph=True)
+            (dqkv,) = torch.autograd.grad(reference(AttentionArgs(qkv, ctx.heads)), qkv, da, create_graph=True)
         found = torch.autograd.grad(dqkv, (da, qkv), ddqkv, create_graph=torch.is_grad_enabled(), allow_unused=True)
         return *found, None, None, None, None
 
 
-def like(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
+def like(args: AttentionArgs) -> torch.Tensor:
+    qkv = args.qkv
     n, channels, *size = qkv.shape
     return torch.empty((n, channels // 3, *size), dtype=qkv.dtype, device=qkv.device)
 
@@ -209,11 +216,12 @@ def _run(qkv: torch.Tensor, num_heads: int, backend: str) -> torch.Tensor:
     return torch.ops.edm_fast.attention(qkv, num_heads, backend)[0]
 
 
-def cpu_forward(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
-    return _run(qkv, num_heads, "native")
+def cpu_forward(args: AttentionArgs) -> torch.Tensor:
+    return _run(*args, "native")
 
 
-def cpu_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
+def cpu_reason(args: AttentionArgs) -> str | None:
+    qkv = args.qkv
     if qkv.device.type != "cpu":
         return "it needs CPU tensors"
     if qkv.dtype != torch.float32:
@@ -221,11 +229,12 @@ def cpu_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
     return native.cpu_reason()
 
 
-def triton_forward(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
-    return _run(qkv, num_heads, "triton")
+def triton_forward(args: AttentionArgs) -> torch.Tensor:
+    return _run(*args, "triton")
 
 
-def triton_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
+def triton_reason(args: AttentionArgs) -> str | None:
+    qkv, num_heads = args
     if (reason := _triton.reason(qkv)) is not None:
         return reason
     from edm_fast.kernels import attention as kernels
@@ -235,11 +244,15 @@ def triton_reason(qkv: torch.Tensor, num_heads: int = 1) -> str | None:
     return None if size <= most else f"it takes heads of up to {most} channels here, not {size}"
 
 
-attention = Op(
-    "attention",
-    reference,
-    check,
-    like,
-    triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower),
-    cpu=Candidate(cpu_forward, cpu_reason, differentiable=True),
-)
+def triton_slower(args: AttentionArgs) -> str | None:
+    return _triton.slower(args.qkv)
+
+
+cpu = Implementation("cpu", "cpu", cpu_forward, cpu_reason, differentiable=True)
+triton = Implementation("triton", "cuda", triton_forward, triton_reason, triton_slower, differentiable=True)
+_op = Op("attention", AttentionArgs, reference, check, triton, cpu, like=like)
+
+
+def attention(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:
+    """Attention output (N, heads C, H, W) from interleaved qkv (N, 3 heads C, H, W)."""
+    return _op(AttentionArgs(qkv, num_heads))

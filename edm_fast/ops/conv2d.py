@@ -11,16 +11,36 @@ kernels 1x1 and 3x3. Under autocast it takes the dtype that the reference's conv
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torch.nn.grad
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op, transformed
+from edm_fast.backend import Implementation, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
+
+
+class Conv2dArgs(NamedTuple):
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    emb: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    scale: float = 1.0
+    padding: int | None = None
+
+    def pad(self) -> int:
+        """The rows and columns of zeros on each side of the image."""
+        return self.weight.shape[-1] // 2 if self.padding is None else self.padding
+
+    def rows(self) -> torch.Tensor | None:
+        """(1 or N, O): the sum of bias and embedding."""
+        if self.bias is None:
+            return self.emb
+        return self.bias[None] if self.emb is None else self.emb + self.bias
 
 
 def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
@@ -28,17 +48,9 @@ def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
     return y.add_(term) if in_place else (y + term).to(y.dtype)
 
 
-def reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    emb: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    scale: float = 1.0,
-    padding: int | None = None,
-) -> torch.Tensor:
-    """Convolve x (N, C, H, W) with weight (O, C, k, k); `padding` defaults to k // 2 (same size for odd k)."""
-    y = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2 if padding is None else padding)
+def reference(args: Conv2dArgs) -> torch.Tensor:
+    x, weight, bias, emb, residual, scale, _ = args
+    y = F.conv2d(x, weight.to(x.dtype), padding=args.pad())
     in_place = not transformed()  # torch.func and forward mode forbid it
     if bias is not None:
         y = _plus(y, bias.to(x.dtype).reshape(1, -1, 1, 1), in_place)
@@ -49,16 +61,9 @@ def reference(
     return y if scale == 1.0 else y * scale
 
 
-def check(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    emb: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    scale: float = 1.0,
-    padding: int | None = None,
-) -> None:
+def check(args: Conv2dArgs) -> None:
     op = "conv2d"
+    x, weight, bias, emb, residual, _, padding = args
     _check.floating(op, "x", x, 4)
     _check.floating(op, "weight", weight, 4)
     outputs, inputs, k, k2 = weight.shape
@@ -99,9 +104,8 @@ def _images(n: int, c: int, h: int, w: int, like: torch.Tensor) -> torch.Tensor:
 def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = False) -> torch.Tensor:
     """A weight (O, C, k, k) as `conv2d_fwd_cpu` reads it; `transposed`: of the adjoint."""
     outputs, inputs, kernel, _ = weight.shape
-    sizes: dict[str, Any] = dict(
-        algorithm=algorithm, outputs=outputs, inputs=inputs, kernel=kernel, transposed=transposed
-    )
+    sizes: dict[str, Any] = dict(algorithm=algorithm, outputs=outputs, inputs=inputs, kernel=kernel)
+    sizes["transposed"] = transposed
     packed = weight.new_empty(native.lib.conv2d_packed_size(**sizes))
     native.call("conv2d_pack_cpu", packed=packed, weight=weight.contiguous(), **sizes)
     return packed
@@ -262,31 +266,12 @@ class Convolve(torch.autograd.Function):
         return dx, dweight, drows, dy if residual and ctx.needs_input_grad[3] else None, None, None, None
 
 
-def like(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    emb: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    scale: float = 1.0,
-    padding: int | None = None,
-) -> torch.Tensor:
-    return _fake_forward(x, weight, None, None, 1.0, weight.shape[-1] // 2 if padding is None else padding)
+def like(args: Conv2dArgs) -> torch.Tensor:
+    return _fake_forward(args.x, args.weight, None, None, 1.0, args.pad())
 
 
-def cpu_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    emb: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    scale: float = 1.0,
-    padding: int | None = None,
-) -> torch.Tensor:
-    rows = emb if bias is None else bias[None] if emb is None else emb + bias
-    return _run(
-        x, weight, rows, residual, float(scale), weight.shape[-1] // 2 if padding is None else padding, "native"
-    )
+def cpu_forward(args: Conv2dArgs) -> torch.Tensor:
+    return _run(args.x, args.weight, args.rows(), args.residual, float(args.scale), args.pad(), "native")
 
 
 def _run(*args: Any) -> torch.Tensor:
@@ -295,50 +280,61 @@ def _run(*args: Any) -> torch.Tensor:
     return torch.ops.edm_fast.conv2d(*args)
 
 
-def cpu_reason(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    emb: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    scale: float = 1.0,
-    padding: int | None = None,
-) -> str | None:
-    tensors = [t for t in (x, weight, bias, emb, residual) if t is not None]
+def _kernel_reason(args: Conv2dArgs) -> str | None:
+    k, padding = args.weight.shape[-1], args.pad()
+    if k not in (1, 3):
+        return f"it takes kernels of 1x1 and 3x3, not {k}x{k}"
+    if padding > k - 1:
+        return f"its backward takes a padding of at most {k - 1} for this kernel, not {padding}"
+    return None
+
+
+def cpu_reason(args: Conv2dArgs) -> str | None:
+    tensors = [t for t in args[:5] if t is not None]
     if any([t.device.type != "cpu" for t in tensors]):
         return "it needs CPU tensors"
     if any([t.dtype != torch.float32 for t in tensors]):
-        return f"it takes float32 alone, not {x.dtype}"
+        return f"it takes float32 alone, not {args.x.dtype}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast wants another dtype"
-    k = weight.shape[-1]
-    if k not in (1, 3):
-        return f"it takes kernels of 1x1 and 3x3, not {k}x{k}"
-    if padding is not None and padding > k - 1:
-        return f"its backward takes a padding of at most {k - 1} for this kernel, not {padding}"
-    return native.cpu_reason()
+    return _kernel_reason(args) or native.cpu_reason()
 
 
-def cpu_slower(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    emb: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    scale: float = 1.0,
-    padding: int | None = None,
-) -> str | None:
-    n, _, h, w = x.shape
-    if weight.shape[-1] != 3:
+def cpu_slower(args: Conv2dArgs) -> str | None:
+    n, _, h, w = args.x.shape
+    if args.weight.shape[-1] != 3:
         return "torch is as fast for a 1x1 kernel"
-    if min(weight.shape[:2]) < 16:
+    if min(args.weight.shape[:2]) < 16:
         return "fewer than 16 channels do not repay its transforms"
     if n * -(-h // 4) * -(-w // 4) < FEW_TILES:
         return "so few pixels do not repay the transform of the weights"
     return None
 
 
-def triton_forward(
+def triton_forward(args: Conv2dArgs) -> torch.Tensor:
+    kind, dtype = args.x.device.type, args.x.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    tensors = (None if t is None else t.to(dtype) for t in (args.x, args.weight, args.rows(), args.residual))
+    return _run(*tensors, float(args.scale), args.pad(), "triton")
+
+
+def triton_reason(args: Conv2dArgs) -> str | None:
+    return _triton.reason(*args[:5]) or _kernel_reason(args)
+
+
+def triton_slower(args: Conv2dArgs) -> str | None:
+    return _triton.slower(args.x) or "it has not been measured against cuDNN, as accelerate() does for each layer"
+
+
+# F(4x4) pays for its speed with digits: up to 6 times the largest error of torch's best order of summation, and no more
+# than that of its worst
+cpu = Implementation("cpu", "cpu", cpu_forward, cpu_reason, cpu_slower, differentiable=True, budget=8.0)
+triton = Implementation("triton", "cuda", triton_forward, triton_reason, triton_slower, differentiable=True)
+_op = Op("conv2d", Conv2dArgs, reference, check, triton, cpu, like=like)
+
+
+def conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -347,40 +343,5 @@ def triton_forward(
     scale: float = 1.0,
     padding: int | None = None,
 ) -> torch.Tensor:
-    kind, dtype = x.device.type, x.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    rows = emb if bias is None else bias[None] if emb is None else emb + bias
-    padding = weight.shape[-1] // 2 if padding is None else padding
-    tensors = (None if t is None else t.to(dtype) for t in (x, weight, rows, residual))
-    return _run(*tensors, float(scale), padding, "triton")
-
-
-def triton_reason(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    emb: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    scale: float = 1.0,
-    padding: int | None = None,
-) -> str | None:
-    if (reason := _triton.reason(x, weight, bias, emb, residual)) is not None:
-        return reason
-    k = weight.shape[-1]
-    if k not in (1, 3):
-        return f"it takes kernels of 1x1 and 3x3, not {k}x{k}"
-    if padding is not None and padding > k - 1:
-        return f"its backward takes a padding of at most {k - 1} for this kernel, not {padding}"
-    return None
-
-
-def triton_slower(x: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
-    return _triton.slower(x) or "it has not been measured against cuDNN, as accelerate() does for each layer"
-
-
-triton = Candidate(triton_forward, triton_reason, differentiable=True, slower=triton_slower)
-# F(4x4) pays for its speed with digits: up to 6 times the largest error of torch's best order of summation, and no more
-# than that of its worst
-cpu = Candidate(cpu_forward, cpu_reason, differentiable=True, slower=cpu_slower, budget=8.0)
-conv2d = Op("conv2d", reference, check, like, triton=triton, cpu=cpu)
+    """Convolve x (N, C, H, W) with weight (O, C, k, k); `padding` defaults to k // 2 (same size for odd k)."""
+    return _op(Conv2dArgs(x, weight, bias, emb, residual, scale, padding))

@@ -12,28 +12,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op, transformed
+from edm_fast.backend import Implementation, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
 
 
-def reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    silu: bool = True,
-) -> torch.Tensor:
-    """Normalise x (N, C, *spatial) in `groups` groups of channels; scale and shift (N, C) after it; then SiLU."""
+class GroupNormSiluArgs(NamedTuple):
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    groups: int
+    eps: float = 1e-5
+    scale: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    silu: bool = True
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [t for t in (self.x, self.weight, self.bias, self.scale, self.shift) if t is not None]
+
+
+def reference(args: GroupNormSiluArgs) -> torch.Tensor:
+    x, weight, bias, groups, eps, scale, shift, silu = args
     y = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
     if scale is not None and shift is not None:
         scale, shift = (t.reshape(*t.shape, *[1] * (x.ndim - 2)) for t in (scale, shift))  # (N or 1, C, 1, 1)
@@ -41,17 +46,9 @@ def reference(
     return F.silu(y) if silu else y
 
 
-def check(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    silu: bool = True,
-) -> None:
+def check(args: GroupNormSiluArgs) -> None:
     op = "group_norm_silu"
+    x, weight, bias, groups, _, scale, shift, _ = args
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise UserError(f"{op}: x must be a floating-point tensor of shape (N, C, ...)")
     channels = x.shape[1]
@@ -206,7 +203,7 @@ class Normalise(torch.autograd.Function):
 
             def formula(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *rows: torch.Tensor) -> torch.Tensor:
                 scale, shift = rows or (None, None)
-                return reference(x, weight, bias, groups, eps, scale, shift, silu)
+                return reference(GroupNormSiluArgs(x, weight, bias, groups, eps, scale, shift, silu))
 
             with torch.enable_grad():  # or torch has no forward mode for these backward functions
                 found = torch.func.vjp(formula, *given)[1](dy)
@@ -239,7 +236,7 @@ class Gradients(torch.autograd.Function):
             saved = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
             aliases: list[Any] = [None if t is None else t.view_as(t) for t in saved]
             dy, x, weight, bias, scale, shift = aliases
-            y = reference(x, weight, bias, groups, eps, scale, shift, silu)
+            y = reference(GroupNormSiluArgs(x, weight, bias, groups, eps, scale, shift, silu))
             inputs = [t for t in aliases[1:] if t is not None]
             dx, *others = torch.autograd.grad(y, inputs, dy, create_graph=True)
             dparams = torch.cat([g.reshape(-1, g.shape[-1]) for g in others])
@@ -253,20 +250,12 @@ class Gradients(torch.autograd.Function):
         return ddy, None, *rest, *[None] * 4
 
 
-def like(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def like(args: GroupNormSiluArgs) -> torch.Tensor:
+    return torch.empty(args.x.shape, dtype=args.x.dtype, device=args.x.device)
 
 
-def cpu_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    silu: bool = True,
-) -> torch.Tensor:
+def cpu_forward(args: GroupNormSiluArgs) -> torch.Tensor:
+    x, weight, bias, groups, eps, scale, shift, silu = args
     if weight.dtype != x.dtype or bias.dtype != x.dtype:
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return _run(x, weight, bias, scale, shift, groups, eps, silu, "native")
@@ -278,17 +267,8 @@ def _run(*args: Any) -> torch.Tensor:
     return torch.ops.edm_fast.group_norm_silu(*args)[0]
 
 
-def cpu_reason(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    silu: bool = True,
-) -> str | None:
-    tensors = [t for t in (x, weight, bias, scale, shift) if t is not None]
+def cpu_reason(args: GroupNormSiluArgs) -> str | None:
+    x, tensors = args.x, args.tensors()
     if any([t.device.type != "cpu" for t in tensors]):
         return "it needs CPU tensors"
     if x.dtype not in native.DTYPES:
@@ -298,16 +278,8 @@ def cpu_reason(
     return native.cpu_reason()
 
 
-def cuda_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    silu: bool = True,
-) -> torch.Tensor:
+def cuda_forward(args: GroupNormSiluArgs) -> torch.Tensor:
+    x, weight, bias, groups, eps, scale, shift, silu = args
     layout = _layout(x)
     y = torch.empty_like(x, memory_format=layout)
     if y.numel() == 0:
@@ -320,17 +292,8 @@ def cuda_forward(
     return y
 
 
-def cuda_reason(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    silu: bool = True,
-) -> str | None:
-    tensors = [t for t in (x, weight, bias, scale, shift) if t is not None]
+def cuda_reason(args: GroupNormSiluArgs) -> str | None:
+    x, groups, tensors = args.x, args.groups, args.tensors()
     if any([t.device.type != "cuda" or t.device != x.device for t in tensors]):
         return "it needs CUDA tensors of one device"
     if x.dtype not in native.CUDA_DTYPES:
@@ -344,7 +307,27 @@ def cuda_reason(
     return native.cuda_reason()
 
 
-def triton_forward(
+def triton_forward(args: GroupNormSiluArgs) -> torch.Tensor:
+    """Weight and bias, scale and shift in dtypes of their own: everything is float32 inside."""
+    x, weight, bias, groups, eps, scale, shift, silu = args
+    return _run(x, weight, bias, scale, shift, groups, eps, silu, "triton")
+
+
+def triton_reason(args: GroupNormSiluArgs) -> str | None:
+    return _triton.reason(*args.tensors())
+
+
+def triton_slower(args: GroupNormSiluArgs) -> str | None:
+    return _triton.slower(args.x)
+
+
+cpu = Implementation("cpu", "cpu", cpu_forward, cpu_reason, differentiable=True)
+cuda = Implementation("cuda", "cuda", cuda_forward, cuda_reason)
+triton = Implementation("triton", "cuda", triton_forward, triton_reason, triton_slower, differentiable=True)
+_op = Op("group_norm_silu", GroupNormSiluArgs, reference, check, triton, cuda, cpu, like=like)
+
+
+def group_norm_silu(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
@@ -354,29 +337,5 @@ def triton_forward(
     shift: torch.Tensor | None = None,
     silu: bool = True,
 ) -> torch.Tensor:
-    """Weight and bias, scale and shift in dtypes of their own: everything is float32 inside."""
-    return _run(x, weight, bias, scale, shift, groups, eps, silu, "triton")
-
-
-def triton_reason(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    silu: bool = True,
-) -> str | None:
-    return _triton.reason(x, weight, bias, scale, shift)
-
-
-group_norm_silu = Op(
-    "group_norm_silu",
-    reference,
-    check,
-    like,
-    triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=_triton.slower),
-    cuda=Candidate(cuda_forward, cuda_reason),
-    cpu=Candidate(cpu_forward, cpu_reason, differentiable=True),
-)
+    """Normalise x (N, C, *spatial) in `groups` groups of channels; scale and shift (N, C) after it; then SiLU."""
+    return _op(GroupNormSiluArgs(x, weight, bias, groups, eps, scale, shift, silu))

@@ -18,41 +18,53 @@ coefficients that are tensors of one element. Each gives the bits of the referen
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op
+from edm_fast.backend import Implementation, Op
 from edm_fast.errors import UserError
 from edm_fast.ops import _triton
 
 Scalar = float | torch.Tensor
 
 
+class SolverUpdateArgs(NamedTuple):
+    base: torch.Tensor
+    x: torch.Tensor | None = None
+    D: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+    terms: Sequence[torch.Tensor] = ()
+    weights: Sequence[Scalar] = ()
+    p: Scalar = 1.0
+    q: Scalar = 1.0
+    t: Scalar = 1.0
+    a: Scalar = 1.0
+    h: Scalar = 1.0
+    w: Scalar = 1.0
+    c: Scalar = 0.0
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those of the shape of `base`."""
+        return [t for t in (self.base, self.x, self.D, self.noise, *self.terms) if t is not None]
+
+    def numbers(self) -> tuple[Scalar, ...]:
+        """The coefficients but for the weights, in the order of the kernels."""
+        return self.p, self.q, self.t, self.a, self.h, self.w, self.c
+
+    def on_device(self) -> list[torch.Tensor]:
+        """The coefficients that are tensors."""
+        return [number for number in (*self.weights, *self.numbers()) if isinstance(number, torch.Tensor)]
+
+
 def _times(c: Scalar, x: torch.Tensor) -> torch.Tensor:
     return x if isinstance(c, (int, float)) and c == 1 else c * x
 
 
-def reference(
-    base: torch.Tensor,
-    x: torch.Tensor | None = None,
-    D: torch.Tensor | None = None,
-    *,
-    p: Scalar = 1.0,
-    q: Scalar = 1.0,
-    t: Scalar = 1.0,
-    a: Scalar = 1.0,
-    h: Scalar = 1.0,
-    w: Scalar = 1.0,
-    terms: Sequence[torch.Tensor] = (),
-    weights: Sequence[Scalar] = (),
-    noise: torch.Tensor | None = None,
-    c: Scalar = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns (y, d); d is None when no D is given. The slope is taken at x, the step starts from base."""
+def reference(args: SolverUpdateArgs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    base, x, D, noise, terms, weights, p, q, t, a, h, w, c = args
     d = None
     if x is not None and D is not None:
         d = _times(p, x) - _times(q, D)
@@ -74,17 +86,9 @@ def reference(
     return y, d
 
 
-def check(
-    base: torch.Tensor,
-    x: torch.Tensor | None = None,
-    D: torch.Tensor | None = None,
-    *,
-    terms: Sequence[torch.Tensor] = (),
-    weights: Sequence[Scalar] = (),
-    noise: torch.Tensor | None = None,
-    **coefficients: Scalar,
-) -> None:
+def check(args: SolverUpdateArgs) -> None:
     op = "solver_update"
+    base, x, D, noise, terms, weights, *_ = args
     if not isinstance(base, torch.Tensor) or not base.is_floating_point():
         raise UserError(f"{op}: base must be a floating-point tensor")
     if (x is None) != (D is None):
@@ -101,38 +105,23 @@ def check(
 MAX_TERMS = 8  # of csrc/solver_update.h and kernels/solver_update.py
 
 
-def _tensors_among(weights: Sequence[Scalar], coefficients: dict[str, Scalar]) -> list[torch.Tensor]:
-    return [number for number in (*weights, *coefficients.values()) if isinstance(number, torch.Tensor)]
-
-
-def _fused_reason(
-    on_device: bool,
-    base: torch.Tensor,
-    x: torch.Tensor | None = None,
-    D: torch.Tensor | None = None,
-    *,
-    terms: Sequence[torch.Tensor] = (),
-    weights: Sequence[Scalar] = (),
-    noise: torch.Tensor | None = None,
-    **coefficients: Scalar,
-) -> str | None:
+def _fused_reason(args: SolverUpdateArgs, on_device: bool) -> str | None:
     """Why a kernel does not take these arguments, whatever the device and the dtype. on_device: whether it reads
     coefficients there."""
-    numbers = _tensors_among(weights, coefficients)
+    numbers, base = args.on_device(), args.base
     if numbers and not on_device:
         return "a coefficient is a tensor"
     like = base.dtype, base.device, 1
     if any([(n.dtype, n.device, n.numel()) != like or n.ndim > base.ndim for n in numbers]):
         return "a coefficient is a tensor of another dtype or device, or of more numbers than one"
-    tensors = [tensor for tensor in (base, x, D, noise, *terms) if tensor is not None]
-    if native.layout_of(*tensors) is None:
+    if native.layout_of(*args.tensors()) is None:
         return "the tensors do not share one dense memory layout"
-    return _common_reason(terms)
+    return _common_reason(args)
 
 
-def _common_reason(terms: Sequence[torch.Tensor]) -> str | None:
-    if len(terms) > MAX_TERMS:
-        return f"it takes {MAX_TERMS} terms, not {len(terms)}"
+def _common_reason(args: SolverUpdateArgs) -> str | None:
+    if len(args.terms) > MAX_TERMS:
+        return f"it takes {MAX_TERMS} terms, not {len(args.terms)}"
     if torch.compiler.is_compiling():
         return "torch.compile fuses the plain formula itself"
     return None
@@ -142,47 +131,101 @@ def _native_reason(base: torch.Tensor) -> str | None:
     return None if base.dtype in native.DTYPES else f"it takes float32 or float64, not {base.dtype}"
 
 
-def cpu_reason(
-    base: torch.Tensor,
-    x: torch.Tensor | None = None,
-    D: torch.Tensor | None = None,
-    *,
-    terms: Sequence[torch.Tensor] = (),
-    weights: Sequence[Scalar] = (),
-    noise: torch.Tensor | None = None,
-    **coefficients: Scalar,
-) -> str | None:
+def cpu_reason(args: SolverUpdateArgs) -> str | None:
+    base = args.base
     if base.device.type != "cpu":
         return "it needs CPU tensors"
-    for number in _tensors_among(weights, coefficients):
+    for number in args.on_device():
         each = base.ndim > 0 and number.shape == (base.shape[0], *[1] * (base.ndim - 1))
         if number.dtype != base.dtype or number.device != base.device or not (each or number.numel() == 1):
             return "a coefficient is a tensor of another dtype or device, or of more numbers than one for each image"
-    return native.cpu_reason() or _native_reason(base) or _common_reason(terms)
+    return native.cpu_reason() or _native_reason(base) or _common_reason(args)
 
 
-def cpu_slower(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
-    return _fused_reason(False, base, *args, **kwargs)
+def cpu_slower(args: SolverUpdateArgs) -> str | None:
+    return _fused_reason(args, on_device=False)
 
 
-def cuda_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
-    if base.device.type != "cuda":
+def cuda_reason(args: SolverUpdateArgs) -> str | None:
+    if args.base.device.type != "cuda":
         return "it needs CUDA tensors"
-    return native.cuda_reason() or _native_reason(base) or _fused_reason(False, base, *args, **kwargs)
+    return native.cuda_reason() or _native_reason(args.base) or _fused_reason(args, on_device=False)
 
 
-def triton_reason(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
-    tensors = [base, *args, *(kwargs.get(name) for name in ("x", "D", "noise")), *kwargs.get("terms", ())]
+def triton_reason(args: SolverUpdateArgs) -> str | None:
     # in this order, as on a CPU the first is soon done
-    return _triton.reason(*tensors, dtypes=_triton.DTYPES64) or _fused_reason(True, base, *args, **kwargs)
+    return _triton.reason(*args.tensors(), dtypes=_triton.DTYPES64) or _fused_reason(args, on_device=True)
 
 
-def triton_slower(base: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
-    return _triton.slower(base)
+def triton_slower(args: SolverUpdateArgs) -> str | None:
+    return _triton.slower(args.base)
 
 
-def _fused(
-    backend: str,
+Result = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _results(args: SolverUpdateArgs) -> Result:
+    return torch.empty_like(args.base), torch.empty_like(args.base) if args.D is not None else None
+
+
+def triton_forward(args: SolverUpdateArgs) -> Result:
+    """One pass over memory; bit-identical to the reference, as each operation rounds on its own in the same order."""
+    from edm_fast.kernels import solver_update as kernel  # late: a missing triton is a reason, not a crash
+
+    base, x, D, noise, terms, weights, *_ = args
+    y, d = _results(args)
+    kernel.forward(y, d, base, x, D, noise, terms, weights, args.numbers())
+    return y, d
+
+
+def native_forward(args: SolverUpdateArgs) -> Result:
+    """As on Triton, of coefficients that are numbers."""
+    y, d = _results(args)
+    layout = native.layout_of(args.base, y, *args.terms) or torch.contiguous_format
+    name = f"solver_update_fwd_{y.device.type}"
+    native.call(name, layout=layout, y=y, d=d, **args._asdict(), size=y.numel())
+    return y, d
+
+
+def cpu_forward(args: SolverUpdateArgs) -> Result:
+    """Takes any layout, and coefficients that are tensors of one number, or of one for each image."""
+    numbers = args.on_device()
+    if native.layout_of(*args.tensors()) is None:
+        args = _each_tensor(args, torch.Tensor.contiguous)
+    elif not numbers:
+        return native_forward(args)
+    count = max([1, *(number.numel() for number in numbers)])
+    parts = [native_forward(_image(args, i, count)) for i in range(count)]
+    if count == 1:
+        return parts[0]
+    slopes = [d for _, d in parts if d is not None]
+    return torch.cat([y for y, _ in parts]), torch.cat(slopes) if slopes else None
+
+
+def _each_tensor(args: SolverUpdateArgs, function: Callable[[torch.Tensor], torch.Tensor]) -> SolverUpdateArgs:
+    base, x, D, noise = (None if t is None else function(t) for t in (args.base, args.x, args.D, args.noise))
+    assert base is not None
+    return args._replace(base=base, x=x, D=D, noise=noise, terms=[function(t) for t in args.terms])
+
+
+def _image(args: SolverUpdateArgs, i: int, count: int) -> SolverUpdateArgs:
+    """The call of image i alone, with its own coefficients as numbers; of all images if count is 1."""
+
+    def number(value: Scalar) -> float:
+        return value.reshape(-1)[min(i, value.numel() - 1)].item() if isinstance(value, torch.Tensor) else value
+
+    own = args if count == 1 else _each_tensor(args, lambda t: t[i : i + 1])
+    p, q, t, a, h, w, c = map(number, args.numbers())
+    return own._replace(weights=[*map(number, args.weights)], p=p, q=q, t=t, a=a, h=h, w=w, c=c)
+
+
+cpu = Implementation("cpu", "cpu", cpu_forward, cpu_reason, cpu_slower)
+cuda = Implementation("cuda", "cuda", native_forward, cuda_reason)
+triton = Implementation("triton", "cuda", triton_forward, triton_reason, triton_slower)
+_op = Op("solver_update", SolverUpdateArgs, reference, check, cuda, triton, cpu)
+
+
+def solver_update(
     base: torch.Tensor,
     x: torch.Tensor | None = None,
     D: torch.Tensor | None = None,
@@ -197,79 +240,6 @@ def _fused(
     weights: Sequence[Scalar] = (),
     noise: torch.Tensor | None = None,
     c: Scalar = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One pass over memory; bit-identical to the reference, as each operation rounds on its own in the same order."""
-    y = torch.empty_like(base)
-    d = torch.empty_like(base) if D is not None else None
-    if backend == "triton":
-        from edm_fast.kernels import solver_update as kernel  # late: a missing triton is a reason, not a crash
-
-        kernel.forward(y, d, base, x, D, noise, terms, weights, (p, q, t, a, h, w, c))
-        return y, d
-    layout = native.layout_of(base, y, *terms) or torch.contiguous_format
-    native.call(
-        f"solver_update_fwd_{base.device.type}",
-        layout=layout,
-        y=y,
-        d=d,
-        base=base,
-        x=x,
-        D=D,
-        noise=noise,
-        terms=terms,
-        weights=weights,
-        p=p,
-        q=q,
-        t=t,
-        a=a,
-        h=h,
-        w=w,
-        c=c,
-        size=base.numel(),
-    )
-    return y, d
-
-
-def cpu_forward(
-    base: torch.Tensor,
-    x: torch.Tensor | None = None,
-    D: torch.Tensor | None = None,
-    *,
-    terms: Sequence[torch.Tensor] = (),
-    weights: Sequence[Scalar] = (),
-    noise: torch.Tensor | None = None,
-    **coefficients: Scalar,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Takes any layout, and coefficients that are tensors of one number, or of one for each image."""
-    tensors: list[Any] = [base, x, D, noise, *terms]
-    given = _tensors_among(weights, coefficients)
-    if native.layout_of(*[t for t in tensors if t is not None]) is None:
-        tensors = [t if t is None else t.contiguous() for t in tensors]
-    elif not given:
-        return _fused("native", base, x, D, terms=terms, weights=weights, noise=noise, **coefficients)
-    n = max([1, *(number.numel() for number in given)])
-    parts = []
-    for i in range(n):
-        rows = tensors if n == 1 else [t if t is None else t[i : i + 1] for t in tensors]
-        numbers: dict[str, Any] = {name: _number(value, i) for name, value in coefficients.items()}
-        numbers |= {"terms": rows[4:], "weights": [_number(weight, i) for weight in weights], "noise": rows[3]}
-        parts.append(_fused("native", *rows[:3], **numbers))
-    if n == 1:
-        return parts[0]
-    return torch.cat([y for y, _ in parts]), None if D is None else torch.cat([d for _, d in parts if d is not None])
-
-
-def _number(value: Scalar, image: int) -> float:
-    return value.reshape(-1)[min(image, value.numel() - 1)].item() if isinstance(value, torch.Tensor) else value
-
-
-native_forward = functools.partial(_fused, "native")
-triton_forward = functools.partial(_fused, "triton")
-solver_update = Op(
-    "solver_update",
-    reference,
-    check,
-    cuda=Candidate(native_forward, cuda_reason),
-    triton=Candidate(triton_forward, triton_reason, slower=triton_slower),
-    cpu=Candidate(cpu_forward, cpu_reason, slower=cpu_slower),
-)
+) -> tuple[torch.Tensor, Any]:
+    """Returns (y, d); d is None when no D is given. The slope is taken at x, the step starts from base."""
+    return _op(SolverUpdateArgs(base, x, D, noise, terms, weights, p, q, t, a, h, w, c))

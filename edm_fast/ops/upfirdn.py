@@ -12,31 +12,47 @@ Backends: C++ for CPUs and CUDA C++ in float32 and float64, and Triton in these 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from edm_fast import native
-from edm_fast.backend import Candidate, Op, transformed
+from edm_fast.backend import Implementation, Op, transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check, _triton
 
 
-def reference(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
-    """Resample x (N, C, H, W) by the filter f (K, K): `up` times larger, or `down` times smaller (one of them is 1)."""
-    size = [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
-    return _plain(x, f.to(x.dtype), up > 1, max(up, down), padding, size, float(up**2))
+class UpfirdnArgs(NamedTuple):
+    x: torch.Tensor
+    f: torch.Tensor
+    up: int = 1
+    down: int = 1
+    padding: int = 0
+
+    def size(self) -> list[int]:
+        """Height and width of the result."""
+        return [output_size(n, self.f.shape[0], self.up, self.down, self.padding) for n in self.x.shape[2:]]
+
+    def resampling(self) -> tuple[Any, ...]:
+        """The arguments of `_plain`."""
+        x, f, up, down, padding = self
+        return x, f.to(x.dtype), up > 1, max(up, down), padding, self.size(), float(up**2)
 
 
-def check(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> None:
+def reference(args: UpfirdnArgs) -> torch.Tensor:
+    return _plain(*args.resampling())
+
+
+def check(args: UpfirdnArgs) -> None:
+    x, f, up, down, padding = args
     _check.floating("upfirdn", "x", x, 4)
     _check.floating("upfirdn", "f", f, 2)
     if f.shape[0] != f.shape[1]:
         raise UserError(f"upfirdn: f has shape {tuple(f.shape)}; expected a square filter")
     if up < 1 or down < 1 or (up > 1 and down > 1) or padding < 0:
         raise UserError(f"upfirdn: up={up}, down={down}, padding={padding}; expected one factor >= 1 and the other 1")
-    if min(output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]) < 1:
+    if min(args.size()) < 1:
         raise UserError(f"upfirdn: images of {tuple(x.shape[2:])} are too small for a filter of {f.shape[0]} taps")
 
 
@@ -142,61 +158,59 @@ class Resample(torch.autograd.Function):
         return Resample.apply(dy, f, *ctx.rest), *[None] * 7
 
 
-def like(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
-    size = [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
-    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device)
+def like(args: UpfirdnArgs) -> torch.Tensor:
+    x = args.x
+    return torch.empty((*x.shape[:2], *args.size()), dtype=x.dtype, device=x.device)
 
 
-def _fused(
-    backend: str, x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0
-) -> torch.Tensor:
-    size = [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
-    args = (x, f.to(x.dtype), up > 1, max(up, down), padding, size, float(up**2), backend)
-    if torch.is_grad_enabled() and x.requires_grad:
-        return Resample.apply(*args)
-    return torch.ops.edm_fast.upfirdn(*args)
+def _fused(backend: str, args: UpfirdnArgs) -> torch.Tensor:
+    if torch.is_grad_enabled() and args.x.requires_grad:
+        return Resample.apply(*args.resampling(), backend)
+    return torch.ops.edm_fast.upfirdn(*args.resampling(), backend)
 
 
-def _fused_reason(x: torch.Tensor, f: torch.Tensor) -> str | None:
-    if f.device != x.device:
+def _fused_reason(args: UpfirdnArgs) -> str | None:
+    if args.f.device != args.x.device:
         return "filter and image are on different devices"
-    if f.requires_grad and torch.is_grad_enabled():
+    if args.f.requires_grad and torch.is_grad_enabled():
         return "it has no gradient for the filter"
     return None
 
 
-def cpu_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
+def cpu_reason(args: UpfirdnArgs) -> str | None:
+    x = args.x
     if x.device.type != "cpu":
         return "it needs CPU tensors"
     if x.dtype not in native.DTYPES:
         return f"it takes float32 or float64, not {x.dtype}"
-    return native.cpu_reason() or _fused_reason(x, f)
+    return native.cpu_reason() or _fused_reason(args)
 
 
-def cuda_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
+def cuda_reason(args: UpfirdnArgs) -> str | None:
+    x = args.x
     if x.device.type != "cuda":
         return "it needs CUDA tensors"
     if x.dtype not in native.CUDA_DTYPES:
         return f"it takes float16, bfloat16, float32 and float64, not {x.dtype}"
-    return native.cuda_reason() or _fused_reason(x, f)
+    return native.cuda_reason() or _fused_reason(args)
 
 
-def triton_reason(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> str | None:
-    return _fused_reason(x, f) or _triton.reason(x, dtypes=_triton.DTYPES64)
+def triton_reason(args: UpfirdnArgs) -> str | None:
+    return _fused_reason(args) or _triton.reason(args.x, dtypes=_triton.DTYPES64)
 
 
-def triton_slower(x: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
-    return _triton.slower(x)
+def triton_slower(args: UpfirdnArgs) -> str | None:
+    return _triton.slower(args.x)
 
 
 native_forward = functools.partial(_fused, "native")
 triton_forward = functools.partial(_fused, "triton")
-upfirdn = Op(
-    "upfirdn",
-    reference,
-    check,
-    like,
-    cuda=Candidate(native_forward, cuda_reason, differentiable=True),
-    triton=Candidate(triton_forward, triton_reason, differentiable=True, slower=triton_slower),
-    cpu=Candidate(native_forward, cpu_reason, differentiable=True),
-)
+cpu = Implementation("cpu", "cpu", native_forward, cpu_reason, differentiable=True)
+cuda = Implementation("cuda", "cuda", native_forward, cuda_reason, differentiable=True)
+triton = Implementation("triton", "cuda", triton_forward, triton_reason, triton_slower, differentiable=True)
+_op = Op("upfirdn", UpfirdnArgs, reference, check, cuda, triton, cpu, like=like)
+
+
+def upfirdn(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:
+    """Resample x (N, C, H, W) by the filter f (K, K): `up` times larger, or `down` times smaller (one of them is 1)."""
+    return _op(UpfirdnArgs(x, f, up, down, padding))

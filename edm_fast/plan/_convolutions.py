@@ -34,8 +34,10 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
     x = first["x"]
     ops: Any = node.function
     merged = Node("conv2d", ops[1], (), {**second, "x": x, "doubled": True}, node.outputs)
-    if first["up"] == 2 and second["weight"].shape[-1] == 3 and fastest(choose(shape_of(merged))).doubled:
-        return [merged]
+    if first["up"] == 2 and second["weight"].shape[-1] == 3:
+        seconds = choose(shape_of(merged))
+        if seconds and fastest(seconds).doubled:
+            return [merged]
     n, c, h, w = x.shape
     wide = Value((n, c, first["up"] * h, first["up"] * w))
     return [
@@ -46,11 +48,13 @@ def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
 
 def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, Algorithm]:
     """The algorithm of each convolution: the fastest, or a slower one that packs less, so that packed weights stay
-    within `limit` times the memory of their own. Given up first is what saves the least time for its memory."""
+    within `limit` times the memory of their own. Given up first is what saves the least time for its memory. What has
+    no algorithm that works is left out."""
     seconds: dict[Node, dict[Algorithm, float]] = {}
     for node in nodes:
         doubled = node.kwargs.get("doubled", False)
         seconds[node] = {a: s for a, s in choose(shape_of(node)).items() if a.doubled == doubled}
+    nodes = [node for node in nodes if seconds[node]]
     floats = {node: {a: packed_size(shape_of(node), a) if a.packed else 0 for a in seconds[node]} for node in nodes}
     found = {node: fastest(seconds[node]) for node in nodes}
     excess = sum(floats[node][a] for node, a in found.items()) - limit * sum(n.kwargs["weight"].numel() for n in nodes)

@@ -26,6 +26,7 @@ from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import join_pairs, rewritten
 from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values, op_calls
 from edm_fast.plan._tune import MeasuredAlgorithms
+from edm_fast.plan._ways import as_written
 
 Step = Callable[[int], None]  # called with the number of threads
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
@@ -165,8 +166,10 @@ class _Builder:
     def task(self, node: Node) -> Task:
         if is_concatenation(node):
             return self.concatenation(node)
-        if node.kind == "linear" or is_convolution(node):
+        if node.kind == "linear" or node in self.chosen:
             return self.convolution(node)
+        if is_convolution(node):  # no algorithm works
+            return self.torch_call(dataclasses.replace(node, function=as_written(node)["reference"].run))
         if len(node.outputs[0].shape) == 4 and node.kind in ("group_norm_silu", "upfirdn", "attention"):
             return {"group_norm_silu": self.norm, "upfirdn": self.resampling, "attention": self.attention}[node.kind](
                 node
@@ -185,7 +188,7 @@ class _Builder:
 
             def step(threads: int) -> None:
                 given = map_values(lambda value: places[value].to(value.dtype), tree) if cast else (args, kwargs)
-                result = node.function(*given[0], **given[1])
+                result = node.run(*given)
                 for to, found in zip(outputs, [result] if isinstance(result, torch.Tensor) else result):
                     to.copy_(found)
 

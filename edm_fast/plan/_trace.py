@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,6 +44,11 @@ class Node:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Value]
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call with tensors in place of values."""
+        op = self.function
+        return op(op.arguments(**kwargs)) if isinstance(op, backend.Op) else op(*args, **kwargs)
 
     def inputs(self) -> list[Value]:
         found: list[Value] = []
@@ -154,15 +158,13 @@ class Recorder(TorchFunctionMode):
         self.nodes.append(Node(kind, function, *described, [self.value(out) for out in outputs]))
         return result
 
-    def op(self, op: backend.Op, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(op.reference).bind(*args, **kwargs)
-        bound.apply_defaults()
+    def op(self, op: backend.Op, args: Any) -> Any:
         self.paused = True
         try:
-            result = (op.like or op.reference)(*args, **kwargs)
+            result = (op.like or op.reference)(args)
         finally:
             self.paused = False
-        return self.record(op.name, op, (), dict(bound.arguments), result)
+        return self.record(op.name, op, (), args._asdict(), result)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -239,7 +241,7 @@ def _folded(nodes: list[Node]) -> list[Node]:
             if node.inputs():
                 kept.append(node)
                 continue
-            result = node.function(*node.args, **node.kwargs)
+            result = node.run(node.args, node.kwargs)
             constant.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
     return kept
 

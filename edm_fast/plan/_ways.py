@@ -1,4 +1,4 @@
-"""The ways a node of a GPU plan can run, by name: the op's reference and candidates, and what `_fused` adds to them.
+"""The ways a node of a GPU plan can run, by name: the implementations of the op, and what `_fused` adds to them.
 
 A convolution on the fused kernel may leave the statistics of its image for the norm after it, which may take them in
 place of reading the image for them first. These are ways like others: which ones go together is chosen in `_choice`.
@@ -37,7 +37,7 @@ def is_op(node: Node) -> bool:
 def as_written(node: Node) -> dict[str, Way]:
     """The one way of a node of the network itself, to the bit."""
     op = backend.ops().get(node.kind)
-    return {"torch": Way(node.function)} if op is None else {"reference": Way(op.reference)}
+    return {"torch": Way(node.function)} if op is None else {"reference": _way(op, "reference")}
 
 
 def ways(
@@ -71,12 +71,12 @@ def ways(
 def _of_op(
     op: backend.Op, kwargs: dict[str, Any], packed: _fused.Pack, asked: _fused.Asked | None, given: bool
 ) -> dict[str, Way]:
-    first = {"sdpa": Way(_sdpa)} if op.name == "attention" else {"reference": Way(op.reference)}
+    first = {"sdpa": Way(_sdpa)} if op.name == "attention" else {"reference": _way(op, "reference")}
     if "apart" in kwargs:
         plain = {name: value for name, value in kwargs.items() if name != "apart"}
-        fits = "triton" in op.candidates and op.candidates["triton"].reason(**plain) is None
+        fits = _takes(op, "triton", plain)
         return {**first, "triton": Way(_fused.attention)} if fits else first
-    able = {name: Way(c.forward) for name, c in op.candidates.items() if c.reason(**kwargs) is None}
+    able = {name: _way(op, name) for name in op.implementations if name != "reference" and _takes(op, name, kwargs)}
     if op.name == "conv2d" and "triton" in able:
         del able["triton"]  # the same kernel, whose weights are packed beforehand
         able["fused"] = Way(_fused.convolution(packed))
@@ -85,6 +85,16 @@ def _of_op(
     if op.name == "group_norm_silu" and "triton" in able and given:
         able["given"] = Way(_fused.normalise, takes=True, plain="triton")
     return {**first, **able}
+
+
+def _takes(op: backend.Op, name: str, kwargs: dict[str, Any]) -> bool:
+    reason = op.implementations[name].reason
+    return reason is None or reason(op.arguments(**kwargs)) is None
+
+
+def _way(op: backend.Op, name: str) -> Way:
+    forward = op.implementations[name].forward
+    return Way(lambda **kwargs: forward(op.arguments(**kwargs)))
 
 
 def _in_turn(

@@ -1,5 +1,6 @@
 """edm-fast verify: the table, its JSON, exit codes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -31,8 +32,8 @@ def test_table_and_json(run, tmp_path):
 
 def test_a_wrong_backend_fails(run, tmp_path, monkeypatch):
     op = backend.ops()["conv2d"]
-    wrong = backend.Candidate(lambda *args, **kwargs: op.reference(*args, **kwargs) * 1.01, lambda *a, **k: None)
-    monkeypatch.setitem(op.candidates, "cpu", wrong)
+    wrong = dataclasses.replace(op.implementations["cpu"], forward=lambda args: op.reference(args) * 1.01)
+    monkeypatch.setitem(op.implementations, "cpu", wrong)
     result = run(f"--network={tiny_checkpoint(tmp_path)}")
     assert result.exit_code == 1
     failed = [line for line in result.output.splitlines() if line.endswith("FAILED")]

@@ -1,5 +1,6 @@
 """verify: the table of errors of ops and of whole networks."""
 
+import dataclasses
 import math
 
 import pytest
@@ -28,8 +29,8 @@ def test_the_real_layer_shapes_are_all_there():
 @pytest.mark.parametrize("factor", [1.001, math.nan])
 def test_wrong_numbers_are_found(monkeypatch, factor):
     op = backend.ops()["attention"]
-    wrong = backend.Candidate(lambda *args: op.reference(*args) * factor, lambda *args: None)
-    monkeypatch.setattr(op, "candidates", {"cpu": wrong})
+    wrong = dataclasses.replace(op.implementations["cpu"], forward=lambda args: op.reference(args) * factor)
+    monkeypatch.setattr(op, "implementations", {"cpu": wrong, "reference": op.implementations["reference"]})
     rows = verify.verify_ops([("attention", cases.SMALL["attention"], torch.float32)])
     assert [row["ok"] for row in rows] == [True, False]
     (_, bad) = verify.summary(rows)
@@ -117,7 +118,7 @@ def test_network_rows(monkeypatch):
     assert table["reference", 0.5]["identical"] and table["reference", 0.5]["ulp"] == 0
     assert table["fused ops", 80.0]["ok"] and table["fused ops", 80.0]["relative"] < 1e-6
     eps4, plain = 4 * torch.finfo(torch.float32).eps, table["reference", 0.5]
-    widest = max(c.budget for op in backend.ops().values() for name, c in op.candidates.items() if name == "cpu")
+    widest = max(op.implementations["cpu"].budget for op in backend.ops().values())
     assert table["fused ops", 0.5]["budget"] == pytest.approx(widest * plain["relative"] + eps4)
     assert widest > 2 and plain["budget"] == pytest.approx(2 * plain["relative"] + eps4)
     assert not table["accelerated fp32", 0.5]["ok"] and table["accelerated fp32", 0.5]["relative"] > 9e-5

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-import edm_fast.ops  # noqa: F401
+import edm_fast.ops
 from edm_fast import backend, testing
 
 # name -> device; without a GPU, Triton kernels run in Triton's interpreter (see conftest.py)
@@ -16,9 +16,10 @@ BACKENDS = {"cpu": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cp
 
 
 def backends(op: str, *, wanted: tuple[str, ...] = ("cpu", "cuda"), gradient: bool = False) -> list[Any]:
-    """The candidates of an op whose device is here, as pytest parameters; those for a GPU are marked."""
-    names = [n for n in backend.ops()[op].candidates if BACKENDS[n] == "cpu" or torch.cuda.is_available()]
-    names = [n for n in names if n in wanted and (backend.ops()[op].candidates[n].differentiable or not gradient)]
+    """The implementations of an op whose device is here, as pytest parameters; those for a GPU are marked."""
+    implementations = backend.ops()[op].implementations
+    names = [n for n in implementations if n in wanted and (BACKENDS[n] == "cpu" or torch.cuda.is_available())]
+    names = [n for n in names if implementations[n].differentiable or not gradient]
     return [pytest.param(name, marks=pytest.mark.gpu if BACKENDS[name] == "cuda" else ()) for name in names]
 
 
@@ -27,9 +28,15 @@ def forced(op: str, name: str) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with backend.use_backend(name):
-            return backend.ops()[op](*args, **kwargs)
+            return getattr(edm_fast.ops, op)(*args, **kwargs)
 
     return run
+
+
+def choose(op: str, *args: Any, **kwargs: Any) -> backend.Choice:
+    """The backend a call would run on, and why on no other."""
+    found = backend.ops()[op]
+    return found.choose(found.arguments(*args, **kwargs))
 
 
 def cases(op: str, **where: bool) -> list[Any]:
@@ -37,12 +44,10 @@ def cases(op: str, **where: bool) -> list[Any]:
 
 
 def forward(op: str, name: str, case: testing.Case, dtype: torch.dtype) -> None:
-    found = backend.ops()[op]
-    call, budget = case.inputs(dtype, BACKENDS[name]), found.candidates[name].budget
-    testing.check(forced(op, name), found.reference, call, budget)
+    call, budget = case.inputs(dtype, BACKENDS[name]), backend.ops()[op].implementations[name].budget
+    testing.check(forced(op, name), forced(op, "reference"), call, budget)
 
 
 def gradient(op: str, name: str, case: testing.Case, dtype: torch.dtype) -> None:
-    found = backend.ops()[op]
-    function, reference = testing.gradients(forced(op, name)), testing.gradients(found.reference)
-    testing.check(function, reference, case.inputs(dtype, BACKENDS[name]), found.candidates[name].budget)
+    call, budget = case.inputs(dtype, BACKENDS[name]), backend.ops()[op].implementations[name].budget
+    testing.check(testing.gradients(forced(op, name)), testing.gradients(forced(op, "reference")), call, budget)

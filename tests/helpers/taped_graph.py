@@ -35,8 +35,8 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def _formula(op, *args, **kwargs):
-    return op.reference(*args, **kwargs)  # torch does not see what native code does
+def _formula(op, args):
+    return op.reference(args)  # torch does not see what native code does
 
 
 class Captured:

@@ -11,6 +11,7 @@ from edm_fast.ops import attention
 from edm_fast.ops.attention import attention_weights
 from helpers import op_checks
 
+reference = op_checks.forced("attention", "reference")
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -32,8 +33,8 @@ def defined(qkv, heads):
 @pytest.mark.parametrize("case", op_checks.cases("attention", real=False))
 def test_reference_is_the_definition(case):
     (qkv, heads), _ = case.inputs(torch.float64)
-    torch.testing.assert_close(attention.reference(qkv, heads), defined(qkv, heads))
-    wide = attention.reference(qkv.float(), heads)
+    torch.testing.assert_close(reference(qkv, heads), defined(qkv, heads))
+    wide = reference(qkv.float(), heads)
     logits = max(1, qkv.abs().max().item() ** 2) if qkv.numel() else 1  # their rounding is relative
     torch.testing.assert_close(wide, defined(qkv, heads).float(), rtol=1e-5, atol=1e-6 * logits)
 
@@ -52,6 +53,20 @@ def test_autocast_keeps_the_wide_product():
     with torch.autocast("cpu", torch.bfloat16):
         inside = attention_weights(q, k)
     assert torch.equal(inside, attention_weights(q, k))
+
+
+@pytest.mark.parametrize("pixels", [9, 64, 256])
+def test_backward_of_the_weights_has_the_bits_of_torchs_softmax(pixels):
+    """The published code takes softmax's own backward; another sum over the keys is 1e-6 of a network's gradient."""
+    q, k = (torch.randn(2, 8, pixels, requires_grad=True) for _ in range(2))
+    dw = torch.randn(2, pixels, pixels)
+    w = attention_weights(q, k)
+    dq, dk = torch.autograd.grad(w, (q, k), dw)
+    logits = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(8)).detach().requires_grad_()
+    assert torch.equal(logits.softmax(2), w)
+    (db,) = torch.autograd.grad(logits.softmax(2), logits, dw)
+    assert torch.equal(dq, torch.einsum("nck,nqk->ncq", k, db) / math.sqrt(8))
+    assert torch.equal(dk, torch.einsum("ncq,nqk->nck", q, db) / math.sqrt(8))
 
 
 def test_equal_keys_average_the_values():
@@ -114,9 +129,7 @@ def test_derivatives_on_every_instruction_set(isa, shape, layout):
     if native.ISAS.index(isa) > native.lib.BEST_ISA:
         pytest.skip(f"no {isa} here")
     with native.use_isa(isa):
-        testing.check(
-            with_gradients(on_cpu), with_gradients(attention.reference), ((drawn(*shape, layout), shape[1]), {})
-        )
+        testing.check(with_gradients(on_cpu), with_gradients(reference), ((drawn(*shape, layout), shape[1]), {}))
 
 
 @needs_native
@@ -143,7 +156,7 @@ def test_not_a_number_stays_in_its_head_and_query(layout):
     qkv[1, 15 + 4, 17, 16] = float("nan")  # k of head 1
     qkv[2, 5, 0, 0] = float("nan")  # channel 1 of v of head 0
     bad = on_cpu(qkv, 2).isnan()
-    assert torch.equal(bad, attention.reference(qkv, 2).isnan())
+    assert torch.equal(bad, reference(qkv, 2).isnan())
     assert bad[0, :5, 4, 4].all() and bad[1, 5:].all() and bad[2, 1].all() and bad.sum() == 5 + 5 * 306 + 306
 
 
@@ -156,11 +169,11 @@ def test_keys_of_minus_infinity_do_not_count(counted):
     flat[:, 0] = 1
     flat[:, 1] = -torch.inf
     flat[:, 1, counted] = torch.randn(2, flat[0, 1, counted].numel())
-    expected = attention.reference(qkv.double())
+    expected = reference(qkv.double())
     assert expected.isfinite().all()
     torch.testing.assert_close(on_cpu(qkv), expected.float())
     flat[:, 1] = -torch.inf
-    assert on_cpu(qkv).isnan().all() and attention.reference(qkv).isnan().all()
+    assert on_cpu(qkv).isnan().all() and reference(qkv).isnan().all()
 
 
 @needs_native
@@ -255,9 +268,9 @@ def test_compiles_without_a_graph_break(layout):
 @needs_native
 def test_reasons_and_layout():
     qkv = drawn(2, 2, 5, 3, 4)
-    assert attention.choose(qkv, 2).backend == "cpu"
+    assert op_checks.choose("attention", qkv, 2).backend == "cpu"
     for dtype in (torch.float64, torch.bfloat16):
-        assert str(dtype) in attention.choose(qkv.to(dtype), 2).reasons["cpu"]
+        assert str(dtype) in op_checks.choose("attention", qkv.to(dtype), 2).reasons["cpu"]
     for layout in LAYOUTS:
         memory = getattr(torch, layout if layout == "channels_last" else "contiguous_format")
         x = testing.laid_out(qkv, layout).requires_grad_()

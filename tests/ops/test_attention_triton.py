@@ -8,9 +8,9 @@ import torch
 
 from edm_fast import testing
 from edm_fast.errors import UserError
-from edm_fast.ops import attention
 from helpers import op_checks
 
+reference = op_checks.forced("attention", "reference")
 kernels = pytest.importorskip("edm_fast.kernels.attention")
 DEVICE = op_checks.BACKENDS["triton"]
 on_triton = op_checks.forced("attention", "triton")
@@ -44,22 +44,22 @@ def with_gradient(function):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_gradient_in_float32(name, layout):
-    testing.check(with_gradient(on_triton), with_gradient(attention.reference), (drawn(*SHAPES[name], layout), {}))
+    testing.check(with_gradient(on_triton), with_gradient(reference), (drawn(*SHAPES[name], layout), {}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["small", "blocks", "wide"])
 def test_half_precision(name, dtype):
     call = (drawn(*SHAPES[name], "channels_last", dtype), {})
-    testing.check(with_gradient(on_triton), with_gradient(attention.reference), call)
+    testing.check(with_gradient(on_triton), with_gradient(reference), call)
 
 
 def test_largest_head():
-    testing.check(on_triton, attention.reference, (drawn(1, 1, 256, 4, 4, "channels_last", torch.float16), {}))
-    choice = attention.choose(*drawn(1, 1, 257, 2, 2))
+    testing.check(on_triton, reference, (drawn(1, 1, 256, 4, 4, "channels_last", torch.float16), {}))
+    choice = op_checks.choose("attention", *drawn(1, 1, 257, 2, 2))
     assert "up to 256 channels" in choice.reasons["triton"]
     qkv, heads = drawn(1, 1, 129, 2, 2)
-    assert "up to 128 channels" in attention.choose(qkv.requires_grad_(), heads).reasons["triton"]
+    assert "up to 128 channels" in op_checks.choose("attention", qkv.requires_grad_(), heads).reasons["triton"]
     with pytest.raises(UserError, match="up to 256"):
         on_triton(*drawn(1, 1, 257, 2, 2))
 
@@ -67,8 +67,8 @@ def test_largest_head():
 def test_large_logits():
     """The backward takes the logits anew, in another order: where they are thousands, so does their rounding grow."""
     qkv, heads = drawn(1, 1, 16, 4, 5, scale=30.0)
-    testing.check(on_triton, attention.reference, ((qkv, heads), {}))
-    testing.check(with_gradient(on_triton), with_gradient(attention.reference), ((qkv / 5, heads), {}))
+    testing.check(on_triton, reference, ((qkv, heads), {}))
+    testing.check(with_gradient(on_triton), with_gradient(reference), ((qkv / 5, heads), {}))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -107,7 +107,7 @@ def test_second_derivative():
         (dx,) = torch.autograd.grad(function(qkv, heads).square().sum(), qkv, create_graph=True)
         return torch.autograd.grad(dx.square().sum(), qkv)[0]
 
-    torch.testing.assert_close(second(on_triton), second(attention.reference), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second(on_triton), second(reference), rtol=1e-4, atol=1e-4)
 
 
 def test_opcheck():

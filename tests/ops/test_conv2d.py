@@ -11,6 +11,7 @@ from edm_fast.ops import conv2d
 from helpers import op_checks
 from helpers.conv_inputs import all_gradients, case_inputs
 
+reference = op_checks.forced("conv2d", "reference")
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 
 
@@ -34,7 +35,7 @@ def defined(x, weight, bias=None, emb=None, residual=None, scale=1.0, padding=No
 @pytest.mark.parametrize("case", op_checks.cases("conv2d", real=False))
 def test_reference_is_the_definition(case):
     args, kwargs = case.inputs(torch.float64)
-    torch.testing.assert_close(conv2d.reference(*args, **kwargs), defined(*args, **kwargs))
+    torch.testing.assert_close(reference(*args, **kwargs), defined(*args, **kwargs))
 
 
 def test_inputs_are_left_alone():
@@ -90,7 +91,10 @@ GRADIENTS = {
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_of_every_argument_keep_the_budget(name):
     testing.check(
-        all_gradients(on_cpu), all_gradients(conv2d.reference), GRADIENTS[name], conv2d.candidates["cpu"].budget
+        all_gradients(on_cpu),
+        all_gradients(reference),
+        GRADIENTS[name],
+        backend.ops()["conv2d"].implementations["cpu"].budget,
     )
 
 
@@ -109,7 +113,7 @@ def test_second_derivatives(name):
         return run
 
     args, kwargs = GRADIENTS[name]
-    exact = second(conv2d.reference)(*testing.widened(args), **kwargs)
+    exact = second(reference)(*testing.widened(args), **kwargs)
     for got, want in zip(second(on_cpu)(*args, **kwargs), exact, strict=True):
         assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
@@ -121,7 +125,7 @@ def test_gradients_for_some_and_of_an_expanded_dy():
         leaf = args[index].clone().requires_grad_()
         fresh = [*args[:index], leaf, *args[index + 1 :]]
         (got,) = torch.autograd.grad(on_cpu(*fresh, **kwargs).sum(), leaf)  # dy is expanded, not dense
-        (want,) = torch.autograd.grad(conv2d.reference(*fresh, **kwargs).sum(), leaf)
+        (want,) = torch.autograd.grad(reference(*fresh, **kwargs).sum(), leaf)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -172,34 +176,34 @@ def test_compiles_without_a_graph_break(name):
 def test_autocast_is_left_to_torch():
     (x, weight, *_), _ = case_inputs((2, 32, 32, 32), 32)
     with torch.autocast("cpu", torch.bfloat16):
-        choice = conv2d.choose(x, weight)
+        choice = op_checks.choose("conv2d", x, weight)
         assert choice.backend == "reference" and "autocast" in choice.reasons["cpu"]
         assert conv2d(x, weight).dtype == torch.bfloat16
         with backend.use_backend("cpu"), pytest.raises(BackendError, match="autocast"):
             conv2d(x, weight)
-    assert conv2d.choose(x, weight).backend == "cpu"
+    assert op_checks.choose("conv2d", x, weight).backend == "cpu"
 
 
 @needs_native
 def test_a_backend_asked_for_by_name_need_not_be_faster():
     small = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 3, 3)
-    choice = conv2d.choose(*small)
+    choice = op_checks.choose("conv2d", *small)
     assert choice.backend == "reference" and "16 channels" in choice.reasons["cpu"]
     with backend.use_backend("cpu"):
-        assert conv2d.choose(*small).backend == "cpu"
+        assert op_checks.choose("conv2d", *small).backend == "cpu"
     wide = torch.randn(32, 16, 3, 3)
-    assert "few pixels" in conv2d.choose(torch.randn(1, 16, 8, 8), wide).reasons["cpu"]
-    assert "1x1" in conv2d.choose(torch.randn(8, 16, 32, 32), torch.randn(32, 16, 1, 1)).reasons["cpu"]
+    assert "few pixels" in op_checks.choose("conv2d", torch.randn(1, 16, 8, 8), wide).reasons["cpu"]
+    assert "1x1" in op_checks.choose("conv2d", torch.randn(8, 16, 32, 32), torch.randn(32, 16, 1, 1)).reasons["cpu"]
 
 
 @needs_native
 def test_reasons():
     x, weight = torch.randn(8, 16, 32, 32), torch.randn(32, 16, 3, 3)
-    assert conv2d.choose(x, weight).backend == "cpu"
-    assert "float64" in conv2d.choose(x.double(), weight.double()).reasons["cpu"]
-    assert "float32" in conv2d.choose(x, weight.bfloat16()).reasons["cpu"]
-    assert "5x5" in conv2d.choose(x, torch.randn(32, 16, 5, 5)).reasons["cpu"]
-    assert "padding" in conv2d.choose(x, weight, padding=3).reasons["cpu"]
+    assert op_checks.choose("conv2d", x, weight).backend == "cpu"
+    assert "float64" in op_checks.choose("conv2d", x.double(), weight.double()).reasons["cpu"]
+    assert "float32" in op_checks.choose("conv2d", x, weight.bfloat16()).reasons["cpu"]
+    assert "5x5" in op_checks.choose("conv2d", x, torch.randn(32, 16, 5, 5)).reasons["cpu"]
+    assert "padding" in op_checks.choose("conv2d", x, weight, padding=3).reasons["cpu"]
 
 
 @needs_native

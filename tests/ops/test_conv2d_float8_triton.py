@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edm_fast.evaluation._networks import relative_error
-from edm_fast.ops import _triton, conv2d
+from edm_fast.ops import _triton
 from helpers import op_checks
 from helpers.conv_inputs import case_inputs
 
@@ -16,6 +16,8 @@ if (reason := _triton.reason(torch.ones(1, device=DEVICE))) is not None:
 
 from edm_fast.kernels import _conv2d_float8 as float8  # noqa: E402
 from edm_fast.kernels._conv2d_blocks import Blocks  # noqa: E402
+
+reference = op_checks.forced("conv2d", "reference")
 
 if (reason := float8.reason(torch.device(DEVICE), 32)) is not None:
     pytest.skip(reason, allow_module_level=True)
@@ -42,8 +44,8 @@ def test_forward(name, dtype):
     weight = weight * own[:, None, None, None].to(dtype)
     tail = {"residual": residual.double(), "scale": math.sqrt(0.5)}
     y = float8.forward(x, float8.pack(weight), bias[None], residual, math.sqrt(0.5), k // 2, plan)
-    want = conv2d.reference(rounded(x, (0, 1, 2, 3)), rounded(weight, (1, 2, 3)), bias.double(), **tail)
-    exact = conv2d.reference(x.double(), weight.double(), bias.double(), **tail)
+    want = reference(rounded(x, (0, 1, 2, 3)), rounded(weight, (1, 2, 3)), bias.double(), **tail)
+    exact = reference(x.double(), weight.double(), bias.double(), **tail)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     scale = want.abs().amax((0, 2, 3), keepdim=True)
     single = dtype == torch.float32 and DEVICE == "cpu"  # matrix units keep 14 bits of their own sums

@@ -7,7 +7,7 @@ import torch
 
 from edm_fast import backend, testing
 from edm_fast.backend import BackendError
-from edm_fast.ops import _triton, conv2d, group_norm_silu, upfirdn
+from edm_fast.ops import _triton, conv2d
 from helpers import op_checks
 from helpers.conv_inputs import all_gradients, case_inputs
 
@@ -19,6 +19,9 @@ from edm_fast.kernels import _conv2d_blocks  # noqa: E402
 from edm_fast.kernels import conv2d as kernels  # noqa: E402
 from edm_fast.kernels._conv2d_blocks import Blocks  # noqa: E402
 
+conv2d_reference = op_checks.forced("conv2d", "reference")
+group_norm_silu_reference = op_checks.forced("group_norm_silu", "reference")
+upfirdn_reference = op_checks.forced("upfirdn", "reference")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF = math.sqrt(0.5)
 run = op_checks.forced("conv2d", "triton")
@@ -76,7 +79,7 @@ GRADIENTS = {
 def test_gradients_of_every_argument(name, dtype):
     shape, out, kwargs = GRADIENTS[name]
     call = inputs(shape, out, dtype=dtype, **kwargs)
-    testing.check(all_gradients(run), all_gradients(conv2d.reference), call)
+    testing.check(all_gradients(run), all_gradients(conv2d_reference), call)
 
 
 def test_gradients_of_float32_weights_of_a_half_image():
@@ -84,7 +87,7 @@ def test_gradients_of_float32_weights_of_a_half_image():
     args = x.half(), weight, bias, emb.half(), residual.half()
 
     def reference(x, weight, *rest):
-        return conv2d.reference(x, weight.to(x.dtype), *rest)
+        return conv2d_reference(x, weight.to(x.dtype), *rest)
 
     _, *found = all_gradients(run)(*args)
     _, *expected = all_gradients(reference)(*args)
@@ -103,7 +106,7 @@ def test_second_derivatives():
         return gradients
 
     args, kwargs = inputs((2, 5, 5, 6), 7, scale=0.7)
-    exact = second(conv2d.reference)(*testing.widened(args), **kwargs)
+    exact = second(conv2d_reference)(*testing.widened(args), **kwargs)
     found = second(run)(*args, **kwargs)
     for got, want in zip(found, exact, strict=True):
         assert (got - want).abs().max() <= 1e-4 * want.abs().max()
@@ -130,7 +133,7 @@ def test_every_plan(name, dtype):
     def planned(x, weight, bias, emb, residual, scale):
         return kernels.forward(x, kernels.pack(weight), emb + bias, residual, scale, k // 2, plan=plan)
 
-    testing.check(planned, conv2d.reference, (args, kwargs))
+    testing.check(planned, conv2d_reference, (args, kwargs))
 
 
 PROLOGUES = {
@@ -166,8 +169,8 @@ def test_prologue(name, adaptive, dtype):
         return kernels.forward(x, kernels.pack(weight), emb, residual, HALF, k // 2, prologue=prologue, plan=plan)
 
     def reference(x, weight, emb, residual, *norm):
-        normed = group_norm_silu.reference(x, *norm[:2], groups, 1e-5, *norm[2:], silu=silu)
-        return conv2d.reference(normed, weight, None, emb, residual, HALF)
+        normed = group_norm_silu_reference(x, *norm[:2], groups, 1e-5, *norm[2:], silu=silu)
+        return conv2d_reference(normed, weight, None, emb, residual, HALF)
 
     testing.check(fused, reference, ((x, weight, emb, residual, *norm), {}))
 
@@ -232,7 +235,7 @@ def test_upsample(name, dtype):
         return kernels.upsample(x, kernels.pack_phases(weight), rows, residual, HALF, plan=plan)
 
     def reference(x, weight, rows, residual):
-        return conv2d.reference(upfirdn.reference(x, box(x), up=2), weight, None, rows, residual, HALF)
+        return conv2d_reference(upfirdn_reference(x, box(x), up=2), weight, None, rows, residual, HALF)
 
     testing.check(merged, reference, ((x, weight, rows, residual), {}))
 
@@ -243,8 +246,8 @@ def test_upsample_between_norms(size):
     norm = [drawn(32, seed=1), drawn(32, seed=2) + 3]
     prologue, statistics = prologue_of(x, norm, 8, True), kernels.Statistics(4, 1e-5)
     y, found = kernels.upsample(x, kernels.pack_phases(weight), prologue=prologue, statistics=statistics)
-    exact = group_norm_silu.reference(*testing.widened([x, *norm]), 8)
-    exact = conv2d.reference(upfirdn.reference(exact, box(exact), up=2), weight.double())
+    exact = group_norm_silu_reference(*testing.widened([x, *norm]), 8)
+    exact = conv2d_reference(upfirdn_reference(exact, box(exact), up=2), weight.double())
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
     is_statistics_of(y, *found, 4, 1e-5)
 
@@ -270,7 +273,7 @@ def test_what_is_not_finite_shows():
     """At the outputs that its pixel reaches, and in no other."""
     (x, weight, *_), _ = inputs((3, 33, 6, 5), 20)
     x[1, 20, 3, 2] = math.inf
-    reached = conv2d.reference(x.double(), weight.double()).isfinite().logical_not()
+    reached = conv2d_reference(x.double(), weight.double()).isfinite().logical_not()
     y = run(x, weight)
     assert reached.any() and not y[reached].isfinite().any() and y[~reached].isfinite().all()
 
@@ -313,7 +316,7 @@ def test_tf32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     args, kwargs = inputs((2, 32, 6, 5), 20, scale=HALF)
     wide = testing.widened(args)
-    both = all_gradients(conv2d.reference)
+    both = all_gradients(conv2d_reference)
     exact, coarse = both(*wide, **kwargs), both(*(t.half().double() for t in args[:2]), *wide[2:], **kwargs)
     for got, want, near in zip(all_gradients(run)(*args, **kwargs)[:3], exact, coarse):
         bound = 4 * torch.finfo(torch.float16).eps * want.abs().max()
@@ -379,10 +382,10 @@ def test_autocast():
 
 def test_choice_and_reasons():
     x, weight = drawn(1, 3, 4, 4), drawn(2, 3, 3, 3)
-    automatic = conv2d.choose(x, weight)
+    automatic = op_checks.choose("conv2d", x, weight)
     assert automatic.backend == "triton" if DEVICE == "cuda" else "interpreter" in automatic.reasons["triton"]
     with backend.use_backend("triton", "conv2d"):
-        assert conv2d.choose(x, weight).backend == "triton"
+        assert op_checks.choose("conv2d", x, weight).backend == "triton"
         for args, kwargs, why in (
             ((x.double(), weight), {}, "float64"),
             ((x, drawn(2, 3, 5, 5)), {}, "5x5"),

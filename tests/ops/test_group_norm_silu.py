@@ -8,6 +8,7 @@ from edm_fast.errors import UserError
 from edm_fast.ops import group_norm_silu
 from helpers import op_checks
 
+reference = op_checks.forced("group_norm_silu", "reference")
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -33,7 +34,7 @@ def defined(x, weight, bias, groups, eps=1e-5, scale=None, shift=None, silu=True
 @pytest.mark.parametrize("case", op_checks.cases("group_norm_silu", real=False))
 def test_reference_is_the_definition(case):
     args, kwargs = case.inputs(torch.float64)
-    torch.testing.assert_close(group_norm_silu.reference(*args, **kwargs), defined(*args, **kwargs))
+    torch.testing.assert_close(reference(*args, **kwargs), defined(*args, **kwargs))
 
 
 def test_statistics_of_half_precision_are_wide():
@@ -116,7 +117,7 @@ def test_backend_keeps_the_budget(name, case):
 def test_gradients_keep_the_budget(name, case):
     function = all_gradients(op_checks.forced("group_norm_silu", name))
     inputs = case.inputs(torch.float32, op_checks.BACKENDS[name])
-    testing.check(function, all_gradients(group_norm_silu.reference), inputs)
+    testing.check(function, all_gradients(reference), inputs)
 
 
 @needs_native
@@ -126,7 +127,7 @@ def test_more_shapes_on_every_instruction_set(name, isa):
     if native.ISAS.index(isa) > native.lib.BEST_ISA:
         pytest.skip(f"no {isa} here")
     with native.use_isa(isa):
-        testing.check(all_gradients(on_cpu), all_gradients(group_norm_silu.reference), EXTRA[name])
+        testing.check(all_gradients(on_cpu), all_gradients(reference), EXTRA[name])
 
 
 @needs_native
@@ -135,7 +136,7 @@ def test_float64(case):
     args, kwargs = case.inputs(torch.float64)
     with testing.poisoned():
         results = all_gradients(on_cpu)(*args, **kwargs)
-    for got, expected in zip(results, all_gradients(group_norm_silu.reference)(*args, **kwargs)):
+    for got, expected in zip(results, all_gradients(reference)(*args, **kwargs)):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -147,9 +148,7 @@ def test_large_means_and_tiny_variances(layout, mean, deviation):
     """Sums of squares would cancel; the shifted ones do not, and the budget of a plain two-pass formula holds."""
     silu = deviation > 1e-9  # or every pixel of a channel has the same slope, with the same rounding error
     (x, *rest), kwargs = case_inputs((2, 8, 32, 40), 2, layout, rows=2, eps=1e-6, silu=silu)
-    testing.check(
-        all_gradients(on_cpu), all_gradients(group_norm_silu.reference), ((x * deviation + mean, *rest), kwargs)
-    )
+    testing.check(all_gradients(on_cpu), all_gradients(reference), ((x * deviation + mean, *rest), kwargs))
 
 
 @needs_native
@@ -264,7 +263,7 @@ def test_weights_of_another_dtype_and_gradients_for_some():
     y = on_cpu(x, weight, bias.float(), groups)
     assert y.dtype == torch.float64
     (dweight,) = torch.autograd.grad(y.sum(), weight)  # dy is expanded, not dense
-    expected = torch.autograd.grad(group_norm_silu.reference(x, weight, bias.float(), groups).sum(), weight)[0]
+    expected = torch.autograd.grad(reference(x, weight, bias.float(), groups).sum(), weight)[0]
     torch.testing.assert_close(dweight, expected)
 
 
@@ -297,11 +296,11 @@ def test_compiles_without_a_graph_break():
 @needs_native
 def test_reasons_and_layout():
     (x, weight, bias, groups), kwargs = case_inputs((2, 4, 3, 5), 2, rows=2)
-    assert group_norm_silu.choose(x, weight, bias, groups).backend == "cpu"
-    half = group_norm_silu.choose(x.half(), weight, bias, groups)
+    assert op_checks.choose("group_norm_silu", x, weight, bias, groups).backend == "cpu"
+    half = op_checks.choose("group_norm_silu", x.half(), weight, bias, groups)
     assert half.backend == "reference" and "float16" in half.reasons["cpu"]
     wide = {name: t.double() for name, t in kwargs.items()}
-    assert "dtype" in group_norm_silu.choose(x, weight, bias, groups, **wide).reasons["cpu"]
+    assert "dtype" in op_checks.choose("group_norm_silu", x, weight, bias, groups, **wide).reasons["cpu"]
     last = group_norm_silu(x.to(memory_format=torch.channels_last), weight, bias, groups)
     assert last.is_contiguous(memory_format=torch.channels_last)
 
@@ -320,8 +319,8 @@ def test_one_row_of_scale_and_many_of_shift():
     (x, *rest), kwargs = case_inputs((3, 8, 4, 4), 2, rows=3)
     one = {"scale": kwargs["scale"][:1], "shift": kwargs["shift"]}
     many = {"scale": one["scale"].expand(3, 8), "shift": kwargs["shift"]}
-    assert torch.equal(group_norm_silu.reference(x, *rest, **one), group_norm_silu.reference(x, *rest, **many))
-    torch.testing.assert_close(group_norm_silu(x, *rest, **one), group_norm_silu.reference(x, *rest, **many))
+    assert torch.equal(reference(x, *rest, **one), reference(x, *rest, **many))
+    torch.testing.assert_close(group_norm_silu(x, *rest, **one), reference(x, *rest, **many))
 
 
 @pytest.mark.parametrize(

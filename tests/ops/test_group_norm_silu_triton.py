@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from edm_fast import testing
-from edm_fast.ops import group_norm_silu
 from helpers import op_checks
 
+reference = op_checks.forced("group_norm_silu", "reference")
 kernels = pytest.importorskip("edm_fast.kernels.group_norm_silu")
 DEVICE = op_checks.BACKENDS["triton"]
 on_triton = op_checks.forced("group_norm_silu", "triton")
@@ -62,14 +62,14 @@ def all_gradients(function):
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_in_float32(name, silu):
     call = inputs(*CASES[name], silu=silu)
-    testing.check(all_gradients(on_triton), all_gradients(group_norm_silu.reference), call)
+    testing.check(all_gradients(on_triton), all_gradients(reference), call)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["one pass, rows", "two passes", "two passes, contiguous"])
 def test_half_precision(name, dtype):
     call = inputs(*CASES[name], dtype=dtype)
-    testing.check(all_gradients(on_triton), all_gradients(group_norm_silu.reference), call)
+    testing.check(all_gradients(on_triton), all_gradients(reference), call)
 
 
 def test_weights_of_another_dtype():
@@ -80,13 +80,13 @@ def test_weights_of_another_dtype():
     assert y.dtype == torch.float16
     dx, dweight = torch.autograd.grad(y.float().square().sum(), (x, weight))
     assert dx.dtype == torch.float16 and dweight.dtype == torch.float32
-    want = group_norm_silu.reference(x.detach().double(), weight.double(), bias.double(), groups)
+    want = reference(x.detach().double(), weight.double(), bias.double(), groups)
     assert (y.double() - want).abs().max() < 4e-3
 
 
 def test_mean_far_from_zero():
     (x, *rest), _ = inputs((1, 24, 33, 31), 8, True, None)
-    testing.check(on_triton, group_norm_silu.reference, ((x + 1000, *rest), {}))
+    testing.check(on_triton, reference, ((x + 1000, *rest), {}))
 
 
 @pytest.mark.parametrize("name", ["one pass", "two passes", "chunks"])
@@ -151,7 +151,7 @@ def test_second_derivative():
         (dx,) = torch.autograd.grad(function(x, weight, bias, groups, **kwargs).sum(), x, create_graph=True)
         return torch.autograd.grad(dx.square().sum(), x)[0]
 
-    torch.testing.assert_close(second(on_triton), second(group_norm_silu.reference), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second(on_triton), second(reference), rtol=1e-4, atol=1e-4)
 
 
 def test_opcheck():
@@ -166,12 +166,12 @@ def test_opcheck():
 
 def test_reasons():
     (x, weight, bias, groups), _ = inputs(*CASES["one pass"])
-    choice = group_norm_silu.choose(x, weight, bias, groups)
+    choice = op_checks.choose("group_norm_silu", x, weight, bias, groups)
     if DEVICE == "cuda":
         assert choice.backend == "triton"
     else:
         assert choice.backend != "triton" and "interpreter" in choice.reasons["triton"]
-    wide = group_norm_silu.choose(x.double(), weight.double(), bias.double(), groups)
+    wide = op_checks.choose("group_norm_silu", x.double(), weight.double(), bias.double(), groups)
     assert "float64" in wide.reasons["triton"]
 
 

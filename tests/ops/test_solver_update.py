@@ -8,6 +8,7 @@ from edm_fast.errors import UserError
 from edm_fast.ops import solver_update
 from helpers import op_checks
 
+reference = op_checks.forced("solver_update", "reference")
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 
 
@@ -19,7 +20,7 @@ def same_bits(function, call):
     """Equal to the reference to the bit; signs of zeros and places of nan included."""
     got, want = (
         testing.outputs(function(*call[0], **call[1])),
-        testing.outputs(solver_update.reference(*call[0], **call[1])),
+        testing.outputs(reference(*call[0], **call[1])),
     )
     assert len(got) == len(want)
     for g, w in zip(got, want):
@@ -100,7 +101,7 @@ def test_special_values():
 @needs_native
 def test_reasons():
     x, D = draw(2)
-    assert solver_update.choose(x, x, D).backend == "cpu"
+    assert op_checks.choose("solver_update", x, x, D).backend == "cpu"
     for call, reason in (
         (dict(base=x.half()), "float16"),
         (dict(base=x, a=torch.tensor(0.5)), "coefficient"),
@@ -108,10 +109,10 @@ def test_reasons():
         (dict(base=x, terms=[D] * 9, weights=[1.0] * 9), "9"),
         (dict(base=x.clone().requires_grad_()), "no backward"),
     ):
-        choice = solver_update.choose(**call)
+        choice = op_checks.choose("solver_update", **call)
         assert choice.backend == "reference" and reason in choice.reasons["cpu"], choice
         y, _ = solver_update(**call)
-        torch.testing.assert_close(y, solver_update.reference(**call)[0])
+        torch.testing.assert_close(y, reference(**call)[0])
         with backend.use_backend("cpu"), pytest.raises(backend.BackendError, match=reason):
             solver_update(**call)
 
@@ -125,7 +126,7 @@ def test_asked_for_by_name_it_takes_what_preconditioners_give(shape, layout):
     args = x, x, D
     kwargs = {"terms": [F.to(memory_format=layout)], "weights": [torch.rand(shape, dtype=x.dtype)], "noise": noise}
     kwargs |= {"a": torch.rand(shape, dtype=x.dtype), "t": 0.7, "c": 0.3}
-    assert solver_update.choose(*args, **kwargs).backend == "reference"
+    assert op_checks.choose("solver_update", *args, **kwargs).backend == "reference"
     same_bits(op_checks.forced("solver_update", "cpu"), (args, kwargs))
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from edm_fast import backend, testing
-from edm_fast.ops import solver_update
 from helpers import op_checks
 
+reference = op_checks.forced("solver_update", "reference")
 pytest.importorskip("triton")
 DEVICE = op_checks.BACKENDS["triton"]
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -28,7 +28,7 @@ def same_bits(call):
     """Signs of zeros and places of nan included."""
     with testing.poisoned():
         got = testing.outputs(RUN(*call[0], **call[1]))
-    want = testing.outputs(solver_update.reference(*call[0], **call[1]))
+    want = testing.outputs(reference(*call[0], **call[1]))
     assert len(got) == len(want)
     for g, w in zip(got, want):
         assert g.shape == w.shape and g.dtype == w.dtype and g.stride() == torch.empty_like(call[0][0]).stride()
@@ -126,8 +126,8 @@ def test_reasons():
         (dict(base=x.to(torch.float8_e5m2)), "float8"),
     ):
         with backend.use_backend("triton"), pytest.raises(backend.BackendError, match=reason):
-            solver_update.choose(**call)
-    half = solver_update.choose(x.half(), x.half(), D.half())
+            op_checks.choose("solver_update", **call)
+    half = op_checks.choose("solver_update", x.half(), x.half(), D.half())
     if DEVICE == "cpu":
         assert half.backend == "reference" and "interpreter" in half.reasons["triton"]
     else:

@@ -8,6 +8,7 @@ from edm_fast.errors import UserError
 from edm_fast.ops import upfirdn
 from helpers import op_checks
 
+reference = op_checks.forced("upfirdn", "reference")
 DTYPES = (torch.float32, torch.float64)
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 K4 = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])).double() / 64
@@ -41,7 +42,7 @@ def upfirdn_size(size, taps, up, down, padding):
 def test_reference_is_the_definition(up, down, taps, padding):
     t = torch.tensor(taps, dtype=torch.float64)
     x, f = torch.randn(2, 3, 5, 6, dtype=torch.float64), torch.outer(t, t) / t.sum() ** 2
-    torch.testing.assert_close(upfirdn.reference(x, f, up, down, padding), defined(x, f, up, down, padding))
+    torch.testing.assert_close(reference(x, f, up, down, padding), defined(x, f, up, down, padding))
 
 
 def test_a_constant_image_stays_constant():
@@ -89,7 +90,7 @@ def test_box_filter_is_bit_identical_to_the_reference():
         (x, f), kwargs = case.inputs(torch.float32)
         if f.shape[0] == 2:
             with backend.use_backend("cpu"):
-                assert torch.equal(upfirdn(x, f, **kwargs), upfirdn.reference(x, f, **kwargs)), case.name
+                assert torch.equal(upfirdn(x, f, **kwargs), reference(x, f, **kwargs)), case.name
 
 
 @needs_native
@@ -126,11 +127,11 @@ def test_compiles_without_a_graph_break():
 @needs_native
 def test_reasons():
     x, f = torch.randn(1, 2, 4, 4), torch.full((2, 2), 0.25)
-    assert upfirdn.choose(x, f, up=2).backend == "cpu"
-    half = upfirdn.choose(x.half(), f, up=2)
+    assert op_checks.choose("upfirdn", x, f, up=2).backend == "cpu"
+    half = op_checks.choose("upfirdn", x.half(), f, up=2)
     assert half.backend == "reference" and "float16" in half.reasons["cpu"]
     assert upfirdn(x.bfloat16(), f, up=2).dtype == torch.bfloat16
-    learned = upfirdn.choose(x, f.clone().requires_grad_(), up=2)
+    learned = op_checks.choose("upfirdn", x, f.clone().requires_grad_(), up=2)
     assert learned.backend == "reference" and "filter" in learned.reasons["cpu"]
     with backend.use_backend("cpu"), pytest.raises(backend.BackendError, match="float16"):
         upfirdn(x.half(), f, up=2)

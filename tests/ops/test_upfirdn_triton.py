@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from edm_fast import backend, testing
-from edm_fast.ops import upfirdn
 from helpers import op_checks
 
+reference = op_checks.forced("upfirdn", "reference")
 pytest.importorskip("triton")
 DEVICE = op_checks.BACKENDS["triton"]
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -52,7 +52,7 @@ def test_tiles_cover_the_output(shape, layout):
     x = testing.laid_out(torch.randn(shape, dtype=torch.float64).to(DEVICE), layout)
     with testing.poisoned():
         for kwargs in ({"up": 2, "padding": 1}, {"down": 2, "padding": 2}):
-            y, wanted = RUN(x, K4, **kwargs), upfirdn.reference(x, K4, **kwargs)
+            y, wanted = RUN(x, K4, **kwargs), reference(x, K4, **kwargs)
             torch.testing.assert_close(y, wanted, rtol=0, atol=1e-14)
             assert y.is_contiguous(memory_format=torch.channels_last) or layout == "contiguous"
 
@@ -78,12 +78,12 @@ def test_opcheck():
 
 def test_reasons():
     x, f = torch.randn(1, 2, 4, 4, device=DEVICE), torch.full((2, 2), 0.25, device=DEVICE)
-    half = upfirdn.choose(x.half(), f, up=2)
+    half = op_checks.choose("upfirdn", x.half(), f, up=2)
     assert half.backend == ("reference" if DEVICE == "cpu" else "triton")
     assert DEVICE == "cuda" or "interpreter" in half.reasons["triton"]
     with backend.use_backend("triton"):
-        assert upfirdn.choose(x.bfloat16(), f, up=2).backend == "triton"
+        assert op_checks.choose("upfirdn", x.bfloat16(), f, up=2).backend == "triton"
         with pytest.raises(backend.BackendError, match="filter"):
-            upfirdn.choose(x, f.clone().requires_grad_(), up=2)
+            op_checks.choose("upfirdn", x, f.clone().requires_grad_(), up=2)
         with pytest.raises(backend.BackendError, match="float8"):
-            upfirdn.choose(x.to(torch.float8_e5m2), f, up=2)
+            op_checks.choose("upfirdn", x.to(torch.float8_e5m2), f, up=2)
