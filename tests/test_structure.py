@@ -206,3 +206,10 @@ def test_only_the_bindings_see_python():
             text = path.read_text()
             assert not re.search(r"\b(at|c10|torch)::|#include <(torch|ATen|c10)", text), path
             assert path.name == "bindings.cpp" or "pybind11" not in text, path
+
+
+def test_files_named_in_the_glossary_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:edm_fast|csrc|kernels|tests|benchmarks)/[\w./]*)`", text)
+    assert len(named) > 40
+    assert [path for path in named if not (ROOT / path).exists()] == []
