@@ -59,8 +59,8 @@ int block_sum(float* sums, const float* x, int threads, int fault, int device) {
     return guard.status();
 }
 
-// function: a name of csrc/arguments.h, with `count` arguments by name, each a number and an address of which one counts.
-// The status, or the size that it tells.
+// The status of a function of csrc/arguments.h, or the size that it tells. Each of its `count` arguments has a name
+// and a number or an address.
 int64_t call(const char* function, int count, const char* const* names, const double* numbers, void* const* addresses,
              int device) {
     NamedValues values;
