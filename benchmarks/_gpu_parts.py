@@ -111,15 +111,11 @@ def places(target: str, args: argparse.Namespace) -> None:
     write(args.file, found)
 
 
-@torch.no_grad()
 def flops(network: str, device: str) -> int:
-    """Of one evaluation of one image: products and sums of convolutions and matrix products."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Of one evaluation of one image."""
     net = _networks.open_network(network, device)
-    with backend.use_backend("reference"), FlopCounterMode(display=False) as counter:
-        net(*_networks.inputs(net, 1, 0.5, device=device))
-    return counter.get_total_flops()
+    with backend.use_backend("reference"):
+        return _gpu_ops.flops(lambda: net(*_networks.inputs(net, 1, 0.5, device=device)))
 
 
 def ops(args: argparse.Namespace) -> None:
@@ -128,12 +124,12 @@ def ops(args: argparse.Namespace) -> None:
     everything = _gpu_ops.layers(args.quick)
     for index, layer in enumerate(everything):
         if time.monotonic() > deadline:
-            found["cut"] = [later.name for later in everything[index:]]
+            found["cut"] = [later.case.name for later in everything[index:]]
             break
         found["rows"] += _gpu_ops.measure(layer, args.device, args.quick, found["ceilings"])
         found |= {"complete": False, "ok": False, "summary": f"{index + 1} of {len(everything)} layers"}
         write(args.file, found)
-        say(f"{layer.op} {layer.name}")
+        say(f"{layer.op} {layer.case.name}")
     unstable = [row for row in found["rows"] if row.get("bit_stable") is False]
     found |= {"complete": not found["cut"], "ok": not unstable}
     found["summary"] += f", {len(unstable)} backends with other bits in repeated runs" if unstable else ""

@@ -1,20 +1,15 @@
-// The door: addresses come in as integers, a status goes out as an exception, the GIL is released around the work.
+// The door: arguments come in by name, addresses as integers; a status goes out as an exception. The GIL is released
+// around the work.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <stdexcept>
+#include <exception>
 #include <string>
-#include <type_traits>
 #include <vector>
 
-#include "attention.h"
+#include "arguments.h"
 #include "common.h"
-#include "conv2d.h"
 #include "cpu/algorithms.h"
 #include "cpu/simd/isas.h"
-#include "group_norm_silu.h"
-#include "solver_update.h"
-#include "upfirdn.h"
 
 #ifndef EDM_SOURCES
 #define EDM_SOURCES ""
@@ -24,107 +19,256 @@
 #endif
 
 namespace py = pybind11;
-using Address = uintptr_t;
 
 namespace edm {
 #ifdef EDM_WITH_CUDA
 const char* cuda_error_text(int error);
 #endif
 
-static void check(const char* name, int status) {
-    if (status == kOk) return;
-    std::string why = status == kBadArgument ? "bad argument" : status == kBadType ? "element type not supported" : "";
+namespace {
+
+constexpr char kCapsule[] = "edm_fast native function";
+
+std::string text_of(int status) {
+    if (status == kBadArgument) return "bad argument";
+    if (status == kBadType) return "element type not supported";
 #ifdef EDM_WITH_CUDA
-    if (status >= kCudaError) why = cuda_error_text(status - kCudaError);
+    if (status >= kCudaError) return cuda_error_text(status - kCudaError);
 #endif
-    throw std::runtime_error(std::string(name) + ": " + why);
+    return "status " + std::to_string(status);
 }
 
-static SolverUpdate solver_update(int dtype, Address y, Address d, Address base, Address x, Address D, Address noise,
-                                  const std::vector<Address>& terms, const std::vector<double>& weights,
-                                  const std::vector<double>& pqtahwc, int64_t size) {
-    if (terms.size() != weights.size() || terms.size() > kMaxTerms || pqtahwc.size() != 7 || (x == 0) != (D == 0) ||
-        (D && !d && size))
-        check("solver_update", kBadArgument);
-    const auto& k = pqtahwc;
-    SolverUpdate s{dtype, (void*)y, (void*)d, (void*)base, (void*)x, (void*)D, (void*)noise, {}, {},
-                   (int)terms.size(), k[0], k[1], k[2], k[3], k[4], k[5], k[6], size};
-    for (size_t i = 0; i < terms.size(); ++i) s.terms_ptr[i] = (void*)terms[i], s.weights[i] = weights[i];
-    return s;
+// runs without the GIL; a bad status and what C++ throws are exceptions
+template <typename F>
+PyObject* run_without_gil(const char* name, F&& run) {
+    std::string failure;
+    PyThreadState* state = PyEval_SaveThread();
+    try {
+        if (const int status = run()) failure = text_of(status);
+    } catch (const std::exception& error) {
+        failure = error.what();
+    }
+    PyEval_RestoreThread(state);
+    if (failure.empty()) Py_RETURN_NONE;
+    return PyErr_Format(PyExc_RuntimeError, "%s: %s", name, failure.c_str());
 }
 
-static Upfirdn upfirdn(int dtype, Address y, Address x, Address f, const std::vector<int64_t>& nchw, int64_t out_h,
-                       int64_t out_w, int64_t taps, int64_t factor, int64_t padding, double gain, bool up,
-                       bool channels_last, int64_t x_pitch) {
-    if (nchw.size() != 4) check("upfirdn", kBadArgument);
-    return {dtype, (void*)y, (void*)x, (void*)f, nchw[0], nchw[1], nchw[2], nchw[3],
-            out_h, out_w, taps, factor, padding, gain, up, channels_last, x_pitch};
+// A call whose arguments are set, but for the number of threads.
+struct BoundCall {
+    const char* name;
+    virtual ~BoundCall() = default;
+    virtual int run(int threads) const = 0;
+};
+
+// Arguments as Python passes them, and what tells the address of an object that is no number, or null.
+struct Given {
+    PyObject *names, *const *values, *address_of;
+};
+
+// A native function as Python sees it.
+class Function {
+public:
+    virtual ~Function() = default;
+    virtual PyObject* call(const Given& given) const = 0;
+    virtual BoundCall* bind(const Given&) const {
+        return PyErr_Format(PyExc_TypeError, "%s() cannot be bound", name_), nullptr;
+    }
+    PyMethodDef method{};
+
+protected:
+    Function(const char* name, std::vector<Field> fields) : name_(name), fields_(std::move(fields)) {
+        for (const Field& field : fields_) interned_.push_back(PyUnicode_InternFromString(field.name.c_str()));
+    }
+
+    // sets the first `count` fields of `arguments`, which is zero; false with a Python exception
+    bool fill(void* arguments, size_t count, const Given& given) const {
+        uint64_t filled = 0;
+        size_t next = 0;
+        const Py_ssize_t number = given.names ? PyTuple_GET_SIZE(given.names) : 0;
+        for (Py_ssize_t i = 0; i < number; ++i) {
+            PyObject *name = PyTuple_GET_ITEM(given.names, i), *value = given.values[i];
+            const size_t k = index_of(name, next, count);
+            if (k == count) return PyErr_Format(PyExc_TypeError, "%s() has no argument %R", name_, name), false;
+            if (value == Py_None && !fields_[k].required && fields_[k].kind == Kind::kPointer) continue;
+            if (!set_field(fields_[k], arguments, value, given.address_of)) return false;
+            filled |= uint64_t(1) << k, next = k + 1;
+        }
+        for (size_t k = 0; k < count; ++k) {
+            if (!fields_[k].required || filled >> k & 1) continue;
+            return PyErr_Format(PyExc_TypeError, "%s() needs the argument '%s'", name_, fields_[k].name.c_str()), false;
+        }
+        return true;
+    }
+
+    const char* name_;
+    std::vector<Field> fields_;
+
+private:
+    // names mostly come in the order of the fields, and as the same objects
+    size_t index_of(PyObject* name, size_t next, size_t count) const {
+        for (size_t k = next; k < count; ++k)
+            if (interned_[k] == name) return k;
+        for (size_t k = 0; k < next && k < count; ++k)
+            if (interned_[k] == name) return k;
+        size_t k = 0;
+        while (k < count && PyUnicode_Compare(interned_[k], name)) ++k;
+        return k;
+    }
+
+    bool set_field(const Field& field, void* arguments, PyObject* object, PyObject* address_of) const {
+        if (field.kind != Kind::kPointers && field.kind != Kind::kDoubles)
+            return set_value(field, field.kind, arguments, object, address_of);
+        const auto list = py::reinterpret_steal<py::object>(PySequence_Fast(object, ""));
+        if (!list) return refuse(field, object, "a list");
+        const Kind kind = field.kind == Kind::kPointers ? Kind::kPointer : Kind::kDouble;
+        for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i)
+            if (!set_value(field, kind, arguments, PySequence_Fast_GET_ITEM(list.ptr(), i), address_of)) return false;
+        return true;
+    }
+
+    bool set_value(const Field& field, Kind kind, void* arguments, PyObject* object, PyObject* address_of) const {
+        Value value;
+        if (kind == Kind::kBool) {
+            if (!PyBool_Check(object)) return refuse(field, object, "True or False");
+            value.integer = object == Py_True;
+        } else if (PyBool_Check(object)) {
+            return refuse(field, object, "a number");
+        } else if (kind == Kind::kDouble) {
+            value.real = PyFloat_AsDouble(object);
+            if (value.real == -1 && PyErr_Occurred()) return refuse(field, object, "a number");
+        } else if (kind == Kind::kPointer) {
+            const bool ask = address_of && object != Py_None && !PyLong_Check(object);
+            const auto address = py::reinterpret_steal<py::object>(
+                ask ? PyObject_CallOneArg(address_of, object) : Py_NewRef(object));
+            if (!address) return false;
+            value.address = PyLong_Check(address.ptr()) ? PyLong_AsVoidPtr(address.ptr()) : nullptr;
+            if (!PyLong_Check(address.ptr()) || PyErr_Occurred()) return refuse(field, object, "an address");
+        } else {
+            value.integer = PyLong_AsLongLong(object);
+            if (value.integer == -1 && PyErr_Occurred()) return refuse(field, object, "an integer");
+            if (kind == Kind::kInt && value.integer != int(value.integer)) return refuse(field, object, "a small one");
+        }
+        return set(field, arguments, value) || refuse(field, object, "a shorter list");
+    }
+
+    bool refuse(const Field& field, PyObject* object, const char* expected) const {
+        PyErr_Clear();
+        const char* name = field.name.c_str();
+        return PyErr_Format(PyExc_TypeError, "%s(): %s is %R; expected %s", name_, name, object, expected), false;
+    }
+
+    std::vector<PyObject*> interned_;
+};
+
+// with what follows the struct: the instruction set and the number of threads on a CPU, device and stream on a GPU
+template <typename S, typename P, typename Q>
+class Kernel : public Function {
+    struct Arguments {
+        S s{};
+        P place{};
+        Q last{};
+    };
+    using Run = int (*)(const S&, P, Q);
+
+    struct Bound : BoundCall {
+        Arguments arguments;
+        Run run_;
+        int run(int threads) const override { return run_(arguments.s, arguments.place, threads); }
+    };
+
+    static std::vector<Field> all_fields(Use use) {
+        constexpr bool cpu = std::is_same_v<Q, int>;
+        auto fields = fields_of<S>(use);
+        fields.push_back({cpu ? "isa" : "device", offsetof(Arguments, place), kind_of<P>(), kAny, kNone});
+        fields.push_back({cpu ? "threads" : "stream", offsetof(Arguments, last), kind_of<Q>(), kAny, kNone});
+        return fields;
+    }
+
+    Run run_;
+
+public:
+    Kernel(const char* name, Use use, Run run) : Function(name, all_fields(use)), run_(run) {}
+
+    PyObject* call(const Given& given) const override {
+        Arguments a;
+        if (!fill(&a, fields_.size(), given)) return nullptr;
+        return run_without_gil(name_, [&] { return run_(a.s, a.place, a.last); });
+    }
+
+    BoundCall* bind(const Given& given) const override {
+        if constexpr (std::is_same_v<Q, int>) {
+            auto* bound = new Bound;
+            bound->name = name_, bound->run_ = run_;
+            if (fill(&bound->arguments, fields_.size() - 1, given)) return bound;
+            delete bound;
+            return nullptr;
+        }
+        return Function::bind(given);
+    }
+};
+
+template <typename S>
+class Size : public Function {
+    int64_t (*run_)(const S&);
+
+public:
+    Size(const char* name, Use use, int64_t (*run)(const S&)) : Function(name, fields_of<S>(use)), run_(run) {}
+
+    PyObject* call(const Given& given) const override {
+        S s{};
+        return fill(&s, fields_.size(), given) ? PyLong_FromLongLong(run_(s)) : nullptr;
+    }
+};
+
+// function([address_of,] **arguments)
+PyObject* call_function(PyObject* self, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
+    const auto* function = static_cast<Function*>(PyCapsule_GetPointer(self, kCapsule));
+    if (positional > 1 || (positional && !PyCallable_Check(values[0])))
+        return PyErr_Format(PyExc_TypeError, "%s() takes arguments by name", function->method.ml_name);
+    return function->call({names, values + positional, positional ? values[0] : nullptr});
 }
 
-static GroupNormSilu norm(int dtype, Address x, Address y, Address stats, Address weight, Address bias, Address scale,
-                          Address shift, const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
-    if (sizes.size() != 7) check("group_norm_silu", kBadArgument);
-    return {dtype, (void*)y, (void*)stats, (void*)x, (void*)weight, (void*)bias, (void*)scale, (void*)shift,
-            nullptr, nullptr, nullptr, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
-            eps, silu, channels_last, sizes[6], nullptr, nullptr};
+// What `bind` returns: called with the number of threads.
+struct BoundObject {
+    PyObject_HEAD
+    BoundCall* call;
+};
+
+PyObject* call_bound(PyObject* self, PyObject* args, PyObject* kwargs) {
+    const BoundCall& bound = *reinterpret_cast<BoundObject*>(self)->call;
+    int threads = 0;
+    if (kwargs || !PyArg_ParseTuple(args, "i", &threads))
+        return PyErr_Format(PyExc_TypeError, "%s: a bound call takes the number of threads", bound.name);
+    return run_without_gil(bound.name, [&] { return bound.run(threads); });
 }
 
-static GroupNormSilu norm_fwd(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
-                              Address scale, Address shift, Address affine, const std::vector<int64_t>& sizes,
-                              double eps, bool silu, bool channels_last) {
-    auto s = norm(dtype, x, y, stats, weight, bias, scale, shift, sizes, eps, silu, channels_last);
-    s.affine_ptr = (void*)affine;
-    return s;
+void delete_bound(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    delete reinterpret_cast<BoundObject*>(self)->call;
+    type->tp_free(self);
+    Py_DECREF(type);
 }
 
-static GroupNormSilu norm_bwd(int dtype, Address x, Address stats, Address weight, Address bias, Address scale,
-                              Address shift, Address dy, Address dx, Address dparams,
-                              const std::vector<int64_t>& sizes, double eps, bool silu, bool channels_last) {
-    auto s = norm(dtype, x, 0, stats, weight, bias, scale, shift, sizes, eps, silu, channels_last);
-    s.dy_ptr = (void*)dy, s.dx_ptr = (void*)dx, s.dparams_ptr = (void*)dparams;
-    return s;
+PyType_Slot bound_slots[] = {{Py_tp_call, (void*)call_bound}, {Py_tp_dealloc, (void*)delete_bound}, {0, nullptr}};
+PyType_Spec bound_spec{"edm_fast._C.Bound", sizeof(BoundObject), 0,
+                       Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, bound_slots};
+PyTypeObject* bound_type = nullptr;
+
+// bind(function, **arguments)
+PyObject* bind_function(PyObject*, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
+    PyObject* self = positional == 1 && PyCFunction_Check(values[0]) ? PyCFunction_GET_SELF(values[0]) : nullptr;
+    if (!self || !PyCapsule_IsValid(self, kCapsule))
+        return PyErr_Format(PyExc_TypeError, "bind() takes one native function and its arguments by name");
+    BoundCall* call = static_cast<Function*>(PyCapsule_GetPointer(self, kCapsule))->bind({names, values + 1, nullptr});
+    auto* object = call ? PyObject_New(BoundObject, bound_type) : nullptr;
+    if (object) object->call = call;
+    else delete call;
+    return reinterpret_cast<PyObject*>(object);
 }
 
-#ifdef EDM_WITH_CUDA
-static GroupNormSilu norm_cuda(int dtype, Address x, Address y, Address stats, Address weight, Address bias,
-                               Address scale, Address shift, Address workspace, const std::vector<int64_t>& sizes,
-                               double eps, bool silu, bool channels_last) {
-    auto s = norm(dtype, x, y, stats, weight, bias, scale, shift, sizes, eps, silu, channels_last);
-    s.workspace_ptr = (void*)workspace;
-    return s;
-}
-#endif
+PyMethodDef bind_method{"bind", (PyCFunction)(void (*)())bind_function, METH_FASTCALL | METH_KEYWORDS, nullptr};
 
-static Conv2d conv2d(int dtype, Address y, Address x, Address weight, Address bias, Address residual, Address workspace,
-                     Address affine, Address balance, const std::vector<int64_t>& k, double scale, bool silu,
-                     bool transposed, int algorithm) {
-    if (k.size() != 11) check("conv2d", kBadArgument);
-    return {dtype, algorithm, (void*)y, (void*)x, (void*)weight, (void*)bias, (void*)residual,
-            k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], scale,
-            (void*)workspace, transposed, (void*)affine, silu, (void*)balance};
-}
-
-static Conv2dPack conv2d_pack(int dtype, Address packed, Address weight, int64_t out, int64_t in, int64_t kernel,
-                              bool transposed, int algorithm) {
-    return {dtype, algorithm, (void*)packed, (void*)weight, out, in, kernel, transposed};
-}
-
-static Attention attention(int dtype, Address qkv, Address a, Address stats, Address da, Address dqkv,
-                           const std::vector<int64_t>& sizes, const std::vector<int64_t>& qkv_strides,
-                           const std::vector<int64_t>& a_strides) {
-    if (sizes.size() != 4 || qkv_strides.size() != 5 || a_strides.size() != 4) check("attention", kBadArgument);
-    const auto &i = qkv_strides, &o = a_strides;
-    return {dtype, (void*)qkv, (void*)a, (void*)stats, (void*)da, (void*)dqkv, sizes[0], sizes[1], sizes[2], sizes[3],
-            {i[0], i[1], i[2], i[3], i[4]}, {o[0], o[1], o[2], o[3]}};
-}
-
-static Conv2dBwd conv2d_bwd(int dtype, Address dweight, Address x, Address dy, Address workspace,
-                            const std::vector<int64_t>& k) {
-    if (k.size() != 6) check("conv2d_bwd", kBadArgument);
-    return {dtype, (void*)dweight, (void*)x, (void*)dy, (void*)workspace, k[0], k[1], k[2], k[3], k[4], k[5]};
-}
-
-static py::list algorithms() {
+py::list algorithms() {
     py::list rows;
     for (const Algorithm& a : kAlgorithms)
         rows.append(py::dict(py::arg("name") = a.name, py::arg("rows") = a.tile.rows,
@@ -134,7 +278,7 @@ static py::list algorithms() {
     return rows;
 }
 
-static py::list isas() {
+py::list isas() {
     py::list rows;
     for (int i = 0; i < isa_count(); ++i) {
         const Isa& isa = isa_at(i);
@@ -145,14 +289,28 @@ static py::list isas() {
     return rows;
 }
 
-// m.def of one native function: its maker's arguments, then (isa, threads) on the CPU or (device, stream) on a GPU
-template <typename S, typename... Args, typename P, typename Q>
-static void define(py::module_& m, const std::string& name, S (*make)(Args...), int (*run)(const S&, P, Q)) {
-    using Last = std::conditional_t<std::is_pointer_v<Q>, Address, Q>;
-    m.def(name.c_str(), [=](Args... args, P p, Last q) { check(name.c_str(), run(make(args...), p, (Q)q)); },
-          py::call_guard<py::gil_scoped_release>());
-}
+// puts native functions into a module, which keeps them for ever
+struct Definer {
+    py::module_& m;
 
+    template <typename S, typename P, typename Q>
+    void operator()(const char* name, Use use, int (*run)(const S&, P, Q)) const {
+        define(name, new Kernel<S, P, Q>(name, use, run));
+    }
+    template <typename S>
+    void operator()(const char* name, Use use, int64_t (*run)(const S&)) const {
+        define(name, new Size<S>(name, use, run));
+    }
+
+private:
+    void define(const char* name, Function* f) const {
+        f->method = {name, (PyCFunction)(void (*)())call_function, METH_FASTCALL | METH_KEYWORDS, nullptr};
+        const auto self = py::reinterpret_steal<py::object>(PyCapsule_New(f, kCapsule, nullptr));
+        m.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(&f->method, self.ptr()));
+    }
+};
+
+}  // namespace
 }  // namespace edm
 
 PYBIND11_MODULE(_C, m) {
@@ -164,29 +322,13 @@ PYBIND11_MODULE(_C, m) {
     m.attr("SOURCES") = EDM_SOURCES;
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
     m.def("thread_pool", [] { return std::string(thread_pool()); });
-    m.def("conv2d_supports", [](int algorithm, int64_t in, int64_t kernel, int64_t padding) {
-        return kAlgorithms[algorithm].supports(in, kernel, padding);
-    });
-    m.def("conv2d_packed_size", conv2d_packed_size);
-    m.def("conv2d_fwd_workspace", conv2d_fwd_workspace);
-    define(m, "attention_fwd_cpu", attention, attention_fwd_cpu);
-    define(m, "attention_bwd_cpu", attention, attention_bwd_cpu);
-    define(m, "conv2d_pack_cpu", conv2d_pack, conv2d_pack_cpu);
-    define(m, "conv2d_fwd_cpu", conv2d, conv2d_fwd_cpu);
-    m.def("conv2d_bwd_workspace", conv2d_bwd_workspace);
-    define(m, "conv2d_bwd_cpu", conv2d_bwd, conv2d_bwd_cpu);
-    define(m, "group_norm_silu_fwd_cpu", norm_fwd, group_norm_silu_fwd_cpu);
-    define(m, "group_norm_silu_bwd_cpu", norm_bwd, group_norm_silu_bwd_cpu);
-    define(m, "solver_update_fwd_cpu", solver_update, solver_update_fwd_cpu);
-    define(m, "upfirdn_fwd_cpu", upfirdn, upfirdn_fwd_cpu);
+    bound_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&bound_spec));
+    if (!bound_type) throw py::error_already_set();
+    m.attr("bind") = py::reinterpret_steal<py::object>(PyCFunction_New(&bind_method, nullptr));
+    cpu_functions(Definer{m});
+    size_functions(Definer{m});
 #ifdef EDM_WITH_CUDA
-    m.def("group_norm_silu_fwd_workspace_cuda", [](int dtype, Address x, Address y, const std::vector<int64_t>& sizes,
-                                                   bool channels_last) {
-        return group_norm_silu_fwd_workspace_cuda(
-            norm_cuda(dtype, x, y, 0, 0, 0, 0, 0, 0, sizes, 0, false, channels_last));
-    });
-    define(m, "group_norm_silu_fwd_cuda", norm_cuda, group_norm_silu_fwd_cuda);
-    define(m, "solver_update_fwd_cuda", solver_update, solver_update_fwd_cuda);
-    define(m, "upfirdn_fwd_cuda", upfirdn, upfirdn_fwd_cuda);
+    cuda_functions(Definer{m});
+    cuda_size_functions(Definer{m});
 #endif
 }

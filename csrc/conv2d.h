@@ -44,14 +44,15 @@ struct Conv2dBwd {
     int64_t n, h, w, in, out, padding;
 };
 
-int64_t conv2d_bwd_workspace(int64_t n, int64_t h, int64_t w, int64_t in, int64_t out, int64_t padding);
+int64_t conv2d_bwd_workspace(const Conv2dBwd& s);
 int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads);
 
 // Floats of a packed weight; unpacked: 0 or, paired, those that balance the channels of image and weight; -1 where the
 // algorithm has no such kernel
-int64_t conv2d_packed_size(int algorithm, int64_t out, int64_t in, int64_t kernel);
+int64_t conv2d_packed_size(const Conv2dPack& s);
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads);
-int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int64_t in, int64_t padding);
+// floats; -1 where the algorithm does not compute such a layer
+int64_t conv2d_fwd_workspace(const Conv2d& s);
 int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads);
 
 }  // namespace edm

@@ -136,9 +136,13 @@ def _group_norm_silu_cases() -> Iterator[Case]:
     yield Case("batch_0", _norm((0, 8, 4, 4), 2))
 
 
+def _attention(n: int, c: int, h: int, w: int, heads: int, **kwargs: Any) -> Callable:
+    return lambda make: ((make(n, 3 * heads * c, h, w, **kwargs), heads), {})
+
+
 def _attention_cases() -> Iterator[Case]:
-    def case(name: str, n: int, c: int, h: int, w: int, heads: int, real: bool = False, **kwargs: Any) -> Case:
-        return Case(name, lambda make: ((make(n, 3 * heads * c, h, w, **kwargs), heads), {}), real)
+    def case(name: str, *sizes: int, real: bool = False, **kwargs: Any) -> Case:
+        return Case(name, _attention(*sizes, **kwargs), real)
 
     yield case("cifar10_16", 8, 256, 16, 16, 1, real=True)
     yield case("cifar10_8", 8, 256, 8, 8, 1, real=True)
@@ -202,10 +206,41 @@ CASES: dict[str, list[Case]] = {
 SMALL: dict[str, Case] = {
     "upfirdn": Case("small", _upfirdn((2, 32, 8, 8), [1, 3, 3, 1], down=2, padding=1)),
     "group_norm_silu": Case("small", _norm((2, 32, 8, 8), 8)),
-    "attention": Case("small", lambda make: ((make(2, 96, 8, 8), 1), {})),
+    "attention": Case("small", _attention(2, 32, 8, 8, 1)),
     "conv2d": Case("small", _conv((2, 32, 8, 8), 32, 3, "bias", "residual", scale=math.sqrt(0.5))),
     "solver_update": Case("small", _solver((2, 32, 8, 8), slope=True, terms=1, t=2.5, h=-0.4)),
 }
+
+
+def _large_cases(n: int = 64) -> dict[str, list[Case]]:
+    """Layers of CIFAR-10 DDPM++ and NCSN++ and of ADM, channels last, at a batch that fills a GPU."""
+    last = "channels_last"
+    norms = [(128, 32), (256, 32), (256, 16), (512, 16), (256, 8)]  # channels, height and width
+    heads = [(256, 16, 1), (64, 32, 6), (64, 16, 9), (64, 8, 12)]  # channels of a head, height and width, heads
+    convolutions = [(256, 32, 256, 3), (256, 16, 256, 3), (512, 16, 256, 1)]  # the last two: outputs, kernel
+    resampled = [("down", 32), ("up", 16)]
+    return {
+        "solver_update": [
+            Case(f"heun_{n}x3x32x32", _solver((n, 3, 32, 32), slope=True, terms=1, t=0.3, h=-0.21, w=0.5))
+        ],
+        "group_norm_silu": [Case(f"{n}x{c}x{s}x{s}", _norm((n, c, s, s), 32, last, eps=1e-6)) for c, s in norms],
+        "attention": [Case(f"{n}x{h}x{c}x{s * s}", _attention(n, c, s, s, h, layout=last)) for c, s, h in heads],
+        "conv2d": [
+            Case(f"{n}x{c}x{s}x{s} to {out}, {k}x{k}", _conv((n, c, s, s), out, k, "bias", layout=last))
+            for c, s, out, k in convolutions
+        ],
+        "upfirdn": [
+            Case(
+                f"{n}x256x{s}x{s} {way}, {len(taps)} taps",
+                _upfirdn((n, 256, s, s), taps, last, padding=len(taps) // 2 - 1, **{way: 2}),
+            )
+            for taps in ([1, 1], [1, 3, 3, 1])
+            for way, s in resampled
+        ],
+    }
+
+
+LARGE: dict[str, list[Case]] = _large_cases()
 
 
 def cases(op: str, real: bool | None = None) -> list[Case]:
@@ -213,14 +248,14 @@ def cases(op: str, real: bool | None = None) -> list[Case]:
     return [case for case in CASES[op] if real is None or case.real == real]
 
 
-def widened(value: Any) -> Any:
-    """The same call in float64."""
+def widened(value: Any, dtype: torch.dtype = torch.float64) -> Any:
+    """The same call in float64, or another precision."""
     if isinstance(value, torch.Tensor):
-        return value.double() if value.is_floating_point() else value
+        return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
-        items = [widened(item) for item in value]
+        items = [widened(item, dtype) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return {key: widened(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return {key: widened(item, dtype) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def outputs(result: Any) -> list[torch.Tensor]:

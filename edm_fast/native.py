@@ -1,13 +1,13 @@
 """The door to the compiled part: loads edm_fast._C, or keeps the reason it could not. Only here is a tensor an address.
 
-A native function takes plain numbers, so everything a wrong pointer could break is verified first: device, dtype,
-memory layout. CPU functions get the instruction set and torch's thread count, CUDA functions the device and the stream.
+A native function takes numbers by name (csrc/arguments.h), so everything a wrong pointer could break is verified first:
+device, dtype, memory layout. CPU functions get the instruction set and torch's thread count, CUDA functions the device
+and the stream.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -109,16 +109,6 @@ def layout_of(*tensors: torch.Tensor) -> torch.memory_format | None:
     return None
 
 
-def _address(
-    name: str, value: torch.Tensor, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
-) -> int:
-    if value.dtype != dtype or value.device != device:
-        raise UserError(f"{name} got tensors on {device} and {value.device}, of {dtype} and {value.dtype}")
-    if not value.is_contiguous(memory_format=layout if value.ndim == 4 else torch.contiguous_format):
-        raise UserError(f"{name} got a tensor with strides {value.stride()}; expected {layout}")
-    return value.data_ptr()
-
-
 def window(image: torch.Tensor) -> tuple[int, int]:
     """(address, pitch) of a float32 CPU image (N, C, H, W) that lies channels last in a perhaps wider one: `pitch`
     elements from pixel to pixel, C of them its own. Tensors (N, C) are images of one pixel."""
@@ -133,55 +123,53 @@ def window(image: torch.Tensor) -> tuple[int, int]:
     return image.data_ptr(), pitch
 
 
-def bind(name: str, *plain: Any) -> Callable[[int], None]:
-    """A native CPU function on float32 memory with its arguments set, addresses as `window` gives them; called with
-    the number of threads. Whoever calls it keeps the memory alive."""
-    return functools.partial(_run, getattr(lib, name), (DTYPES[torch.float32], *plain))
+def bind(name: str, **arguments: Any) -> Callable[[int], None]:
+    """A native CPU function on float32 memory with its arguments set, addresses as `window` gives them, on the present
+    instruction set; called with the number of threads. Whoever calls it keeps the memory alive."""
+    return lib.bind(getattr(lib, name), dtype=DTYPES[torch.float32], isa=_isa, **arguments)
 
 
-def _run(function: Callable[..., None], plain: tuple[Any, ...], threads: int) -> None:
-    function(*plain, _isa, threads)
-
-
-def call(name: str, *args: Any, layout: torch.memory_format = torch.contiguous_format) -> None:
+def call(name: str, *, layout: torch.memory_format = torch.contiguous_format, **arguments: Any) -> None:
     """Run a native function on tensors of one device and dtype; 4-D tensors lie in `layout`, others are contiguous.
 
-    The first argument is a tensor; the code of its dtype is put before it. Tensors, also in lists, are passed as
-    addresses, None as the null address. Outputs are allocated by the caller. `args` keeps every tensor alive until the
-    work is done, or is queued on the current stream.
+    Tensors, also in lists, are passed as addresses, None as the null address. Outputs are allocated by the caller, who
+    passes every tensor by name and so keeps it alive until the work is done, or is queued on the current stream.
     """
-    device = args[0].device
-    function, plain = _plain(name, device, args, layout)
+    device, dtype, address = _verified(name, arguments, layout)
     if device.type == "cuda":
-        function(*plain, device.index, torch.cuda.current_stream(device).cuda_stream)
+        where = {"device": device.index, "stream": torch.cuda.current_stream(device).cuda_stream}
     else:
-        function(*plain, _isa, torch.get_num_threads())
+        where = {"isa": _isa, "threads": torch.get_num_threads()}
+    getattr(lib, name)(address, dtype=dtype, **arguments, **where)
 
 
-def cuda_workspace(name: str, *args: Any, layout: torch.memory_format = torch.contiguous_format) -> int:
+def cuda_workspace(name: str, *, layout: torch.memory_format = torch.contiguous_format, **arguments: Any) -> int:
     """The bytes of workspace that the CUDA function `name` needs for arguments as of `call`."""
-    function, plain = _plain(f"{name}_workspace_cuda", args[0].device, args, layout)
-    return function(*plain)
+    name = f"{name}_workspace_cuda"
+    _, dtype, address = _verified(name, arguments, layout)
+    return getattr(lib, name)(address, dtype=dtype, **arguments)
 
 
-def _plain(
-    name: str, device: torch.device, args: tuple[Any, ...], layout: torch.memory_format
-) -> tuple[Callable[..., Any], list[Any]]:
-    """A native function and its arguments as it takes them, all of them verified."""
-    dtype = args[0].dtype
+def _verified(
+    name: str, arguments: dict[str, Any], layout: torch.memory_format
+) -> tuple[torch.device, int, Callable[[torch.Tensor], int]]:
+    """Device and code of the dtype of the first tensor, and what gives the address of one like it, verified."""
+    for value in arguments.values():
+        if isinstance(value, torch.Tensor):
+            device, dtype = value.device, value.dtype
+            break
     if not name.endswith(device.type):
         raise UserError(f"{name} got a tensor on {device}")
     codes = CUDA_DTYPES if device.type == "cuda" else DTYPES
     if dtype not in codes:
         names = [str(known).removeprefix("torch.") for known in codes]
         raise UserError(f"{name} got a tensor of {dtype}; expected {', '.join(names[:-1])} or {names[-1]}")
-    plain: list[Any] = [codes[dtype]]
-    for value in args:
-        if isinstance(value, torch.Tensor):
-            value = _address(name, value, device, dtype, layout)
-        elif value is None:
-            value = 0
-        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
-            value = [_address(name, item, device, dtype, layout) for item in value]
-        plain.append(value)
-    return getattr(lib, name), plain
+
+    def address(tensor: torch.Tensor) -> int:
+        if tensor.dtype != dtype or tensor.device != device:
+            raise UserError(f"{name} got tensors on {device} and {tensor.device}, of {dtype} and {tensor.dtype}")
+        if not tensor.is_contiguous(memory_format=layout if tensor.ndim == 4 else torch.contiguous_format):
+            raise UserError(f"{name} got a tensor with strides {tensor.stride()}; expected {layout}")
+        return tensor.data_ptr()
+
+    return device, codes[dtype], address

@@ -92,12 +92,27 @@ def convolve(x, weight, algorithm, rows=None, residual=None, scale=1.0, padding=
     residual = residual if residual is None else residual.contiguous(memory_format=torch.channels_last)
     balance = nc.pack(weight, algorithm) if algorithm.paired else None
     packed = nc.pack(weight, algorithm) if algorithm.packed else weight.reshape(-1)
-    workspace = torch.full((native.lib.conv2d_fwd_workspace(algorithm, n, h, w, inputs, pad),), math.nan)
-    count = 0 if rows is None else rows.shape[0]
-    sizes = (n, h, w, inputs, outputs, k, pad, count, outputs, inputs, outputs)
-    tensors = (y, x, packed, rows, residual, workspace, affine, balance)
-    rest = (sizes, scale, affine is not None, False, algorithm)
-    native.call("conv2d_fwd_cpu", *tensors, *rest, layout=torch.channels_last)
+    sizes = dict(algorithm=algorithm, n=n, h=h, w=w, inputs=inputs, kernel=k, padding=pad)
+    native.call(
+        "conv2d_fwd_cpu",
+        layout=torch.channels_last,
+        **sizes,
+        y=y,
+        x=x,
+        weight=packed,
+        bias=rows,
+        residual=residual,
+        outputs=outputs,
+        bias_rows=0 if rows is None else rows.shape[0],
+        y_pitch=outputs,
+        x_pitch=inputs,
+        residual_pitch=outputs,
+        scale=scale,
+        workspace=torch.full((native.lib.conv2d_fwd_workspace(**sizes),), math.nan),
+        affine=affine,
+        silu=affine is not None,
+        balance=balance,
+    )
 
 
 def record_convolutions(record):

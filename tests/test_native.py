@@ -14,11 +14,11 @@ from edm_fast.ops import solver_update, upfirdn
 from helpers import op_checks
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
-ONES = (1.0,) * 7
+ONES = dict.fromkeys("pqtahwc", 1.0)
 
 
-def update(y, base, *, terms=(), weights=(), name="solver_update_fwd_cpu", **kwargs):
-    native.call(name, y, None, base, None, None, None, terms, weights, ONES, base.numel(), **kwargs)
+def update(y, base, *, name="solver_update_fwd_cpu", **kwargs):
+    native.call(name, y=y, base=base, size=base.numel(), **ONES, **kwargs)
 
 
 @needs_native
@@ -49,26 +49,110 @@ def test_call_refuses(y, base, kwargs, message):
 @needs_native
 def test_a_bad_status_is_an_exception():
     x = torch.zeros(4)
-    with pytest.raises(RuntimeError, match="solver_update: bad argument"):
-        update(torch.empty(4), x, terms=[x], weights=[1.0, 2.0])
-    with pytest.raises(RuntimeError, match="solver_update: bad argument"):
-        update(torch.empty(4), x, terms=[x] * 9, weights=[1.0] * 9)
+    for wrong in ({"terms": [x], "weights": [1.0, 2.0]}, {"terms": [x]}, {"x": x}, {"x": x, "D": x}):
+        with pytest.raises(RuntimeError, match="solver_update_fwd_cpu: bad argument"):
+            update(torch.empty(4), x, **wrong)
     with pytest.raises(RuntimeError, match="upfirdn_fwd_cpu: bad argument"):
-        native.call("upfirdn_fwd_cpu", x, x, x, (1, 1, 2, 2), 1, 1, 2, 0, 0, 1.0, False, False, 1)
-    row, sizes = torch.zeros(8), (1, 8, 4, 2, 0, 0, 8)
-    image, stats, numbers = torch.zeros(1, 4, 8), torch.zeros(3, 1, 2), torch.zeros(1, 3, 8)
-    for y, affine, last in (
-        (None, None, True),
-        (None, None, False),
-        (None, numbers, False),
-        (image, numbers, False),
+        native.call("upfirdn_fwd_cpu", y=x, x=x, f=x, **{**RESAMPLING, "factor": 0})
+    row, image, stats = torch.zeros(8), torch.zeros(1, 4, 8), torch.zeros(3, 1, 2)
+    affine = torch.zeros(1, 3, 8)
+    norm = dict(x=image, stats=stats, weight=row, bias=row, n=1, c=8, space=4, groups=2, eps=1e-5, silu=True, x_pitch=8)
+    for wrong in (
+        {"channels_last": True},
+        {"channels_last": False},
+        {"channels_last": False, "affine": affine},
+        {"channels_last": False, "affine": affine, "y": image},
     ):
-        arguments = image, y, stats, row, row, None, None, affine, sizes, 1e-5, True, last
         with pytest.raises(RuntimeError, match="group_norm_silu_fwd_cpu: bad argument"):
-            native.call("group_norm_silu_fwd_cpu", *arguments)
-    native.call("group_norm_silu_fwd_cpu", image, None, stats, row, row, None, None, numbers, sizes, 1e-5, True, True)
+            native.call("group_norm_silu_fwd_cpu", **norm, **wrong)
+    native.call("group_norm_silu_fwd_cpu", **norm, affine=affine, channels_last=True)
     with pytest.raises(RuntimeError, match="bad argument"):
-        native.lib.solver_update_fwd_cpu(0, 0, 0, 0, 0, 0, 0, [], [], ONES, 0, 9, 1)  # no such instruction set
+        numbers = dict(dtype=0, y=0, base=0, size=0, **ONES)
+        native.lib.solver_update_fwd_cpu(**numbers, isa=99, threads=1)  # no such instruction set
+
+
+RESAMPLING = dict(
+    **dict(n=1, c=1, h=2, w=2, out_h=1, out_w=1, taps=2, factor=2, padding=0, x_pitch=1),
+    **dict(gain=1.0, up=False, channels_last=False),
+)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"taps": ...}, r"upfirdn_fwd_cpu\(\) needs the argument 'taps'"),
+        ({"y": ...}, r"upfirdn_fwd_cpu\(\) needs the argument 'y'"),
+        ({"tabs": 2}, r"upfirdn_fwd_cpu\(\) has no argument 'tabs'"),
+        ({"y": None}, r"upfirdn_fwd_cpu\(\): y is None; expected an address"),
+        ({"taps": 2.0}, r"taps is 2.0; expected an integer"),
+        ({"taps": True}, r"taps is True; expected a number"),
+        ({"taps": 2**63}, r"expected an integer"),
+        ({"dtype": 2**31}, r"expected a small one"),
+        ({"gain": "1"}, r"gain is '1'; expected a number"),
+        ({"up": 1}, r"up is 1; expected True or False"),
+        ({"f": 1.5}, r"f is 1.5; expected an address"),
+        ({"f": -(2**64)}, r"expected an address"),
+        ({"threads": ...}, r"needs the argument 'threads'"),
+        ({"device": 0}, r"has no argument 'device'"),
+    ],
+)
+def test_arguments_by_name(changes, message):
+    x = torch.zeros(4)
+    arguments = {"dtype": 0, "y": x.data_ptr(), "x": x.data_ptr(), "f": x.data_ptr(), **RESAMPLING}
+    arguments |= {"isa": 0, "threads": 1, **changes}
+    with pytest.raises(TypeError, match=message):
+        native.lib.upfirdn_fwd_cpu(**{name: value for name, value in arguments.items() if value is not ...})
+
+
+@needs_native
+def test_names_in_any_order_and_of_any_make():
+    """Also a name that Python has not interned."""
+    x, f = torch.arange(4.0), torch.full((2, 2), 0.25)
+    for order in (sorted, reversed):
+        y = torch.zeros(1)
+        arguments = {"y": y, "x": x, "f": f, **RESAMPLING}
+        native.call("upfirdn_fwd_cpu", **{"".join([*name]): arguments[name] for name in order([*arguments])})
+        assert y.item() == 1.5
+
+
+@needs_native
+def test_lists_and_functions_are_verified():
+    x = torch.zeros(4)
+    with pytest.raises(TypeError, match="terms is .*; expected a shorter list"):
+        update(torch.empty(4), x, terms=[x] * 9, weights=[1.0] * 9)
+    for weights in (1.0, [None]):
+        with pytest.raises(TypeError, match="weights is .*; expected a"):
+            update(torch.empty(4), x, terms=[x], weights=weights)
+    with pytest.raises(TypeError, match="by name"):
+        native.lib.conv2d_fwd_cpu(0)
+    for args in ((), (len,), (native.lib.thread_pool,), (native.lib.upfirdn_fwd_cpu, 1)):
+        with pytest.raises(TypeError, match="one native function"):
+            native.lib.bind(*args)
+    with pytest.raises(TypeError, match="cannot be bound"):
+        native.lib.bind(native.lib.conv2d_packed_size)
+
+
+@needs_native
+def test_bound_calls():
+    x, f, y = torch.arange(4.0), torch.full((2, 2), 0.25), torch.zeros(1)
+    addresses = {"y": y.data_ptr(), "x": x.data_ptr(), "f": f.data_ptr()}
+    with native.use_isa("portable"):
+        call = native.bind("upfirdn_fwd_cpu", **addresses, **RESAMPLING)
+    assert call(2) is None and y.item() == 1.5
+    x.add_(1)
+    assert call(1) is None and y.item() == 2.5
+    for args, kwargs in (((), {}), (("2",), {}), ((1, 2), {}), ((), {"threads": 1})):
+        with pytest.raises(TypeError, match="takes the number of threads"):
+            call(*args, **kwargs)
+    with pytest.raises(TypeError):
+        type(call)()
+    with pytest.raises(TypeError, match="needs the argument 'f'"):
+        native.bind("upfirdn_fwd_cpu", y=1, x=1, **RESAMPLING)
+    with pytest.raises(TypeError, match="has no argument 'threads'"):
+        native.bind("upfirdn_fwd_cpu", **addresses, **RESAMPLING, threads=1)
+    with pytest.raises(RuntimeError, match="upfirdn_fwd_cpu: bad argument"):
+        native.bind("upfirdn_fwd_cpu", **addresses, **{**RESAMPLING, "taps": 0})(1)
 
 
 @needs_native
@@ -109,7 +193,7 @@ def test_the_pool_is_torchs():
             line.split()[-1] for line in maps if "/torch" in line and "libgomp" in os.path.basename(line.split()[-1])
         }
     if loaded:
-        assert native.thread_pool() in loaded
+        assert os.path.realpath(native.thread_pool()) in loaded
 
 
 @needs_native
@@ -124,7 +208,9 @@ x, y = array.array("d", range(n)), array.array("d", bytes(8 * n))
 for threads in (1, 2, 3, 8, 8, 8):
     y[:] = array.array("d", bytes(8 * n))
     to, of = y.buffer_info()[0], x.buffer_info()[0]
-    _C.solver_update_fwd_cpu(1, to, 0, of, 0, 0, 0, [of], [0.5], [1.0] * 7, n, 0, threads)
+    numbers = dict.fromkeys("pqtahwc", 1.0)
+    tensors = dict(dtype=1, y=to, base=of, terms=[of], weights=[0.5], size=n)
+    _C.solver_update_fwd_cpu(**tensors, **numbers, isa=0, threads=threads)
     assert all(y[i] == 1.5 * i for i in range(n)), threads
 print(_C.thread_pool())
 """

@@ -21,7 +21,7 @@ LAYERS = [  # an import points to a later line; names on one line do not know ea
     {"ops", "diffusion"},
     {"backend", "native"},
     {"files", "distributed", "pictures"},
-    {"errors", "cases", "_checkout"},
+    {"errors", "cases", "timing", "_checkout"},
     {"kernels", "_C"},
 ]
 ENVIRONMENT = {"EDM_FAST_BACKEND", "EDM_FAST_CACHE_DIR", "EDM_FAST_JOIN_TIMEOUT"}
@@ -76,9 +76,11 @@ def fault(path, target):
     if there < here:
         return "upward"
     folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    if target == folder or not target.startswith(f"{folder}."):
-        return "sideways"
-    if path.name != "__init__.py" and not target.removeprefix(f"{folder}.").split(".")[0].startswith("_"):
+    if not target.startswith(f"{folder}."):
+        # a folder inside of another builds on the files beside it
+        beside = target.rpartition(".")[0]
+        return None if folder.startswith(f"{beside}.") and not folder.startswith(target) else "sideways"
+    if path.name != "__init__.py" and not target.removeprefix(f"{folder}.").startswith("_"):
         return "sideways, to a public file"
     return None
 
@@ -88,6 +90,12 @@ def test_the_check_finds_faults():
     assert fault(ops / "upfirdn.py", "edm_fast.networks") == "upward"
     assert fault(ops / "upfirdn.py", "edm_fast.ops.conv2d") == "sideways, to a public file"
     assert fault(ops / "upfirdn.py", "edm_fast.ops") == "sideways"
+    solvers = ROOT / "edm_fast/sampling/solvers"
+    assert fault(solvers / "edm.py", "edm_fast.sampling") == "sideways"
+    assert fault(solvers / "edm.py", "edm_fast.sampling.solvers") == "sideways"
+    assert fault(solvers / "edm.py", "edm_fast.sampling.solvers.ablation") == "sideways, to a public file"
+    assert fault(solvers / "edm.py", "edm_fast.sampling.loop") is None
+    assert fault(solvers / "__init__.py", "edm_fast.sampling.loop") is None
     assert fault(ops / "upfirdn.py", "edm_fast.diffusion.loss") == "sideways"
     assert fault(ops / "upfirdn.py", "edm_fast.nowhere") == "edm_fast.nowhere has no layer"
     for fine in ("edm_fast.ops._check", "edm_fast.native", "edm_fast.kernels.upfirdn", "torch"):
@@ -110,7 +118,7 @@ def test_one_name_per_op():
     for op in OPS:
         assert (ROOT / f"tests/ops/test_{op}.py").exists(), f"{op} has no test"
         assert (ROOT / f"benchmarks/ops/bench_{op}.py").exists(), f"{op} has no benchmark"
-    shared = {"common", "bindings", "parallel", "errors", "launch"}
+    shared = {"arguments", "common", "bindings", "parallel", "errors", "launch"}
     files = [p for folder in ("csrc", "csrc/cpu", "csrc/cuda") for p in (ROOT / folder).glob("[!_]*.*")]
     native = {p.stem.removesuffix("_bwd") for p in files} - shared
     assert native <= set(OPS), f"native files of no op: {native - set(OPS)}"
@@ -198,3 +206,10 @@ def test_only_the_bindings_see_python():
             text = path.read_text()
             assert not re.search(r"\b(at|c10|torch)::|#include <(torch|ATen|c10)", text), path
             assert path.name == "bindings.cpp" or "pybind11" not in text, path
+
+
+def test_files_named_in_the_glossary_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:edm_fast|csrc|kernels|tests|benchmarks)/[\w./]*)`", text)
+    assert len(named) > 40
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -6,17 +6,16 @@ The functions are those of `edm-fast bench`, which times all rows by turns; here
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import pytest
 import torch
 
+from edm_fast import timing
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _machine, _networks, _peers
 from edm_fast.evaluation._rows import ROWS
 from edm_fast.evaluation._targets import TARGETS, default_batches
-from edm_fast.evaluation.bench import numbers
 
 ROUNDS = 5
 _open = functools.lru_cache(maxsize=1)(_networks.open_network)
@@ -43,15 +42,11 @@ def time_row(benchmark: Any, target: str, network: str, batch: int, row: str) ->
             pytest.skip(str(error))
         reference = prepare(ROWS["reference"], subject)
         truth, times = reference(), []
-
-        def time_reference() -> None:
-            start = time.perf_counter()
-            reference()
-            times.append(time.perf_counter() - start)
-
         benchmark.group = f"{target} {network} batch {batch}"
-        benchmark.pedantic(call, setup=time_reference, rounds=ROUNDS, warmup_rounds=1)
-    found = numbers(benchmark.stats.stats.data, times[-ROUNDS:])
+        benchmark.pedantic(
+            call, setup=lambda: times.append(timing.wall_clock(reference)), rounds=ROUNDS, warmup_rounds=1
+        )
+    found = timing.compared(benchmark.stats.stats.data, times[-ROUNDS:])
     found["error"] = _networks.relative_error(results, truth)
     where = {"target": target, "network": network, "batch": batch, "row": row, **ROWS[row].described()}
     benchmark.extra_info.update(_machine.settings(torch.device("cpu")), **where, **found)

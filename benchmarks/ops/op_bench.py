@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,10 @@ import pytest
 import torch
 
 import edm_fast.ops
-from edm_fast import backend, native, testing
+from edm_fast import backend, native, testing, timing
 
 ROUNDS = 15
+TURN = 0.01  # seconds
 
 _reference: dict[str, tuple[float, float]] = {}  # case -> median and best seconds of the reference in this run
 
@@ -42,20 +42,9 @@ def parameters(op: str) -> list[Any]:
 
 def medians(*functions: Callable[[], Any]) -> list[float]:
     """Median seconds of each, taken by turns; with one thread in its CPU time, which a busy machine hardly moves."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: list[list[float]] = [[] for _ in functions]
-    for function in functions:
-        function()
-    start = time.perf_counter()
-    functions[0]()
-    repeats = max(1, int(0.01 / (time.perf_counter() - start)))
-    for _ in range(ROUNDS):
-        for function, found in zip(functions, times):
-            start = clock()
-            for _ in range(repeats):
-                function()
-            found.append((clock() - start) / repeats)
-    return [statistics.median(found) for found in times]
+    clock = timing.thread_clock if torch.get_num_threads() == 1 else timing.wall_clock
+    found = timing.by_turns(dict(enumerate(functions)), ROUNDS, TURN, clock)
+    return [statistics.median(found[index]) for index in range(len(functions))]
 
 
 def time_op(benchmark: Any, op: str, case: testing.Case, name: str, dtype: torch.dtype = torch.float32) -> None:

@@ -59,6 +59,7 @@ struct Algorithm {
 constexpr Tile kOne{1, 1, 1}, k2x2{2, 2, 0.66f * 0.66f}, k4x4{4, 4, 0.245f * 0.245f}, k4x8{4, 8, 0.245f * 0.054f};
 // with the filters of 2x2 taps that a 3x3 one is merged to
 constexpr Tile kMerged2x2{2, 2, 1.09f * 1.09f}, kMerged4x4{4, 4, 0.49f * 0.49f};
+constexpr Tile kMerged4x8{4, 8, 0.49f * 0.11f};
 
 inline constexpr Algorithm kAlgorithms[] = {
     // name                                 tile        products             packed doubled error
@@ -81,6 +82,8 @@ inline constexpr Algorithm kAlgorithms[] = {
     {"winograd4x4-doubled-int16",           kMerged4x4, Products::kInt16,    true,  true,  "bf16"},
     {"winograd4x4-doubled-unpacked",        kMerged4x4, Products::kOrdinary, false, true,  "fp32"},
     {"winograd4x4-doubled-unpacked-paired", kMerged4x4, Products::kPaired,   false, true,  "fp32"},
+    {"winograd4x8-doubled-unpacked",        kMerged4x8, Products::kOrdinary, false, true,  "fp32"},
+    {"winograd4x8-doubled-unpacked-paired", kMerged4x8, Products::kPaired,   false, true,  "fp32"},
 };
 
 constexpr bool is_first_of_its_transform(size_t index) {

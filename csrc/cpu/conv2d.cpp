@@ -30,12 +30,15 @@ int64_t scratch_floats(const Conv2d& s, int64_t block) {
     return count * block * (pitch + kPanel + 1);
 }
 
+bool supports(const Conv2d& s) {
+    return is_algorithm(s.algorithm) && kAlgorithms[s.algorithm].supports(s.in, s.kernel, s.padding);
+}
+
 bool fits(const Conv2d& s, int isa) {
-    if (!is_algorithm(s.algorithm)) return false;
+    if (!supports(s)) return false;
     const Algorithm& algorithm = kAlgorithms[s.algorithm];
     return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
-           algorithm.supports(s.in, s.kernel, s.padding) && s.h + 2 * s.padding >= s.kernel &&
-           s.w + 2 * s.padding >= s.kernel &&
+           s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
            (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) && s.x_pitch >= s.in &&
            s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
            (algorithm.packed ? !s.transposed && !s.affine_ptr
@@ -87,17 +90,17 @@ void convolve_unpacked(const Conv2d& s, const Cut& cut, Phase phase, const Conv2
 
 }  // namespace
 
-int64_t conv2d_packed_size(int index, int64_t out, int64_t in, int64_t kernel) {
-    if (!is_algorithm(index) || !kAlgorithms[index].has_kernel(kernel)) return -1;
-    const Algorithm& algorithm = kAlgorithms[index];
-    const int64_t planes = algorithm.packed ? panels(out) * algorithm.phases() * algorithm.planes(kernel) : 0;
+int64_t conv2d_packed_size(const Conv2dPack& s) {
+    if (!is_algorithm(s.algorithm) || !kAlgorithms[s.algorithm].has_kernel(s.kernel)) return -1;
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
+    const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
+    const int64_t planes = algorithm.packed ? panels(out) * algorithm.phases() * algorithm.planes(s.kernel) : 0;
     return planes * plane_floats(algorithm, in) + (algorithm.paired() ? Balance::floats(in, out) : 0);
 }
 
-int64_t conv2d_fwd_workspace(int algorithm, int64_t n, int64_t h, int64_t w, int64_t in, int64_t padding) {
-    if (!is_algorithm(algorithm) || kAlgorithms[algorithm].packed || n < 1) return 0;
-    Conv2d s = {};
-    s.algorithm = algorithm, s.n = n, s.h = h, s.w = w, s.in = in, s.kernel = 3, s.padding = padding;
+int64_t conv2d_fwd_workspace(const Conv2d& s) {
+    if (!supports(s)) return -1;
+    if (kAlgorithms[s.algorithm].packed || s.n < 1) return 0;
     const Chunks chunks(s, Cut(s).total, 0);
     return chunks.planes * chunks.tiles * chunks.pitch;
 }

@@ -19,10 +19,8 @@ Conv2d image_of(const Conv2dBwd& s) {
 
 }  // namespace
 
-int64_t conv2d_bwd_workspace(int64_t n, int64_t h, int64_t w, int64_t in, int64_t out, int64_t padding) {
-    Conv2dBwd s = {};
-    s.n = n, s.h = h, s.w = w, s.padding = padding;
-    return GradientWorkspace(Cut(image_of(s), k4x4).total, in, out, nullptr).floats;
+int64_t conv2d_bwd_workspace(const Conv2dBwd& s) {
+    return GradientWorkspace(Cut(image_of(s), k4x4).total, s.in, s.out, nullptr).floats;
 }
 
 int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads) {

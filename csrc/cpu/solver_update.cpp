@@ -7,7 +7,7 @@
 namespace edm {
 
 int solver_update_fwd_cpu(const SolverUpdate& s, int isa, int threads) {
-    if (s.num_terms < 0 || s.num_terms > kMaxTerms || s.size < 0 || !available(isa)) return kBadArgument;
+    if (!fits(s) || !available(isa)) return kBadArgument;
     if (s.dtype != kFloat64 && s.dtype != kFloat32) return kBadType;
     const SolverUpdateKernels& kernels = kernels_of(isa).solver_update;
     const auto update = s.dtype == kFloat64 ? kernels.update_double : kernels.update_float;

@@ -79,7 +79,7 @@ void run(const SolverUpdate& s, void* stream) {
 }  // namespace
 
 int solver_update_fwd_cuda(const SolverUpdate& s, int device, void* stream) {
-    if (s.num_terms < 0 || s.num_terms > kMaxTerms || s.size < 0) return kBadArgument;
+    if (!fits(s)) return kBadArgument;
     if (s.dtype != kFloat64 && s.dtype != kFloat32) return kBadType;
     if (s.size == 0) return kOk;
     DeviceGuard guard(device);

@@ -24,6 +24,7 @@ VERBS = {
     "convert": "Convert checkpoints between formats.",
     "bench": "Measure speed against the peers.",
     "verify": "Measure each backend's error.",
+    "tune-kernels": "Show, clear or fill the tables of measured kernels.",
     "doctor": "Say what is installed, what is missing, and what will run.",
 }
 
@@ -42,6 +43,10 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def module_of(verb: str) -> str:
+    return f"{__name__}.{verb.replace('-', '_')}"
+
+
 class Verbs(click.Group):
     """Loads verbs on demand; prints `Error: <one line>` and exits with 2 on bad input."""
 
@@ -52,7 +57,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         with no_garbage_collection():
-            return importlib.import_module(f"{__name__}.{cmd_name}").command
+            return importlib.import_module(module_of(cmd_name)).command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

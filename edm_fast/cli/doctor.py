@@ -20,6 +20,7 @@ from edm_fast.cases import cases, laid_out
 from edm_fast.errors import BROKEN, UserError, one_line
 from edm_fast.evaluation.verify import small_calls, verify_ops
 from edm_fast.networks import ARCHITECTURES, build
+from edm_fast.plan._table import summary, tables
 
 PACKAGES = (
     *("torch", "numpy", "scipy", "pillow", "safetensors", "click", "tqdm"),
@@ -76,6 +77,22 @@ def cuda_part() -> dict[str, Any]:
     elif torch.version.cuda is None:
         part["torch"] = "this torch is built without CUDA"
     return part if reason is None else {**part, "reason": reason}
+
+
+def table_part() -> dict[str, dict[str, Any]]:
+    """Of each table of measured kernels: how many entries, from when, which are dropped and why."""
+    found = {}
+    for table in tables():
+        rows = table.rows.values()
+        found[str(table.path)] = {
+            "summary": summary(table),
+            "entries": len(rows),
+            "oldest": min((row.date for row in rows), default=None),
+            "newest": max((row.date for row in rows), default=None),
+            "wide_spreads": sum(row.wide() for row in rows),
+            "dropped": {key: row.fault for key, row in table.rows.items() if row.fault},
+        }
+    return found
 
 
 def choices() -> dict[str, dict[str, Any]]:
@@ -137,6 +154,7 @@ def report() -> dict[str, Any]:
         "native": native_part(),
         "cuda": cuda_part(),
         "triton": triton_part(),
+        "tables": table_part(),
         "ops": table,
         "networks": networks,
         "self_test": tests,
@@ -174,6 +192,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         part = found[name]
         devices = ", ".join(part.get("devices", [])) or part.get("version", "")
         lines.append(f"{name}: " + (f"yes ({devices})" if part["available"] else f"no: {part['reason']}"))
+    for path, part in found["tables"].items():
+        lines.append(f"measured kernels: {path}")
+        lines.append(f"  {part['summary']}")
+        lines += [f"  dropped: {key}: {fault}" for key, fault in part["dropped"].items()]
     if found["requested_backend"]:
         lines.append(f"EDM_FAST_BACKEND={found['requested_backend']}")
     lines.append("ops:")

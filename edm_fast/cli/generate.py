@@ -31,11 +31,9 @@ from edm_fast.plan import PRECISIONS as ACCELERATED
 from edm_fast.plan import accelerate
 from edm_fast.sampling import (
     ablation_sampler,
-    ablation_steps,
     check_class,
     deal_missing,
     edm_sampler,
-    edm_steps,
     sample_seeds,
     save_grid,
     save_png,
@@ -133,7 +131,7 @@ def check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
 
 
-def sampler_for(options: dict[str, Any]) -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
+def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """(sampler, its keywords): the ablation sampler if any of its own four is set. What is not set is not passed."""
     names = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise")
     own = ("solver", "discretization", "schedule", "scaling")
@@ -193,9 +191,7 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     check_channels(net)
     check_class(net, options["class_idx"])
     sampler, kwargs = sampler_for(options)
-    (ablation_steps if sampler is ablation_sampler else edm_steps)(
-        net, **kwargs
-    )  # complains before anything is written
+    sampler.solver(net, None, **kwargs)  # complains before anything is written
     seeds, outdir = options["seeds"], Path(options["outdir"])
     names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
     mark = on_first_rank(lambda: fingerprint(net, device, options))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from edm_fast import timing
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _machine, _memory, _networks, _peers, _report
 from edm_fast.evaluation._rows import ROWS
@@ -25,71 +25,8 @@ from edm_fast.files import atomic_write, check_output
 
 MIN_TURN = 0.2  # seconds: shorter calls are repeated within a turn, after one to warm the caches
 GPU_TURN = 0.05  # on a GPU, whose clocks are its own
-MAX_REPEATS = 200
 Entry = dict[str, Any]
 Say = Callable[[str], None]
-
-
-def wall_clock(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds of a call."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def gpu_clock(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds of a call between two events of the current stream: gaps in which the GPU waits for Python count."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3 / repeats
-
-
-def clock(device: torch.device | str) -> Callable[[Callable[[], Any], int], float]:
-    return gpu_clock if torch.device(device).type == "cuda" else wall_clock
-
-
-def by_turns(
-    calls: dict[str, Callable[[], Any]],
-    rounds: int,
-    min_turn: float = MIN_TURN,
-    seconds: Callable[[Callable[[], Any], int], float] = wall_clock,
-) -> dict[str, list[float]]:
-    """Seconds of a call for each of `rounds` turns; every second round goes backwards."""
-    repeats: dict[str, int] = {}
-    for name, call in calls.items():
-        repeats[name] = min(max(1, math.ceil(min_turn / max(seconds(call, 1), 1e-9))), MAX_REPEATS)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for name in list(calls)[:: -1 if turn % 2 else 1]:
-            if repeats[name] > 1:
-                calls[name]()
-            times[name].append(seconds(calls[name], repeats[name]))
-    return times
-
-
-def numbers(times: Sequence[float], reference: Sequence[float]) -> Entry:
-    """Median and quartiles of the times, and of the ratios reference / time taken round by round."""
-    ratios = [r / t for r, t in zip(reference, times, strict=True)]
-    return {
-        "median_s": statistics.median(times),
-        "quartiles_s": _quartiles(times),
-        "times_s": list(times),
-        "reference_median_s": statistics.median(reference),
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": _quartiles(ratios),
-    }
-
-
-def _quartiles(values: Sequence[float]) -> list[float]:
-    if len(values) < 2:
-        return [values[0], values[0]]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return [low, high]
 
 
 def measure(
@@ -128,8 +65,10 @@ def measure(
             calls[row] = call
         say(f"{name}, batch {batch}: {rounds} rounds of {', '.join(calls)}")
         turn = MIN_TURN if device == "cpu" else GPU_TURN
-        for row, times in (found := by_turns(calls, rounds, turn, clock(device))).items():
-            entries[row].update(numbers(times, found["reference"]), images_per_s=batch / statistics.median(times))
+        for row, times in (found := timing.by_turns(calls, rounds, turn, timing.clock_of(device))).items():
+            entries[row].update(
+                timing.compared(times, found["reference"]), images_per_s=batch / statistics.median(times)
+            )
     if memory:
         _add_memory(target, entries)
     for entry in entries.values():

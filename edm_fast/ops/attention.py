@@ -51,7 +51,7 @@ class AttentionWeights(torch.autograd.Function):
         q, k, w = ctx.saved_tensors
         wide = torch.promote_types(q.dtype, torch.float32)
         w, dw = w.to(wide), dw.to(wide)
-        db = w * (dw - (w * dw).sum(dim=2, keepdim=True))  # softmax backward, (N, Q, K)
+        db = torch._softmax_backward_data(dw, w, 2, wide)  # (N, Q, K); the published code's, to the bit
         # torch.einsum has no rule for batches of gradients (is_grads_batched)
         dq = torch.bmm(k.to(wide), db.mT).to(q.dtype) / math.sqrt(k.shape[1])
         dk = torch.bmm(q.to(wide), db).to(k.dtype) / math.sqrt(k.shape[1])
@@ -108,13 +108,27 @@ def _fake_backward(
     return torch.empty_like(qkv, memory_format=_layout(qkv))
 
 
-def _sizes(qkv: torch.Tensor, heads: int) -> tuple[tuple[int, ...], ...]:
-    """n, heads, C, HW; strides of qkv for image, head, q k v, channel, pixel; strides of a, without the q k v."""
+def _sizes(qkv: torch.Tensor, heads: int, layout: torch.memory_format) -> dict[str, Any]:
+    """Sizes and strides by their native names."""
     n, channels, h, w = qkv.shape
     c, hw = channels // (3 * heads), h * w
-    if native.layout_of(qkv) == torch.channels_last:
-        return (n, heads, c, hw), (channels * hw, 3 * c, 1, 3, channels), (heads * c * hw, c, 1, heads * c)
-    return (n, heads, c, hw), (channels * hw, 3 * c * hw, hw, 3 * hw, 1), (heads * c * hw, c * hw, hw, 1)
+    of_pixel, of_channel = (channels, 1) if layout == torch.channels_last else (1, hw)  # strides of qkv, in elements
+    return dict(
+        layout=layout,
+        n=n,
+        heads=heads,
+        channels=c,
+        pixels=hw,
+        qkv_image=channels * hw,
+        qkv_head=3 * c * of_channel,
+        qkv_which=of_channel,
+        qkv_channel=3 * of_channel,
+        qkv_pixel=of_pixel,
+        a_image=heads * c * hw,
+        a_head=c * of_channel,
+        a_channel=of_channel,
+        a_pixel=heads * c if layout == torch.channels_last else 1,
+    )
 
 
 def _forward(qkv: torch.Tensor, heads: int, backend: str = "native") -> Pair:
@@ -125,7 +139,7 @@ def _forward(qkv: torch.Tensor, heads: int, backend: str = "native") -> Pair:
         return kernels.forward(qkv.contiguous(memory_format=layout), heads)
     qkv = qkv.contiguous(memory_format=layout)
     a, stats = _fake_forward(qkv, heads)
-    native.call(f"attention_fwd_{qkv.device.type}", qkv, a, stats, None, None, *_sizes(qkv, heads), layout=layout)
+    native.call(f"attention_fwd_{qkv.device.type}", qkv=qkv, a=a, stats=stats, **_sizes(qkv, heads, layout))
     return a, stats
 
 
@@ -138,7 +152,8 @@ def _backward(
         from edm_fast.kernels import attention as kernels
 
         return kernels.backward(da, qkv, a, stats, heads)
-    native.call(f"attention_bwd_{qkv.device.type}", qkv, a, stats, da, dqkv, *_sizes(qkv, heads), layout=layout)
+    name = f"attention_bwd_{qkv.device.type}"
+    native.call(name, qkv=qkv, a=a, stats=stats, da=da, dqkv=dqkv, **_sizes(qkv, heads, layout))
     return dqkv
 
 

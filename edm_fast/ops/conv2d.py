@@ -104,9 +104,10 @@ def _images(n: int, c: int, h: int, w: int, like: torch.Tensor) -> torch.Tensor:
 def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = False) -> torch.Tensor:
     """A weight (O, C, k, k) as `conv2d_fwd_cpu` reads it; `transposed`: of the adjoint."""
     outputs, inputs, kernel, _ = weight.shape
-    forward = (inputs, outputs) if transposed else (outputs, inputs)
-    packed = weight.new_empty(native.lib.conv2d_packed_size(algorithm, *forward, kernel))
-    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, kernel, transposed, algorithm)
+    sizes: dict[str, Any] = dict(algorithm=algorithm, outputs=outputs, inputs=inputs, kernel=kernel)
+    sizes["transposed"] = transposed
+    packed = weight.new_empty(native.lib.conv2d_packed_size(**sizes))
+    native.call("conv2d_pack_cpu", packed=packed, weight=weight.contiguous(), **sizes)
     return packed
 
 
@@ -127,14 +128,26 @@ def _convolve(
         return y
     algorithm = native.ALGORITHMS["winograd4x4-unpacked" if k == 3 else "direct"]
     packed = pack(weight, algorithm, transposed) if algorithm.packed else weight.contiguous()
-    workspace = x.new_empty(native.lib.conv2d_fwd_workspace(algorithm, n, h, w, c, padding))
-    rows = None if rows is None else rows.contiguous()
-    residual = None if residual is None else _last(residual)
+    sizes: dict[str, Any] = dict(algorithm=algorithm, n=n, h=h, w=w, inputs=c, kernel=k, padding=padding)
     channels = y.shape[1]
-    sizes = (n, h, w, c, channels, k, padding, 0 if rows is None else rows.shape[0], channels, c, channels)
-    tensors = (y, x, packed.view(-1), rows, residual, workspace, None, None)
-    rest = (sizes, scale, False, transposed and not algorithm.packed, algorithm)
-    native.call("conv2d_fwd_cpu", *tensors, *rest, layout=torch.channels_last)
+    native.call(
+        "conv2d_fwd_cpu",
+        layout=torch.channels_last,
+        **sizes,
+        y=y,
+        x=x,
+        weight=packed.view(-1),
+        bias=None if rows is None else rows.contiguous(),
+        residual=None if residual is None else _last(residual),
+        outputs=channels,
+        bias_rows=0 if rows is None else rows.shape[0],
+        y_pitch=channels,
+        x_pitch=c,
+        residual_pitch=channels,
+        scale=scale,
+        workspace=x.new_empty(native.lib.conv2d_fwd_workspace(**sizes)),
+        transposed=transposed and not algorithm.packed,
+    )
     return y
 
 
@@ -198,10 +211,10 @@ def _weight_gradient(
     dweight = x.new_empty((outputs, c, kernel, kernel))
     if x.numel() == 0:
         return dweight.zero_()
-    sizes = (n, h, w, c, outputs, padding)
-    workspace = x.new_empty(native.lib.conv2d_bwd_workspace(*sizes))
+    sizes: dict[str, Any] = dict(n=n, h=h, w=w, inputs=c, outputs=outputs, padding=padding)
+    workspace = x.new_empty(native.lib.conv2d_bwd_workspace(**sizes))
     dy, x = (t.permute(0, 2, 3, 1).contiguous() for t in (dy, x))  # (N, H, W, C), as both lie channels last
-    native.call("conv2d_bwd_cpu", dweight, x, dy, workspace, sizes)
+    native.call("conv2d_bwd_cpu", dweight=dweight, x=x, dy=dy, workspace=workspace, **sizes)
     return dweight
 
 

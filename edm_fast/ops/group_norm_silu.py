@@ -80,12 +80,35 @@ def _layout(x: torch.Tensor) -> torch.memory_format:
     return native.layout_of(x) or torch.contiguous_format
 
 
-def _sizes(x: torch.Tensor, parameters: Parameters, groups: int) -> tuple[int, ...]:
-    """n, c, space, groups, the numbers of rows of scale and shift, and the pixel pitch."""
-    n, c, *space = x.shape
+def _rows(parameters: Parameters) -> tuple[int, int]:
+    """The numbers of rows of scale and shift."""
     scale, shift = parameters[2:4]
-    rows = 0 if scale is None else scale.shape[0], 0 if shift is None else shift.shape[0]
-    return n, c, math.prod(space), groups, *rows, c
+    return 0 if scale is None else scale.shape[0], 0 if shift is None else shift.shape[0]
+
+
+def _arguments_of(
+    x: torch.Tensor, parameters: Parameters, groups: int, eps: float, silu: bool, layout: torch.memory_format
+) -> dict[str, Any]:
+    """The native arguments that forward and backward share."""
+    weight, bias, scale, shift = (None if t is None else t.contiguous() for t in parameters)
+    scale_rows, shift_rows = _rows(parameters)
+    return dict(
+        x=x.contiguous(memory_format=layout),
+        weight=weight,
+        bias=bias,
+        scale=scale,
+        shift=shift,
+        n=x.shape[0],
+        c=x.shape[1],
+        space=math.prod(x.shape[2:]),
+        groups=groups,
+        scale_rows=scale_rows,
+        shift_rows=shift_rows,
+        eps=eps,
+        silu=silu,
+        channels_last=_is_last(x, layout),
+        layout=layout,
+    )
 
 
 def _is_last(x: torch.Tensor, layout: torch.memory_format) -> bool:
@@ -119,26 +142,23 @@ def _forward(x: torch.Tensor, *args: Any) -> Pair:
     *parameters, groups, eps, silu = args[:7]
     if _is_triton(args):
         return _triton_forward(x, parameters, groups, eps, silu)
-    layout, sizes = _layout(x), _sizes(x, parameters, groups)
-    y, stats = torch.empty_like(x, memory_format=layout), x.new_empty(3, sizes[0], groups)
+    layout = _layout(x)
+    y, stats = torch.empty_like(x, memory_format=layout), x.new_empty(3, x.shape[0], groups)
     if y.numel() == 0:
         return y, stats.zero_()
-    x, parameters = x.contiguous(memory_format=layout), [None if t is None else t.contiguous() for t in parameters]
-    last = _is_last(x, layout)
-    name = f"group_norm_silu_fwd_{x.device.type}"
-    native.call(name, x, y, stats, *parameters, None, sizes, eps, silu, last, layout=layout)
+    arguments = _arguments_of(x, parameters, groups, eps, silu, layout)
+    native.call(f"group_norm_silu_fwd_{x.device.type}", y=y, stats=stats, x_pitch=x.shape[1], **arguments)
     return y, stats
 
 
 def _fake_backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
-    _, c, _, _, scale_rows, shift_rows, _ = _sizes(x, args[:4], args[4])
-    dtype = torch.float32 if _is_triton(args) else x.dtype
-    return torch.empty_like(x, memory_format=_layout(x)), x.new_empty((2 + scale_rows + shift_rows, c), dtype=dtype)
+    dtype, rows = torch.float32 if _is_triton(args) else x.dtype, 2 + sum(_rows(args[:4]))
+    return torch.empty_like(x, memory_format=_layout(x)), x.new_empty((rows, x.shape[1]), dtype=dtype)
 
 
 def _backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any) -> Pair:
     *parameters, groups, eps, silu = args[:7]
-    layout, sizes = _layout(x), _sizes(x, parameters, groups)
+    layout = _layout(x)
     if _is_triton(args):
         from edm_fast.kernels import group_norm_silu as kernels
 
@@ -147,14 +167,12 @@ def _backward(dy: torch.Tensor, stats: torch.Tensor, x: torch.Tensor, *args: Any
             dx, dparams = _fake_backward(dy, stats, x, *args)
             return dx, dparams.zero_()
         return kernels.backward(dy, stats, x, parameters, groups, silu, _is_last(x, layout))
-    dx, dparams = torch.empty_like(x, memory_format=layout), x.new_empty(2 + sizes[4] + sizes[5], sizes[1])
+    dx, dparams = _fake_backward(dy, stats, x, *args)
     if dx.numel() == 0:
         return dx, dparams.zero_()
-    x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
-    parameters = [None if t is None else t.contiguous() for t in parameters]
-    last = _is_last(x, layout)
-    name = f"group_norm_silu_bwd_{x.device.type}"
-    native.call(name, x, stats, *parameters, dy, dx, dparams, sizes, eps, silu, last, layout=layout)
+    arguments = _arguments_of(x, parameters, groups, eps, silu, layout)
+    dy = dy.contiguous(memory_format=layout)
+    native.call(f"group_norm_silu_bwd_{x.device.type}", stats=stats, dy=dy, dx=dx, dparams=dparams, **arguments)
     return dx, dparams
 
 
@@ -266,14 +284,11 @@ def cuda_forward(args: GroupNormSiluArgs) -> torch.Tensor:
     y = torch.empty_like(x, memory_format=layout)
     if y.numel() == 0:
         return y
-    x, given = x.contiguous(memory_format=layout), (weight.to(x.dtype), bias.to(x.dtype), scale, shift)
-    parameters = [None if t is None else t.contiguous() for t in given]
-    sizes = _sizes(x, parameters, groups)
-    last = _is_last(x, layout)
-    size = native.cuda_workspace("group_norm_silu_fwd", x, y, sizes, last, layout=layout)
+    parameters = (weight.to(x.dtype), bias.to(x.dtype), scale, shift)
+    arguments = dict(_arguments_of(x, parameters, groups, eps, silu, layout), y=y, x_pitch=x.shape[1])
+    size = native.cuda_workspace("group_norm_silu_fwd", **arguments)
     workspace = x.new_empty(size // x.element_size()) if size else None
-    name = "group_norm_silu_fwd_cuda"
-    native.call(name, x, y, None, *parameters, workspace, sizes, eps, silu, last, layout=layout)
+    native.call("group_norm_silu_fwd_cuda", workspace=workspace, **arguments)
     return y
 
 

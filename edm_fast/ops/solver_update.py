@@ -180,11 +180,10 @@ def triton_forward(args: SolverUpdateArgs) -> Result:
 
 def native_forward(args: SolverUpdateArgs) -> Result:
     """As on Triton, of coefficients that are numbers."""
-    base, x, D, noise, terms, weights, *_ = args
-    (y, d), numbers = _results(args), args.numbers()
-    layout = native.layout_of(base, y, *terms) or torch.contiguous_format
-    name = f"solver_update_fwd_{base.device.type}"
-    native.call(name, y, d, base, x, D, noise, terms, weights, numbers, base.numel(), layout=layout)
+    y, d = _results(args)
+    layout = native.layout_of(args.base, y, *args.terms) or torch.contiguous_format
+    name = f"solver_update_fwd_{y.device.type}"
+    native.call(name, layout=layout, y=y, d=d, **args._asdict(), size=y.numel())
     return y, d
 
 

@@ -95,9 +95,27 @@ def _resample(
 
         kernel.forward(y, x, f, up, factor, padding, gain, last)
         return y
-    name = f"upfirdn_fwd_{x.device.type}"
-    sizes = tuple(x.shape), *size, f.shape[0], factor, padding
-    native.call(name, y, x, f, *sizes, gain, up, last, x.shape[1], layout=layout)
+    n, c, h, w = x.shape
+    native.call(
+        f"upfirdn_fwd_{x.device.type}",
+        layout=layout,
+        y=y,
+        x=x,
+        f=f,
+        n=n,
+        c=c,
+        h=h,
+        w=w,
+        out_h=size[0],
+        out_w=size[1],
+        taps=f.shape[0],
+        factor=factor,
+        padding=padding,
+        gain=gain,
+        up=up,
+        channels_last=last,
+        x_pitch=c,
+    )
     return y
 
 

@@ -25,6 +25,7 @@ from edm_fast.plan._algorithms import ALLOWED
 from edm_fast.plan._batches import Inputs, in_parts, shape_fault, shapes_of, shapes_of_one
 from edm_fast.plan._capture import EvaluatedShapes
 from edm_fast.plan._pool import Pool, Shapes
+from edm_fast.plan._table import dropped
 from edm_fast.plan._trace import trace
 
 __all__ = ["accelerate"]
@@ -252,7 +253,7 @@ class PlannedUNet(torch.nn.Module):
         for name, calls in program.calls.items():
             op = backend.ops()[name]
             reasons = dict.fromkeys(op.implementations, "the network is accelerated and runs as one plan")
-            op.note(f"accelerated {self.how[0]}", reasons, calls)
+            op.note(f"accelerated {self.how[0]}", {**reasons, **dropped(name)}, calls)
 
     def replayer(self, net: Any) -> Callable[[Hashable, Step, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
         """What a sampler gives its steps to: replay(structure, step, row, tensors) is step(denoise, row, *tensors).

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from edm_fast import native
 from edm_fast.native import Algorithm
 
-PRECISIONS = "exact", "fp32", "bf16"  # each allows its own error class and those before it
+ERROR_CLASSES = "exact", "fp32", "bf16"  # also the precisions; each allows its own class and those before it
 ALLOWED = {
-    precision: tuple(a for a in native.ALGORITHMS.values() if a.error in PRECISIONS[: place + 1])
-    for place, precision in enumerate(PRECISIONS)
+    precision: tuple(a for a in native.ALGORITHMS.values() if a.error in ERROR_CLASSES[: place + 1])
+    for place, precision in enumerate(ERROR_CLASSES)
 }
 FEWEST_PAIRED = 48  # channels: with fewer there are no pairs, see csrc/cpu/_pairs.h
 
@@ -47,39 +48,38 @@ def fastest(seconds: Mapping[Algorithm, float]) -> Algorithm:
 
 def packed_size(shape: Shape, algorithm: Algorithm) -> int:
     """Floats of the packed weight."""
-    return native.lib.conv2d_packed_size(algorithm, shape.outputs, shape.channels, shape.kernel)
+    sizes = dict(outputs=shape.outputs, inputs=shape.channels, kernel=shape.kernel)
+    return native.lib.conv2d_packed_size(algorithm=algorithm, **sizes)
+
+
+def _sizes(shape: Shape, algorithm: Algorithm) -> dict[str, Any]:
+    """Arguments of the native convolution and of the size of its workspace."""
+    return dict(
+        algorithm=algorithm,
+        n=shape.n,
+        h=shape.h,
+        w=shape.w,
+        inputs=shape.channels,
+        kernel=shape.kernel,
+        padding=shape.padding,
+    )
 
 
 def workspace(shape: Shape, algorithm: Algorithm) -> int:
-    """Floats of memory that a call needs."""
-    sizes = shape.n, shape.h, shape.w, shape.channels, shape.padding
-    return native.lib.conv2d_fwd_workspace(algorithm, *sizes)
+    """Floats of memory that a call needs; -1 if the algorithm does not compute such a layer."""
+    return native.lib.conv2d_fwd_workspace(**_sizes(shape, algorithm))
 
 
-def bind(
-    shape: Shape,
-    algorithm: Algorithm,
-    addresses: Sequence[int],
-    rows: int,
-    pitches: Sequence[int],
-    scale: float,
-    silu: bool = False,
-) -> Callable[[int], None]:
-    """The native convolution with its arguments set.
-
-    addresses: of y, x, weight, bias, residual, workspace, the norm before it, whose SiLU is `silu`, and the balance;
-    rows of the bias; pitches of y, x and the residual.
-    """
-    sizes = shape.n, shape.h, shape.w, shape.channels, shape.outputs, shape.kernel, shape.padding
-    return native.bind("conv2d_fwd_cpu", *addresses, (*sizes, rows, *pitches), scale, silu, False, algorithm)
+def bind(shape: Shape, algorithm: Algorithm, **arguments: Any) -> Callable[[int], None]:
+    """The native convolution with its arguments set: `arguments` are those that the shape does not say."""
+    return native.bind("conv2d_fwd_cpu", **_sizes(shape, algorithm), outputs=shape.outputs, **arguments)
 
 
 def fits(algorithm: Algorithm, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
     if algorithm.paired and (shape.channels < FEWEST_PAIRED or not native.has_pairs()):
         return False
-    supported = native.lib.conv2d_supports(algorithm, shape.channels, shape.kernel, shape.padding)
-    return supported and (shape.doubled or not algorithm.doubled)
+    return workspace(shape, algorithm) >= 0 and (shape.doubled or not algorithm.doubled)
 
 
 def bind_upfirdn(
@@ -88,7 +88,23 @@ def bind_upfirdn(
     """The native resampling of x (N, C, H, W) to y, channels last, with its arguments set."""
     assert f.ndim == 2 and f.shape[0] == f.shape[1]
     (to, _), (source, pitch) = native.window(y), native.window(x)
-    sizes = tuple(x.shape), *y.shape[2:], f.shape[0], factor, padding
+    n, c, h, w = x.shape
     return native.bind(
-        "upfirdn_fwd_cpu", to, source, f.data_ptr(), *sizes, float(factor**2 if up else 1), up, True, pitch
+        "upfirdn_fwd_cpu",
+        y=to,
+        x=source,
+        f=f.data_ptr(),
+        n=n,
+        c=c,
+        h=h,
+        w=w,
+        out_h=y.shape[2],
+        out_w=y.shape[3],
+        taps=f.shape[0],
+        factor=factor,
+        padding=padding,
+        gain=float(factor**2 if up else 1),
+        up=up,
+        channels_last=True,
+        x_pitch=pitch,
     )

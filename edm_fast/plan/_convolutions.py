@@ -36,6 +36,8 @@ def shape_of(node: AnyNode) -> Shape:
 def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph, dict[Node, Algorithm]]:
     """The graph with what its convolutions take in of the nodes before them, and the algorithm of each.
 
+    A convolution for which no algorithm works is not among the latter.
+
     limit: of the memory of packed weights, in that of the convolutions' own.
     """
 
@@ -44,7 +46,8 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
         fused = fuse_upsampling(first, second)
         if fused is None or first.args.up != 2 or second.args.weight.shape[-1] != 3:
             return None
-        return fused if fastest(choices(fused[0], seconds)).implementation.doubled else None
+        found = choices(fused[0], seconds)
+        return fused if found and fastest(found).implementation.doubled else None
 
     def merge_norm(first: Node, second: Node) -> list[AnyNode] | None:
         """Where the algorithm reads every pixel once or nearly so, and need not have it normalised before."""
@@ -58,6 +61,7 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
         if convolution(node) is not None and not isinstance(node.args, LinearArgs):
             doubled = isinstance(node, Fused)
             found[node] = [c for c in choices(node, seconds) if c.implementation.doubled == doubled]
+    found = {node: able for node, able in found.items() if able}
     selected = within_memory(found, limit * sum(convolution(node).weight.numel() for node in found))
     linear = [node for node in graph.nodes if isinstance(node.args, LinearArgs)]
     algorithms: dict[Any, Algorithm] = dict.fromkeys(linear, native.ALGORITHMS["direct"])

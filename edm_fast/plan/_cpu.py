@@ -180,6 +180,9 @@ class _Builder:
                 return self.resampling(node)
             if isinstance(node.args, (AttentionArgs, SeparateQKVArgs)):
                 return self.attention(node)
+        if convolution(node) is not None:  # no algorithm works
+            op: Any = node.function
+            node = Node(op.reference, node.args, node.outputs)
         return self.torch_call(node)
 
     def torch_call(self, node: Node) -> Task:
@@ -246,12 +249,25 @@ class _Builder:
             (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
             other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
             at, count = (native.window(vector)[0], vector.shape[0]) if vector is not None else (0, 0)
-            extra = view(workspace).data_ptr() if workspace is not None else 0
-            of_norm = view(affine).data_ptr() if affine is not None else 0
-            scales = balance.data_ptr() if balance is not None else 0
-            addresses = (to, source, packed.data_ptr(), at, other, extra, of_norm, scales)
-            pitches, scale = (to_pitch, pitch, other_pitch), float(conv.scale)
-            steps = [_algorithms.bind(shape, algorithm, addresses, count, pitches, scale, silu)]
+            step = _algorithms.bind(
+                shape,
+                algorithm,
+                y=to,
+                x=source,
+                weight=packed.data_ptr(),
+                bias=at,
+                residual=other,
+                bias_rows=count,
+                y_pitch=to_pitch,
+                x_pitch=pitch,
+                residual_pitch=other_pitch,
+                scale=float(conv.scale),
+                workspace=None if workspace is None else view(workspace).data_ptr(),
+                affine=None if affine is None else view(affine).data_ptr(),
+                silu=silu,
+                balance=None if balance is None else balance.data_ptr(),
+            )
+            steps = [step]
             if before is not None:
                 steps.insert(0, before.bind(view))
             if total is not None and rows is not None and bias is not None:
@@ -275,13 +291,26 @@ class _Builder:
 
         def bind(view: View) -> Step:
             source, pitch = native.window(view(x))
-            to = view(result).data_ptr()
-            rows = [0, 0] if scale is None else [scale.shape[0], shift.shape[0]]
-            extra = [0, 0] if scale is None else [native.window(view(scale))[0], native.window(view(shift))[0]]
-            sizes = (n, c, h * w, norm.groups, *rows, pitch)
-            own = (view(stats).data_ptr(), weight.data_ptr(), bias.data_ptr())
-            addresses = (source, to if image else 0, *own, *extra, 0 if image else to)
-            return native.bind("group_norm_silu_fwd_cpu", *addresses, sizes, float(norm.eps), bool(norm.silu), True)
+            return native.bind(
+                "group_norm_silu_fwd_cpu",
+                x=source,
+                **{"y" if image else "affine": view(result).data_ptr()},
+                stats=view(stats).data_ptr(),
+                weight=weight.data_ptr(),
+                bias=bias.data_ptr(),
+                scale=None if scale is None else native.window(view(scale))[0],
+                shift=None if shift is None else native.window(view(shift))[0],
+                n=n,
+                c=c,
+                space=h * w,
+                groups=norm.groups,
+                scale_rows=0 if scale is None else scale.shape[0],
+                shift_rows=0 if shift is None else shift.shape[0],
+                eps=float(norm.eps),
+                silu=bool(norm.silu),
+                channels_last=True,
+                x_pitch=pitch,
+            )
 
         return Task([v for v in (x, scale, shift) if v is not None], [result, stats], bind)
 
@@ -302,9 +331,24 @@ class _Builder:
         def bind(view: View) -> Step:
             (to, to_pitch), (source, pitch) = native.window(view(node.output)), native.window(view(qkv))
             separate = isinstance(node.args, SeparateQKVArgs)
-            of_qkv = (head, channels, 1) if separate else (3 * head, 1, 3)  # strides of head, which and channel
-            strides = (h * w * pitch, *of_qkv, pitch), (h * w * to_pitch, head, 1, to_pitch)
-            return native.bind("attention_fwd_cpu", source, to, 0, 0, 0, (n, heads, head, h * w), *strides)
+            return native.bind(
+                "attention_fwd_cpu",
+                qkv=source,
+                a=to,
+                n=n,
+                heads=heads,
+                channels=head,
+                pixels=h * w,
+                qkv_image=h * w * pitch,
+                qkv_head=head if separate else 3 * head,
+                qkv_which=channels if separate else 1,
+                qkv_channel=1 if separate else 3,
+                qkv_pixel=pitch,
+                a_image=h * w * to_pitch,
+                a_head=head,
+                a_channel=1,
+                a_pixel=to_pitch,
+            )
 
         return Task([qkv], node.outputs, bind)
 

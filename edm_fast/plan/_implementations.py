@@ -202,10 +202,12 @@ def statistics_of(image: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
 
 def described(node: AnyNode, args: Any) -> str:
     """A call as text: shapes of tensors, other arguments as they are."""
+    if not takes_images(node):
+        return "torch"
     if isinstance(node, Fused):
-        return f"{node.rule} ({described(node.first, args[0])}) ({described(node.second, args[1])})"
-    parts = [type(args).__name__.removesuffix("Args")]
-    for name, value in args._asdict().items() if takes_images(node) else ():
+        return f"pair ({described(node.first, args[0])}) ({described(node.second, args[1])})"
+    parts = [node.function.name if isinstance(node.function, backend.Op) else "attention"]
+    for name, value in args._asdict().items():
         if value is not None:
             shape = "x".join(map(str, value.shape)) if isinstance(value, torch.Tensor) else value
             parts.append(f"{name}={shape}")

@@ -1,20 +1,24 @@
-"""Samplers, per-image random streams, and pictures of the results."""
+"""Samplers and solvers, per-image random streams, and pictures of the results."""
 
-from edm_fast.sampling.ablation import ablation_sampler, ablation_steps
-from edm_fast.sampling.edm import edm_sampler, edm_steps
 from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
+from edm_fast.sampling.loop import Solver, StopSampling, run
 from edm_fast.sampling.seeds import StackedRandomGenerator, check_class, deal_missing, deal_seeds, sample_seeds
+from edm_fast.sampling.solvers._sample import sample
+from edm_fast.sampling.solvers.ablation import ablation_sampler
+from edm_fast.sampling.solvers.edm import edm_sampler
 
 __all__ = [
+    "Solver",
     "StackedRandomGenerator",
+    "StopSampling",
     "ablation_sampler",
-    "ablation_steps",
     "arrange",
     "check_class",
     "deal_missing",
     "deal_seeds",
     "edm_sampler",
-    "edm_steps",
+    "run",
+    "sample",
     "sample_seeds",
     "save_grid",
     "save_png",

@@ -43,6 +43,17 @@ def checked_noise(eps: Any, x: Tensor) -> Tensor:
     return eps.to(x.dtype)
 
 
+def checked_state(changed: Any, x: Tensor) -> Tensor:
+    """What a callback returned in place of x, in the type of x; x itself for None."""
+    if changed is None:
+        return x
+    if not isinstance(changed, Tensor) or changed.shape != x.shape or changed.device != x.device:
+        raise UserError(
+            f"callback returned {described(changed)}; expected None or a state {tuple(x.shape)} on {x.device}"
+        )
+    return changed.to(x.dtype)
+
+
 def number(name: str, value: Any) -> float:
     """A Python float of anything that is a number; NaN and infinity are left to the caller."""
     try:
@@ -53,11 +64,11 @@ def number(name: str, value: Any) -> float:
         raise UserError(f"{name} is {str(value)[:80]!r}; expected a number") from None
 
 
-def steps(num_steps: Any) -> int:
+def steps(num_steps: Any, name: str = "num_steps") -> int:
     """A whole number of at least 1, as an int; 18.0 is one."""
-    value = number("num_steps", num_steps)
+    value = number(name, num_steps)
     if isinstance(num_steps, bool) or not 1 <= value <= MAX_STEPS or value != int(value):
-        raise UserError(f"num_steps is {num_steps}; expected an integer from 1 to {MAX_STEPS:,}")
+        raise UserError(f"{name} is {num_steps}; expected an integer from 1 to {MAX_STEPS:,}")
     return int(value)
 
 

@@ -30,6 +30,7 @@ PATHS = {
     "convert": ["source", "dest"],
     "bench": ["--networks", "--outdir", "--readme", "--results"],
     "verify": ["--network", "--json"],
+    "tune-kernels": ["--network"],
     "doctor": [],
 }
 LOOKS_LIKE_A_PATH = re.compile(r"PATH|DIR|FILE|FOLDER|URL|ZIP|NPZ|PNG|PT\b|SRC|DST")

@@ -1,9 +1,11 @@
 // What the tests call: the launchers of csrc/cuda with plain arguments, and kernels that try the emulation itself.
 // One translation unit, so that all of it shares one emulated device.
+#include "../../csrc/arguments.h"
 #include "../../csrc/cuda/errors.cu"
 #include "../../csrc/cuda/group_norm_silu.cu"
 #include "../../csrc/cuda/solver_update.cu"
 #include "../../csrc/cuda/upfirdn.cu"
+#include "helpers/filled.h"
 
 namespace edm {
 namespace {
@@ -23,6 +25,16 @@ __global__ void _block_sum(float* sums, const float* x, int fault) {
     sums[threadIdx.x] = total;
     __syncthreads();
     partial[threadIdx.x / 32] = -1;
+}
+
+template <typename S>
+int run(int (*function)(const S&, int, void*), Use use, const NamedValues& values, int device) {
+    return function(filled<S>(use, values), device, nullptr);
+}
+
+template <typename S>
+int64_t run(int64_t (*function)(const S&), Use use, const NamedValues& values) {
+    return function(filled<S>(use, values));
 }
 
 }  // namespace
@@ -47,24 +59,23 @@ int block_sum(float* sums, const float* x, int threads, int fault, int device) {
     return guard.status();
 }
 
-int upfirdn_fwd(int dtype, void* y, void* x, void* f, const int64_t* k, double gain, int up, int last, int device) {
-    return upfirdn_fwd_cuda(
-        {dtype, y, x, f, k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], gain, bool(up), bool(last), k[9]},
-        device, 0);
-}
-
-int solver_update_fwd(int dtype, void* const* p, void* const* terms, const double* weights, int num_terms,
-                      const double* k, int64_t size, int device) {
-    SolverUpdate s{dtype, p[0], p[1], p[2], p[3], p[4], p[5], {}, {}, num_terms,
-                   k[0], k[1], k[2], k[3], k[4], k[5], k[6], size};
-    for (int i = 0; i < num_terms && i < kMaxTerms; ++i) s.terms_ptr[i] = terms[i], s.weights[i] = weights[i];
-    return solver_update_fwd_cuda(s, device, nullptr);
-}
-
-// p: y, stats, x, weight, bias, scale, shift, workspace; with device < 0 the bytes of the workspace, and no run
-int64_t group_norm_silu_fwd(int dtype, void* const* p, const int64_t* k, double eps, int silu, int last, int device) {
-    const GroupNormSilu s{dtype, p[0], p[1], p[2], p[3], p[4], p[5], p[6], nullptr, nullptr, nullptr, k[0], k[1], k[2],
-                          k[3], k[4], k[5], eps, bool(silu), bool(last), k[6], p[7]};
-    return device < 0 ? group_norm_silu_fwd_workspace_cuda(s) : group_norm_silu_fwd_cuda(s, device, nullptr);
+// The status of a function of csrc/arguments.h, or the size that it tells. Each of its `count` arguments has a name
+// and a number or an address.
+int64_t call(const char* function, int count, const char* const* names, const double* numbers, void* const* addresses,
+             int device) {
+    NamedValues values;
+    for (int i = 0; i < count; ++i) values.emplace_back(names[i], value_of(numbers[i], addresses[i]));
+    int64_t result = -1;
+    try {
+        cuda_functions([&](const std::string& name, Use use, auto kernel) {
+            if (name == function) result = run(kernel, use, values, device);
+        });
+        cuda_size_functions([&](const std::string& name, Use use, auto kernel) {
+            if (name == function) result = run(kernel, use, values);
+        });
+    } catch (const std::invalid_argument& error) {
+        std::fprintf(stderr, "%s: %s\n", function, error.what());
+    }
+    return result;
 }
 }

@@ -1,13 +1,18 @@
 """Losses against golden noise levels, noisy inputs, losses and gradients."""
 
 import functools
+import importlib
 
 import numpy as np
 import pytest
 import torch
 
-from edm_fast import networks, training
+from edm_fast import networks, training, use_backend
+from edm_fast.networks import _layers
 from helpers import golden_cases as g
+from helpers import recorded_order
+
+attention_module = importlib.import_module("edm_fast.ops.attention")  # edm_fast.ops.attention is the op itself
 
 
 def make_loss(config):
@@ -122,3 +127,36 @@ def test_golden_network_gradient_heads(entry):
         bound = limits.get("rtol", 0) * np.abs(want) + scale + limits.get("atol", 0)
         error = np.abs(got - want)
         assert np.all(error[present] <= bound[present]), (key, got, want)
+
+
+def other_products():
+    """None where this machine multiplies matrices as that of the golden data did, otherwise why bits differ."""
+    if (reason := g.same_arithmetic()) is not None:
+        return reason
+    arrays = {name: torch.from_numpy(value) for name, value in g.arrays(g.by_id("blocks/attention_fp32")).items()}
+    q, k = (arrays[f"in/{name}"].requires_grad_() for name in ("q", "k"))
+    w = recorded_order.AttentionWeights.apply(q, k)
+    w.backward(arrays["in/grad_w"])
+    same = [torch.equal(x, arrays[f"out/{name}"]) for x, name in ((w, "w"), (q.grad, "grad_q"), (k.grad, "grad_k"))]
+    return None if all(same) else "matrix products of this machine round otherwise than those of the golden data"
+
+
+@pytest.mark.parametrize("id", ["losses/edm_net_dropout", "losses/edm_adm_net_dropout"])
+def test_gradient_bits(id, monkeypatch):
+    """The loss and every gradient with augmentation and dropout are those of the published code, to the bit.
+
+    On the reference backend, with convolutions and softmax that add in the order of the machine of the golden data.
+    """
+    if (reason := other_products()) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(_layers, "conv2d", recorded_order.conv2d)
+    monkeypatch.setattr(attention_module, "attention_weights", recorded_order.AttentionWeights.apply)
+    entry = g.by_id(id)
+    arrays = g.arrays(entry)
+    with use_backend("reference"):
+        loss, grads = measured.__wrapped__(id)
+    g.check_bits(entry, "out/loss", loss)
+    for name in (name for name in arrays if name.startswith("grad/")):
+        g.check_bits(entry, name, grads[name[len("grad/") :]])
+    rows = g.heads(grads[str(key)] for key in arrays["gradhead_keys"])
+    np.testing.assert_array_equal(rows, arrays["gradhead_rows"])

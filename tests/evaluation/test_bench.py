@@ -19,35 +19,6 @@ def silent(text):
     pass
 
 
-class Clock:
-    """perf_counter that only calls move."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.log = 0.0, []
-        monkeypatch.setattr(bench.time, "perf_counter", lambda: self.now)
-
-    def call(self, name, seconds):
-        def run():
-            self.log.append(name)
-            self.now += seconds
-
-        return run
-
-
-def test_turns_alternate_and_short_calls_are_repeated(monkeypatch):
-    clock = Clock(monkeypatch)
-    times = bench.by_turns({"a": clock.call("a", 1.0), "b": clock.call("b", 0.1)}, rounds=2, min_turn=0.2)
-    assert times == {"a": [1.0, 1.0], "b": pytest.approx([0.1, 0.1])}
-    assert clock.log == ["a", "b", "a", *"bbb", *"bbb", "a"]  # sizing, forwards, backwards; "b" warms up first
-
-
-def test_ratios_are_taken_round_by_round():
-    found = bench.numbers([1.0, 2.0, 4.0], [4.0, 2.0, 12.0])
-    assert found["ratio"] == 3.0 and found["ratio_quartiles"] == [2.0, 3.5]  # not 4 / 2, that of the medians
-    assert found["median_s"] == 2.0 and found["quartiles_s"] == [1.5, 3.0] and found["reference_median_s"] == 4.0
-    assert bench.numbers([0.5], [1.0])["ratio_quartiles"] == [2.0, 2.0]
-
-
 def measured(target, path, batch, rows, **kwargs):
     entries = bench.measure(target, path, batch, rows, 1, silent, **kwargs)
     return {entry["row"]: entry for entry in entries}

@@ -24,14 +24,13 @@ COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = "-std=c++17 -O1 -fPIC -shared -ffp-contract=off -fno-strict-aliasing -Wno-unknown-pragmas".split()
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 GUARD = 1 << 14
-Pointers = ctypes.c_void_p * 8
 
 
 def compile_emulation(out, replaced=None):
     """The shared library `out`; `replaced`: a copy of the repository's csrc with other code, for planted errors."""
     csrc = replaced or ROOT / "csrc"
     source = (ROOT / "tests/cuda_emulation/door.cpp").read_text().replace("../../csrc", csrc.as_posix())
-    command = [COMPILER, *FLAGS, f"-I{ROOT}/tests/cuda_emulation", "-x", "c++", "-", "-o", str(out)]
+    command = [COMPILER, *FLAGS, f"-I{ROOT}/tests/cuda_emulation", f"-I{ROOT}/tests", "-x", "c++", "-", "-o", str(out)]
     done = subprocess.run(command, input=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -41,7 +40,7 @@ def compile_emulation(out, replaced=None):
 def library():
     """Built once for all worker processes, under the name of the sources' digest."""
     sources = sorted([*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cuda").glob("*.cu")])
-    sources += sorted((ROOT / "tests/cuda_emulation").iterdir())
+    sources += [*sorted((ROOT / "tests/cuda_emulation").iterdir()), ROOT / "tests/helpers/filled.h"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + str(ROOT).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("EDM_FAST_CACHE_DIR") or tempfile.gettempdir()) / "cuda-emulation"
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,7 @@ def library():
 
 def opened(path):
     lib = ctypes.CDLL(str(path))
-    lib.group_norm_silu_fwd.restype = ctypes.c_int64
+    lib.call.restype = ctypes.c_int64
     lib.error_text.restype = ctypes.c_char_p
     return lib
 
@@ -97,18 +96,34 @@ class Emulated:
         self.kept.clear()
         self.lib.emulate(self.order, 2)
 
+    def call(self, function, dtype, **arguments):
+        """A function of csrc/arguments.h; its status, or the size that it tells."""
+        values = [("dtype", CODES[dtype])]
+        for name, value in arguments.items():
+            values += [(name, item) for item in (value if isinstance(value, (list, tuple)) else [value])]
+        count, tensors = len(values), [isinstance(value, torch.Tensor) for _, value in values]
+        names = (ctypes.c_char_p * count)(*(name.encode() for name, _ in values))
+        numbers = (ctypes.c_double * count)(*(0 if t or v is None else v for t, (_, v) in zip(tensors, values)))
+        addresses = (ctypes.c_void_p * count)(*(v.data_ptr() if t else None for t, (_, v) in zip(tensors, values)))
+        return self.lib.call(function.encode(), count, names, numbers, addresses, self.device)
+
     def upfirdn(self, x, f, up=1, down=1, padding=0, size=None, gain=None, adjoint=None):
         size = size or [output_size(n, f.shape[0], up, down, padding) for n in x.shape[2:]]
         self.start()
         layout = dense(x)
         y = self.place(*x.shape[:2], *size, dtype=x.dtype, layout=layout)
-        given = self.place(like=x, layout=layout), self.place(like=f.to(x.dtype).contiguous())
-        numbers = (ctypes.c_int64 * 10)(*x.shape, *size, f.shape[0], max(up, down), padding, x.shape[1])
-        gain = ctypes.c_double(float(up**2) if gain is None else gain)
-        is_up = (up > 1) if adjoint is None else adjoint
-        last = layout == torch.channels_last
-        args = (*(ctypes.c_void_p(t.data_ptr()) for t in (y, *given)), numbers, gain, is_up, last, self.device)
-        self.check(self.lib.upfirdn_fwd(CODES[x.dtype], *args))
+        x, f = self.place(like=x, layout=layout), self.place(like=f.to(x.dtype).contiguous())
+        sizes = {name: length for name, length in zip(("n", "c", "h", "w", "out_h", "out_w"), (*x.shape, *size))}
+        rest = dict(
+            taps=f.shape[0],
+            factor=max(up, down),
+            padding=padding,
+            gain=float(up**2) if gain is None else gain,
+            up=(up > 1) if adjoint is None else adjoint,
+            channels_last=layout == torch.channels_last,
+            x_pitch=x.shape[1],
+        )
+        self.check(self.call("upfirdn_fwd_cuda", x.dtype, y=y, x=x, f=f, **sizes, **rest))
         return y
 
     def solver_update(
@@ -118,11 +133,11 @@ class Emulated:
         layout = dense(base)
         y = self.place(*base.shape, dtype=base.dtype, layout=layout)
         d = self.place(*base.shape, dtype=base.dtype, layout=layout) if D is not None else None
-        given = [None if s is None else self.place(like=s, layout=layout) for s in (base, x, D, noise, *terms)]
-        pointers, parts = Pointers(*map(address, (y, d, *given[:4]))), Pointers(*map(address, given[4:]))
-        numbers = (ctypes.c_double * 7)(p, q, t, a, h, w, c)
-        args = (pointers, parts, (ctypes.c_double * 8)(*weights), len(terms), numbers, ctypes.c_int64(base.numel()))
-        self.check(self.lib.solver_update_fwd(CODES[base.dtype], *args, self.device))
+        tensors = {"base": base, "x": x, "D": D, "noise": noise}
+        placed = {name: None if s is None else self.place(like=s, layout=layout) for name, s in tensors.items()}
+        terms = [self.place(like=s, layout=layout) for s in terms]
+        numbers = dict(weights=list(weights), p=p, q=q, t=t, a=a, h=h, w=w, c=c, size=base.numel())
+        self.check(self.call("solver_update_fwd_cuda", base.dtype, y=y, d=d, **placed, terms=terms, **numbers))
         return y, d
 
     def group_norm_silu(self, x, weight, bias, groups, eps=1e-5, scale=None, shift=None, silu=True, stats=False):
@@ -130,16 +145,27 @@ class Emulated:
         layout = dense(x)
         y = self.place(*x.shape, dtype=x.dtype, layout=layout)
         kept = self.place(3, x.shape[0], groups, dtype=torch.promote_types(x.dtype, torch.float32)) if stats else None
-        parameters = [None if s is None else self.place(like=s.to(x.dtype)) for s in (weight, bias, scale, shift)]
+        tensors = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
         space = math.prod(x.shape[2:])
-        rows = [0 if s is None else s.shape[0] for s in (scale, shift)]
-        numbers = (ctypes.c_int64 * 7)(*x.shape[:2], space, groups, *rows, x.shape[1])
-        given = [y, kept, self.place(like=x, layout=layout), *parameters]
-        rest = numbers, ctypes.c_double(eps), silu, layout == torch.channels_last or space == 1
-        bytes_ = self.lib.group_norm_silu_fwd(CODES[x.dtype], Pointers(*map(address, given)), *rest, -1)
-        self.workspace = bytes_
-        given.append(self.place(bytes_ // x.element_size(), dtype=x.dtype) if bytes_ else None)
-        self.check(self.lib.group_norm_silu_fwd(CODES[x.dtype], Pointers(*map(address, given)), *rest, self.device))
+        arguments = dict(
+            y=y,
+            stats=kept,
+            x=self.place(like=x, layout=layout),
+            **{name: None if s is None else self.place(like=s.to(x.dtype)) for name, s in tensors.items()},
+            n=x.shape[0],
+            c=x.shape[1],
+            space=space,
+            groups=groups,
+            scale_rows=0 if scale is None else scale.shape[0],
+            shift_rows=0 if shift is None else shift.shape[0],
+            x_pitch=x.shape[1],
+            eps=eps,
+            silu=silu,
+            channels_last=layout == torch.channels_last or space == 1,
+        )
+        self.workspace = size = self.call("group_norm_silu_fwd_workspace_cuda", x.dtype, **arguments)
+        workspace = self.place(size // x.element_size(), dtype=x.dtype) if size else None
+        self.check(self.call("group_norm_silu_fwd_cuda", x.dtype, workspace=workspace, **arguments))
         return (y, kept) if stats else y
 
 
@@ -147,7 +173,3 @@ def dense(x):
     """The layout an op would hand to the kernel."""
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
-
-
-def address(tensor):
-    return None if tensor is None else tensor.data_ptr()

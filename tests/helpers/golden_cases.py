@@ -28,8 +28,9 @@ def _revive(value: Any) -> Any:
 
 
 @functools.cache
-def index() -> dict[str, Entry]:
-    entries = json.loads((ROOT / "index.json").read_text())["entries"]
+def index(name: str = "index.json") -> dict[str, Entry]:
+    """The entries of an index by id; "solvers.json" is the other one."""
+    entries = json.loads((ROOT / name).read_text())["entries"]
     for entry in entries:
         entry["config"] = _revive(entry["config"])
     return {entry["id"]: entry for entry in entries}

@@ -1,30 +1,27 @@
-"""Multistep methods as lists of steps of the sampling loop."""
+"""Multistep methods for tests of the loop."""
 
 import math
 
-from edm_fast.sampling import _loop
+from edm_fast.sampling import loop
 
 
 def dpm_solver_2m(sigmas):
-    """DPM-Solver++(2M) as steps of the loop: the history holds denoised images."""
+    """DPM-Solver++(2M): the history holds denoised images."""
     steps, h_last = [], None
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
-        h = math.log(here / there)
-        r = math.inf if h_last is None else h_last / h
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        h = math.log(sigma / sigma_next)
         c = -math.expm1(-h)
-        weights = (c,) if h_last is None else (c * (1 + 0.5 / r), -c * 0.5 / r)
-        stage = _loop.Stage(_loop.Slope(here), weights=weights, a=there / here, keep="denoised")
-        steps.append(_loop.Step((stage,)))
+        weights = (c,) if h_last is None else (c * (1 + 0.5 * h / h_last), -c * 0.5 * h / h_last)
+        steps.append(loop.step(loop.data(sigma, weights, a=sigma_next / sigma)))
         h_last = h
-    return steps
+    return loop.Solver(sigmas, steps)
 
 
 def trapezoid_pece(sigmas):
     """Predict with the last slope, evaluate once at the end point, correct: one evaluation a step, second order."""
     steps = []
-    for i, (here, there) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        first = _loop.Slope(here, t=here) if i == 0 else None
-        predict = _loop.Stage(first, h=there - here)
-        correct = _loop.Stage(_loop.Slope(there, t=there), h=there - here, weights=(0.5, 0.5))
-        steps.append(_loop.Step((predict, correct)))
-    return steps
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        h = sigma_next - sigma
+        predict = loop.slope(sigma, t=sigma, h=h) if i == 0 else loop.move(weights=(1.0,), h=h)
+        steps.append(loop.step(predict, loop.slope(sigma_next, t=sigma_next, h=h, weights=(0.5, 0.5))))
+    return loop.Solver(sigmas, steps)

@@ -26,8 +26,13 @@ def variant(algorithm: native.Algorithm, **fields: bool) -> native.Algorithm | N
 
 def layers(algorithm: native.Algorithm) -> list[tuple[int, int]]:
     """(kernel, padding) of the layers that the algorithm computes, of few channels."""
+
+    def workspace(kernel: int, padding: int) -> int:
+        sizes = dict(algorithm=algorithm, n=1, h=4, w=4, inputs=1, kernel=kernel, padding=padding)
+        return native.lib.conv2d_fwd_workspace(**sizes)
+
     sizes = [(kernel, padding) for kernel in (1, 3) for padding in range(6)]
-    return [size for size in sizes if native.lib.conv2d_supports(algorithm, 1, *size)]
+    return [size for size in sizes if workspace(*size) >= 0]
 
 
 KINDS = [(a, k) for a in ALGORITHMS for k in (1, 3) if (k, k // 2) in layers(a)]  # images keep their size
@@ -50,9 +55,9 @@ def wide(values: torch.Tensor, margin: tuple[int, int] = (0, 0)) -> tuple[torch.
 
 def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = False) -> torch.Tensor:
     outputs, inputs, k, _ = weight.shape
-    forward = (inputs, outputs) if transposed else (outputs, inputs)
-    packed = torch.full((native.lib.conv2d_packed_size(algorithm, *forward, k),), math.nan)
-    native.call("conv2d_pack_cpu", packed, weight.contiguous(), outputs, inputs, k, transposed, algorithm)
+    sizes = dict(algorithm=algorithm, outputs=outputs, inputs=inputs, kernel=k, transposed=transposed)
+    packed = torch.full((native.lib.conv2d_packed_size(**sizes),), math.nan)
+    native.call("conv2d_pack_cpu", packed=packed, weight=weight.contiguous(), **sizes)
     return packed
 
 
@@ -89,18 +94,30 @@ def convolve(
     bias = None if rows is None else torch.cat([rows.reshape(-1), torch.full((64,), math.nan)])
     balance = pack(weight, algorithm, transposed) if algorithm.paired else None
     packed = pack(weight, algorithm, transposed) if algorithm.packed else weight.contiguous()
-    floats = native.lib.conv2d_fwd_workspace(algorithm, n, h, w, inputs, pad)
-    workspace = torch.full((floats,), math.nan)
+    sizes = dict(algorithm=algorithm, n=n, h=h, w=w, inputs=inputs, kernel=k, padding=pad)
+    workspace = torch.full((native.lib.conv2d_fwd_workspace(**sizes),), math.nan)
     (to, to_pitch), (of, of_pitch) = native.window(y), native.window(source)
     address, pitch = (0, outputs) if other is None else native.window(other)
-    count = 0 if rows is None else rows.shape[0]
-    sizes = (n, h, w, inputs, outputs, k, pad, count, to_pitch, of_pitch, pitch)
-    vector = 0 if bias is None else bias.data_ptr()
-    addresses = to, of, packed.data_ptr(), vector, address, workspace.data_ptr()
-    norm = 0 if affine is None else affine.data_ptr()
-    scales = 0 if balance is None else balance.data_ptr()
-    adjoint = transposed and not algorithm.packed
-    native.bind("conv2d_fwd_cpu", *addresses, norm, scales, sizes, scale, silu, adjoint, algorithm)(threads)
+    native.bind(
+        "conv2d_fwd_cpu",
+        **sizes,
+        y=to,
+        x=of,
+        weight=packed.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        residual=address,
+        outputs=outputs,
+        bias_rows=0 if rows is None else rows.shape[0],
+        y_pitch=to_pitch,
+        x_pitch=of_pitch,
+        residual_pitch=pitch,
+        scale=scale,
+        workspace=workspace.data_ptr(),
+        transposed=transposed and not algorithm.packed,
+        affine=None if affine is None else affine.data_ptr(),
+        silu=silu,
+        balance=None if balance is None else balance.data_ptr(),
+    )(threads)
     beside = [whole[:, : margin[0]], whole[:, margin[0] + outputs :]]
     assert all(part.isnan().all() for part in beside), "channels beside the output were written"
     return y.clone()
@@ -111,12 +128,18 @@ def normalised(x: torch.Tensor, silu: bool, groups: int) -> tuple[torch.Tensor, 
     n, c, h, w = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
     y, affine, stats = torch.empty_like(x), torch.full((n, 3, c), math.nan), torch.empty(3, n, groups)
-    parameters = torch.linspace(0.5, 2, c), torch.linspace(-1, 1, c), torch.linspace(-0.5, 1, n * c), torch.ones(c)
-    vectors = [t.data_ptr() for t in parameters]
-    for image, numbers in ((y.data_ptr(), 0), (0, affine.data_ptr())):
-        addresses = x.data_ptr(), image, stats.data_ptr(), *vectors, numbers
-        sizes = (n, c, h * w, groups, n, 1, c)
-        native.bind("group_norm_silu_fwd_cpu", *addresses, sizes, 1e-5, silu, True)(2)
+    parameters = {
+        "weight": torch.linspace(0.5, 2, c),
+        "bias": torch.linspace(-1, 1, c),
+        "scale": torch.linspace(-0.5, 1, n * c),
+        "shift": torch.ones(c),
+    }
+    sizes = dict(n=n, c=c, space=h * w, groups=groups, scale_rows=n, shift_rows=1, x_pitch=c)
+    for result in ({"y": y}, {"affine": affine}):
+        tensors = {"x": x, "stats": stats, **parameters, **result}
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        rest = dict(eps=1e-5, silu=silu, channels_last=True)
+        native.bind("group_norm_silu_fwd_cpu", **addresses, **sizes, **rest)(2)
     return y, affine
 
 

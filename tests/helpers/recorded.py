@@ -12,50 +12,10 @@ import torch
 
 from edm_fast import native
 
-_NORM = "weight bias scale shift"
-_SIZES = "n c space groups scale_rows shift_rows x_pitch eps silu channels_last"
-_ATTENTION = (
-    "qkv a stats da dqkv n heads channels pixels qkv_image qkv_head qkv_which qkv_channel qkv_pixel "
-    "a_image a_head a_channel a_pixel"
-)
-# the arguments of each function in their order, lists written out; name*: all of a list, numbered
-FIELDS = {
-    "attention_fwd_cpu": _ATTENTION,
-    "attention_bwd_cpu": _ATTENTION,
-    "conv2d_pack_cpu": "packed weight out in kernel transposed algorithm",
-    "conv2d_fwd_cpu": "y x weight bias residual workspace affine balance n h w in out kernel padding bias_rows y_pitch "
-    "x_pitch residual_pitch scale silu transposed algorithm",
-    "conv2d_bwd_cpu": "dweight x dy workspace n h w in out padding",
-    "group_norm_silu_fwd_cpu": f"x y stats {_NORM} affine {_SIZES}",
-    "group_norm_silu_bwd_cpu": f"x stats {_NORM} dy dx dparams {_SIZES}",
-    "solver_update_fwd_cpu": "y d base x D noise term* weight* p q t a h w c size",
-    "upfirdn_fwd_cpu": "y x f n c h w out_h out_w taps factor padding gain up channels_last x_pitch",
-}
-POINTERS = set(
-    "qkv a stats da dqkv packed weight y x bias residual workspace affine balance dweight dy scale shift dx dparams d "
-    "base D noise f".split()
-)
-
 
 def contents(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor without gaps, in the order in which they lie in memory."""
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()) if tensor.numel() else b""
-
-
-def named(function: str, args: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    """(name, argument) of a call, lists written out."""
-    names, rest = FIELDS[function].split(), list(args)
-    while rest:
-        value = rest.pop(0)
-        if names[0].endswith("*"):
-            yield from ((f"{names[0][:-1]}{i}", item) for i, item in enumerate(value))
-        elif isinstance(value, (list, tuple)):
-            rest[:0] = value
-            continue
-        else:
-            yield names[0], value
-        names.pop(0)
-    assert not names, f"{function} got no {names}"
 
 
 class Record:
@@ -84,16 +44,17 @@ class Record:
         self.buffers.append((tensor, name, before))  # kept: no other tensor comes to lie there
         return len(self.buffers) - 1
 
-    def _call(self, function: str, *args: Any, **layout: Any) -> None:
-        fields = [("dtype", native.DTYPES[args[0].dtype]), *named(function, args)]
+    def _call(self, function: str, *, layout: Any = torch.contiguous_format, **arguments: Any) -> None:
         words = []
-        for name, value in fields:
-            null = value is None and (name in POINTERS or name.rstrip("0123456789") == "term")
-            if null or isinstance(value, torch.Tensor):
-                words.append(f"{name} p {-1 if null else self._buffer(name, value)}")
-            else:
-                words.append(f"{name} n {float(value).hex()}")
-        self.original(function, *args, **layout)
+        for name, value in arguments.items():
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(item, torch.Tensor):
+                    words.append(f"{name} p {self._buffer(name, item)}")
+                elif item is not None:
+                    words.append(f"{name} n {float(item).hex()}")
+        dtype = next(value.dtype for value in arguments.values() if isinstance(value, torch.Tensor))
+        words.append(f"dtype n {float(native.DTYPES[dtype]).hex()}")
+        self.original(function, layout=layout, **arguments)
         print("call", function, len(words), *words, file=self.text)
 
     @contextlib.contextmanager

@@ -5,11 +5,15 @@
 
 Run it with each Triton version that the table lists after changing a kernel: another folder with a Triton in it comes
 first with PYTHONPATH=FOLDER. Triton keeps what it has compiled in its own cache (TRITON_CACHE_DIR).
+
+One Triton version compiles one source to one code. sources.json names the sources of the table's rows, so that the
+tests measure all variants where a kernel file has changed since, and a sample where it has not.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -24,6 +28,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("resources.json")
+SOURCES = Path(__file__).with_name("sources.json")  # by Triton version and op, as digests
+SAMPLE = 6  # one of so many variants
 CHIPS = {"sm_80": 80, "sm_90a": 90}
 FLOAT8_CHIP = 89  # the first with float8 products
 NUMBERS = ("registers", "shared", "wide_loads", "matrix_products")
@@ -54,6 +60,22 @@ def variants(source: str) -> dict[str, Any]:
     """The variants of an op, or of a file."""
     found = load(Path(source)) if source.endswith(".py") else importlib.import_module(f"edm_fast.kernels.{source}")
     return found.variants()
+
+
+def digest(op: str) -> str:
+    """Names what the kernels of an op are compiled from."""
+    paths = [*sorted((ROOT / "kernels").glob("_*.py")), ROOT / f"kernels/{op}.py"]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+def measured_before(op: str, triton: str) -> bool:
+    """Whether the table's rows of an op are of this Triton version and of the kernel file as it is."""
+    known = json.loads(SOURCES.read_text()) if SOURCES.exists() else {}
+    return op in operations() and known.get(minor_version(triton), {}).get(op) == digest(op)
+
+
+def minor_version(text: str) -> str:
+    return ".".join(text.split(".")[:2])
 
 
 def tool(name: str, *args: str) -> str:
@@ -146,7 +168,7 @@ def version(text: str) -> tuple[int, ...]:
 
 def nearest(table: dict[str, Any], triton: str) -> str:
     """The version of the table to compare with: this one, or else the closest."""
-    key = ".".join(triton.split(".")[:2])
+    key = minor_version(triton)
     major, minor = version(triton)
     return (
         key if key in table else min(table, key=lambda k: abs(1000 * (version(k)[0] - major) + version(k)[1] - minor))
@@ -155,45 +177,53 @@ def nearest(table: dict[str, Any], triton: str) -> str:
 
 def write(results: dict[str, Any]) -> None:
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    rows = table.setdefault(".".join(results["triton"].split(".")[:2]), {})
+    key = minor_version(results["triton"])
+    rows = table.setdefault(key, {})
     for op, found in results["ops"].items():
         rows[op] = {}
         for row in found:
             if wrong := faults(row, row, True):
                 raise SystemExit(f"{op} {row['variant']} {row['chip']}: {'; '.join(wrong)}")
             rows[op].setdefault(row["variant"], {})[row["chip"]] = {key: row[key] for key in NUMBERS}
-    for key in rows.keys() - set(operations()):
-        del rows[key]  # a kernel file that is gone
+    for op in rows.keys() - set(operations()):
+        del rows[op]  # a kernel file that is gone
     text = json.dumps(table, indent=1, sort_keys=True)
     TABLE.write_text(
         re.sub(r"\{\s+(\"matrix_products\".*?)\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", text, flags=re.S)
         + "\n"
     )
+    sources = json.loads(SOURCES.read_text()) if SOURCES.exists() else {}
+    known = {**sources.get(key, {}), **{op: digest(op) for op in results["ops"]}}
+    sources[key] = {op: known[op] for op in operations() if op in known}
+    SOURCES.write_text(json.dumps(sources, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", help="ops, or files with a function variants() [default: all ops]")
     parser.add_argument("--write", action="store_true", help="write the table instead of printing")
+    parser.add_argument("--sample", action="store_true", help="a sixth of the variants of ops measured before")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
     import triton
 
     sources = args.ops or operations()
+    names = {source: [*variants(source)] for source in sources}
+    some = {source for source in sources if args.sample and measured_before(source, triton.__version__)}
     jobs = [
         (source, name, chip)
         for source in sources
-        for name, variant in variants(source).items()
+        for name in names[source][:: SAMPLE if source in some else 1]
         for chip in CHIPS
-        if CHIPS[chip] >= FLOAT8_CHIP or not variant.float8
+        if CHIPS[chip] >= FLOAT8_CHIP or not variants(source)[name].float8
     ]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
         rows = list(pool.map(measure, jobs))
     ops: dict[str, list[Any]] = {source: [] for source in sources}
     for (source, _, _), row in zip(jobs, rows):
         ops[source].append(row)
-    results = {"triton": triton.__version__, "ops": ops}
+    results = {"triton": triton.__version__, "ops": ops, "variants": names}
     if args.write:
         write(results)
     else:

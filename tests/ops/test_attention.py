@@ -55,6 +55,20 @@ def test_autocast_keeps_the_wide_product():
     assert torch.equal(inside, attention_weights(q, k))
 
 
+@pytest.mark.parametrize("pixels", [9, 64, 256])
+def test_backward_of_the_weights_has_the_bits_of_torchs_softmax(pixels):
+    """The published code takes softmax's own backward; another sum over the keys is 1e-6 of a network's gradient."""
+    q, k = (torch.randn(2, 8, pixels, requires_grad=True) for _ in range(2))
+    dw = torch.randn(2, pixels, pixels)
+    w = attention_weights(q, k)
+    dq, dk = torch.autograd.grad(w, (q, k), dw)
+    logits = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(8)).detach().requires_grad_()
+    assert torch.equal(logits.softmax(2), w)
+    (db,) = torch.autograd.grad(logits.softmax(2), logits, dw)
+    assert torch.equal(dq, torch.einsum("nck,nqk->ncq", k, db) / math.sqrt(8))
+    assert torch.equal(dk, torch.einsum("ncq,nqk->nck", q, db) / math.sqrt(8))
+
+
 def test_equal_keys_average_the_values():
     qkv = torch.randn(1, 3, 2, 2, dtype=torch.float64)
     qkv[:, 1] = 0.3  # one key everywhere
@@ -215,12 +229,13 @@ def test_layouts_do_not_change_a_bit(shape):
         torch.empty(2, n, heads * hw),
         torch.full_like(flat, torch.nan),
     )
-    sizes = (n, heads, c, hw)
-    qkv_strides, a_strides = (hw * 3 * heads * c, c, heads * c, 1, 3 * heads * c), (hw * heads * c, c, 1, heads * c)
-    native.call("attention_fwd_cpu", flat, a, stats, None, None, sizes, qkv_strides, a_strides)
+    sizes = dict(n=n, heads=heads, channels=c, pixels=hw)
+    sizes |= dict(qkv_image=hw * 3 * heads * c, qkv_head=c, qkv_which=heads * c, qkv_channel=1, qkv_pixel=3 * heads * c)
+    sizes |= dict(a_image=hw * heads * c, a_head=c, a_channel=1, a_pixel=heads * c)
+    native.call("attention_fwd_cpu", qkv=flat, a=a, stats=stats, **sizes)
     assert torch.equal(a, y.flatten(2).transpose(1, 2))
     da = torch.cos(torch.arange(y[0].numel())).reshape(y[0].shape).to(y).expand_as(y).flatten(2).transpose(1, 2)
-    native.call("attention_bwd_cpu", flat, a, stats, da.contiguous(), back, sizes, qkv_strides, a_strides)
+    native.call("attention_bwd_cpu", qkv=flat, a=a, stats=stats, da=da.contiguous(), dqkv=back, **sizes)
     assert torch.equal(back, apart(dqkv, heads))
 
 
@@ -277,14 +292,16 @@ def test_training_keeps_no_weights():
 @needs_native
 def test_native_refuses():
     qkv, a, stats = drawn(1, 1, 4, 2, 2), torch.empty(1, 4, 2, 2), torch.empty(2, 1, 4)
-    strides = (48, 12, 4, 12, 1), (16, 16, 4, 1)
-    for sizes in ((1, 0, 4, 4), (1, 1, 0, 4), (-1, 1, 4, 4), (1, 1, 4)):
+    strides = dict(qkv_image=48, qkv_head=12, qkv_which=4, qkv_channel=12, qkv_pixel=1)
+    strides |= dict(a_image=16, a_head=16, a_channel=4, a_pixel=1)
+    good = dict(n=1, heads=1, channels=4, pixels=4, **strides)
+    for wrong in ({"heads": 0}, {"channels": 0}, {"n": -1}):
         with pytest.raises(RuntimeError, match="bad argument"):
-            native.call("attention_fwd_cpu", qkv, a, stats, None, None, sizes, *strides)
-    with pytest.raises(RuntimeError, match="bad argument"):
-        native.call("attention_bwd_cpu", qkv, a, None, a, qkv, (1, 1, 4, 4), *strides)
+            native.call("attention_fwd_cpu", qkv=qkv, a=a, stats=stats, **{**good, **wrong})
+    with pytest.raises(TypeError, match="stats"):
+        native.call("attention_bwd_cpu", qkv=qkv, a=a, stats=None, da=a, dqkv=qkv, **good)
     with pytest.raises(RuntimeError, match="element type"):
-        native.call("attention_fwd_cpu", qkv.double(), a.double(), None, None, None, (1, 1, 4, 4), *strides)
+        native.call("attention_fwd_cpu", qkv=qkv.double(), a=a.double(), **good)
 
 
 @pytest.mark.parametrize("channels, heads", [(10, 1), (12, 3), (12, 0), (0, 1)])

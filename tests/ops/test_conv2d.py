@@ -265,7 +265,8 @@ def test_weight_gradient(sizes, isa):
 def test_weight_gradient_of_more_tiles_than_a_chunk_on_any_number_of_threads():
     sizes, before = (40, 96, 64, 32, 32, 1), torch.get_num_threads()
     tiles = 40 * 64
-    assert native.lib.conv2d_bwd_workspace(40, 32, 32, 96, 64, 1) < 36 * tiles * (96 + 64)  # not all at once
+    sizes = dict(n=40, h=32, w=32, inputs=96, outputs=64, padding=1)
+    assert native.lib.conv2d_bwd_workspace(**sizes) < 36 * tiles * (96 + 64)  # not all at once
     results = []
     try:
         for threads in (1, 2, 3):

@@ -71,17 +71,16 @@ def error(case, algorithm, **kwargs):
     return ((y.double() - nc.defined(*seen)).abs().max() / nc.budget(algorithm, *seen)).item()
 
 
-def test_the_list():
+def test_the_fields_of_each_algorithm():
     """What the fields of an algorithm promise of its layers, packed weights and errors."""
-    assert {"direct", "winograd4x4", "winograd4x4-unpacked"} <= {*native.ALGORITHMS} and len(nc.ALGORITHMS) >= 19
+    assert {"direct", "winograd4x4", "winograd4x4-unpacked"} <= {*native.ALGORITHMS} and len(nc.ALGORITHMS) == 21
     for place, a in enumerate(nc.ALGORITHMS):
         assert operator.index(a) == place and a.rows <= a.columns and not (a.paired and a.int16)
         same_size, layers = [(3, 1)] if a.doubled else [(3, p) for p in range(6)], nc.layers(a)
         assert layers == (same_size if a.rows > 1 else [(1, 0)] if a.paired or a.int16 else layers)
-        assert a.rows > 1 or {(1, 0), (1, 1)} & {*layers}
         assert a.int16 == (a.error == "bf16") and (a.columns <= 2 or a.error != "exact")
         for kernel, _ in layers:
-            size = native.lib.conv2d_packed_size(a, 40, 50, kernel)
+            size = native.lib.conv2d_packed_size(algorithm=a, outputs=40, inputs=50, kernel=kernel)
             least = 40 * 50 * kernel**2 // (1 + a.int16) if a.packed else 2 * (64 + 50) * a.paired
             assert size > least if a.packed else size == least
     assert nc.layers(native.ALGORITHMS["direct"]) == [(k, p) for k in (1, 3) for p in range(6)]
@@ -304,7 +303,8 @@ def test_pairs_with_zeros_sum_to_zero(algorithm, isa):
     assert torch.equal(nothing, rows[0][:, None, None].expand_as(y))
 
 
-GOOD = {"n": 2, "h": 4, "w": 5, "in": 6, "out": 8, "kernel": 3, "padding": 1, "rows": 0, "y": 8, "x": 6, "residual": 8}
+GOOD = {"n": 2, "h": 4, "w": 5, "inputs": 6, "outputs": 8, "kernel": 3, "padding": 1, "bias_rows": 0}
+GOOD |= {"y_pitch": 8, "x_pitch": 6, "residual_pitch": 8}
 BAD = {
     "no such algorithm": ({}, {"algorithm": len(nc.ALGORITHMS)}),
     "algorithm before the first": ({}, {"algorithm": -1}),
@@ -313,16 +313,16 @@ BAD = {
     "negative batch": ({"n": -1}, {}),
     "no height": ({"h": 0}, {}),
     "no width": ({"w": 0}, {}),
-    "no channels": ({"in": 0}, {}),
-    "no outputs": ({"out": 0}, {}),
+    "no channels": ({"inputs": 0}, {}),
+    "no outputs": ({"outputs": 0}, {}),
     "negative padding": ({"padding": -1}, {}),
     "too small": ({"padding": 0, "h": 2}, {}),
-    "rows without a bias": ({"rows": 1}, {}),
+    "rows without a bias": ({"bias_rows": 1}, {}),
     "bias without rows": ({}, {"bias": True}),
-    "rows of another batch": ({"rows": 3}, {"bias": True}),
-    "y pitch": ({"y": 7}, {}),
-    "x pitch": ({"x": 5}, {}),
-    "residual pitch": ({"residual": 7}, {"residual": True}),
+    "rows of another batch": ({"bias_rows": 3}, {"bias": True}),
+    "y pitch": ({"y_pitch": 7}, {}),
+    "x pitch": ({"x_pitch": 5}, {}),
+    "residual pitch": ({"residual_pitch": 7}, {"residual": True}),
     "padded integers": ({"kernel": 1}, {"algorithm": "direct-int16"}),
     "integers of 3x3": ({"padding": 0}, {"algorithm": "direct-int16"}),
     "padded pairs": ({"kernel": 1}, {"algorithm": "direct-paired"}),
@@ -330,8 +330,11 @@ BAD = {
     "pairs without room": ({}, {"algorithm": "winograd4x4-unpacked-paired", "workspace": False}),
     "pairs without balance": ({}, {"algorithm": "winograd4x4-unpacked-paired", "balance": False}),
     "doubling without padding": ({"padding": 0}, {"algorithm": "winograd4x4-doubled"}),
-    "too many channels for integers": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": "winograd4x4-int16"}),
-    "and after doubling": ({"kernel": 3, "in": 4097, "x": 4097}, {"algorithm": "winograd4x4-doubled-int16"}),
+    "too many channels for integers": (
+        {"kernel": 3, "inputs": 4097, "x_pitch": 4097},
+        {"algorithm": "winograd4x4-int16"},
+    ),
+    "and after doubling": ({"kernel": 3, "inputs": 4097, "x_pitch": 4097}, {"algorithm": "winograd4x4-doubled-int16"}),
     "unpacked weights of 1x1": ({"kernel": 1, "padding": 0}, {"algorithm": "winograd4x4-unpacked"}),
     "unpacked weights without room": ({}, {"algorithm": "winograd4x4-unpacked", "workspace": False}),
     "packed weights to be transposed": ({}, {"algorithm": "winograd4x4", "transposed": True}),
@@ -342,24 +345,13 @@ BAD = {
 }
 
 
-def run_with(
-    sizes,
-    algorithm="direct",
-    bias=False,
-    residual=False,
-    dtype=0,
-    isa=0,
-    workspace=True,
-    transposed=False,
-    affine=False,
-    balance=True,
-):
+def run_with(sizes, algorithm="direct", dtype=0, isa=0, transposed=False, **present):
     room = torch.zeros(30_000)  # enough for every case, should one be let through
-    address = room.data_ptr()
-    given = (True, True, True, bias, residual, workspace, affine, balance)
-    args = [address if there else 0 for there in given]
+    present = {"workspace": True, "balance": True, **present}
+    tensors = dict.fromkeys(["y", "x", "weight", *(name for name in present if present[name])], room.data_ptr())
+    rest = dict(scale=1.0, transposed=transposed, isa=isa, threads=1)
     algorithm = native.ALGORITHMS.get(algorithm, algorithm)
-    native.lib.conv2d_fwd_cpu(dtype, *args, tuple(sizes.values()), 1.0, False, transposed, algorithm, isa, 1)
+    native.lib.conv2d_fwd_cpu(dtype=dtype, algorithm=algorithm, **tensors, **sizes, **rest)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -372,14 +364,20 @@ def test_bad_arguments_are_refused(name):
 def test_good_arguments_are_not():
     """What the bad ones are changed from; and no images at all."""
     run_with(GOOD)
-    run_with({**GOOD, "rows": 1}, bias=True, residual=True)
+    run_with({**GOOD, "bias_rows": 1}, bias=True, residual=True)
     run_with({**GOOD, "n": 0})
     run_with(GOOD, "winograd4x4-unpacked", transposed=True)
 
 
 def test_bad_packings_are_refused():
     weight, packed = torch.zeros(8, 4, 3, 3), torch.zeros(40_000)
-    for *sizes, name in (
+
+    def pack(outputs, inputs, kernel, transposed, name, dtype=torch.float32):
+        algorithm = native.ALGORITHMS.get(name, name)
+        sizes = dict(outputs=outputs, inputs=inputs, kernel=kernel, transposed=transposed, algorithm=algorithm)
+        native.call("conv2d_pack_cpu", packed=packed.to(dtype), weight=weight.to(dtype), **sizes)
+
+    for sizes in (
         (8, 4, 5, False, "direct"),
         (8, 4, 1, False, "winograd4x4"),
         (0, 4, 3, False, "direct"),
@@ -392,10 +390,8 @@ def test_bad_packings_are_refused():
         (4097, 8, 1, True, "direct-int16"),  # the sum runs over 4097
     ):
         with pytest.raises(RuntimeError, match="bad argument"):
-            native.call("conv2d_pack_cpu", packed, weight, *sizes, native.ALGORITHMS.get(name, name))
-    assert native.lib.conv2d_packed_size(native.ALGORITHMS["winograd4x4"], 1, 1, 1) == -1
-    assert native.lib.conv2d_packed_size(len(nc.ALGORITHMS), 1, 1, 3) == -1
-    with pytest.raises(RuntimeError, match="bad argument"):
-        native.lib.conv2d_fwd_cpu(0, 0, 0, 0, 0, 0, 0, 0, 0, (1, 2, 3), 1.0, False, False, 0, 0, 1)
+            pack(*sizes)
+    for algorithm, kernel in ((native.ALGORITHMS["winograd4x4"], 1), (len(nc.ALGORITHMS), 3)):
+        assert native.lib.conv2d_packed_size(algorithm=algorithm, outputs=1, inputs=1, kernel=kernel) == -1
     with pytest.raises(RuntimeError, match="element type"):
-        native.call("conv2d_pack_cpu", packed.double(), weight.double(), 8, 4, 3, False, 0)
+        pack(8, 4, 3, False, "direct", torch.float64)

@@ -12,10 +12,11 @@ import torch
 from edm_fast import backend, native
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
-from edm_fast.plan import _algorithms, _tune
+from edm_fast.plan import _algorithms, _table, _tune
 from edm_fast.plan._algorithms import Shape, fastest, fits
 from edm_fast.plan._convolutions import with_algorithms
 from edm_fast.plan._graph import Graph, Node, Value
+from edm_fast.plan._table import Measurement
 from edm_fast.plan._tune import MeasuredAlgorithms
 from helpers import native_conv as nc
 
@@ -34,18 +35,18 @@ def clock(monkeypatch):
 
     def measure(shape, algorithms, cold=True):
         measure.calls += 1
-        return {a: measure.seconds.get(a, 9.0) for a in algorithms}
+        return {a: Measurement(measure.seconds.get(a, 9.0)) for a in algorithms}
 
     measure.calls, measure.seconds = 0, {DIRECT: 3.0, WINOGRAD2: 2.0, WINOGRAD4: 1.0}
     monkeypatch.setattr(_tune, "measure", measure)
-    _tune._table.cache_clear()
+    _table._tables.clear()
     yield measure
-    _tune._table.cache_clear()
+    _table._tables.clear()
 
 
 def forget():
     """As a new process starts."""
-    _tune._table.cache_clear()
+    _table._tables.clear()
 
 
 def file(folder):
@@ -85,22 +86,22 @@ def test_measurements_outlive_the_process(clock, tmp_path):
 
 
 def test_who_stores_first_decides(clock, tmp_path):
-    slow = _tune.Table(tmp_path / "table.json")
-    first = _tune.Table(tmp_path / "table.json")
+    slow = _table.Table(tmp_path / "table.json")
+    first = _table.Table(tmp_path / "table.json")
     allowed = [DIRECT, WINOGRAD2, WINOGRAD4]
     measured = _tune.measure
 
     def overtaken(shape, algorithms, cold):
         _tune.measure = measured
         _tune.costs(first, shape, algorithms)
-        return {DIRECT: 0.0, WINOGRAD2: 1.0, WINOGRAD4: 2.0}
+        return {DIRECT: Measurement(0.0), WINOGRAD2: Measurement(1.0), WINOGRAD4: Measurement(2.0)}
 
     _tune.measure = overtaken
     try:
         assert _tune.costs(slow, SHAPE, allowed) == _tune.costs(first, SHAPE, allowed) == clock.seconds
     finally:
         _tune.measure = measured
-    assert sorted(slow.stored().values()) == [1, 2, 3]
+    assert sorted(row.seconds for row in slow.stored().values()) == [1, 2, 3]
 
 
 def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
@@ -108,10 +109,10 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
 
     def measure(shape, algorithms, cold):
         together.wait()
-        return {a: float((threading.get_ident() >> 8) % 1000 + int(a is DIRECT)) for a in algorithms}
+        return {a: Measurement(float((threading.get_ident() >> 8) % 1000 + int(a is DIRECT))) for a in algorithms}
 
     monkeypatch.setattr(_tune, "measure", measure)
-    tables = [_tune.Table(tmp_path / "table.json") for _ in range(4)]
+    tables = [_table.Table(tmp_path / "table.json") for _ in range(4)]
     found = []
     threads = [
         threading.Thread(target=lambda t=t: found.append(_tune.costs(t, SHAPE, [DIRECT, WINOGRAD2]))) for t in tables
@@ -125,10 +126,14 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
 
 DAMAGED = ["", "{", "[]", "1", "null", "\x00\xff", "PK\x03\x04", "[" * 100_000, '{"a":' * 100_000]
 DAMAGED += [f'{{"a": {value}}}' for value in ('"b"', "null", "[1]", "{}", "1" + "0" * 400, "NaN", "-1", "Infinity")]
+ROW = '{"a": {"seconds": 1.0, "spread": 0.0, "fault": "", "date": "2026-01-01T00:00:00+00:00", "count": 1}}'
+CHANGES = [("1.0", "-1"), ("1.0", '"1"'), ("0.0", "NaN"), ('""', "null"), (": 1}", ": 0}"), ("date", "data")]
+CHANGES += [("2026-01-01T00:00:00+00:00", ""), ("+00:00", ""), ("2026", "99999")]
+DAMAGED += [ROW.replace(*change, 1) for change in CHANGES]
 DAMAGED += [slice(1), slice(30), slice(-1), slice(5, None)]  # cut short, or the start lost
 
 
-@pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: str(damage)[:16])
+@pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: str(damage)[:99])
 def test_a_damaged_file_is_measured_anew(clock, tmp_path, damage):
     MeasuredAlgorithms("fp32", tmp_path)(SHAPE)
     path = file(tmp_path)
@@ -180,7 +185,7 @@ def test_measuring_leaves_random_numbers_alone():
     want = torch.rand(1)
     torch.manual_seed(0)
     found = _tune.measure(SHAPE, [DIRECT, WINOGRAD2])
-    assert all(seconds > 0 for seconds in found.values()) and torch.equal(torch.rand(1), want)
+    assert all(row.seconds > 0 and not row.fault for row in found.values()) and torch.equal(torch.rand(1), want)
 
 
 def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
@@ -191,7 +196,7 @@ def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
     assert not fits(native.ALGORITHMS["winograd4x4-doubled-int16"], dataclasses.replace(doubled, channels=4097))
     assert doubled.output() == (SHAPE.n, SHAPE.outputs, 2 * SHAPE.h, 2 * SHAPE.w)
     found = _tune.measure(doubled, allowed)
-    assert found.keys() == {*allowed} and all(seconds > 0 for seconds in found.values())
+    assert found.keys() == {*allowed} and all(row.seconds > 0 and not row.fault for row in found.values())
     assert fastest(MeasuredAlgorithms("exact", tmp_path)(doubled)) in _algorithms.ALLOWED["exact"]
 
 

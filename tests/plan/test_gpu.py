@@ -13,7 +13,7 @@ import torch
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import _gpu_program, _implementations, _tune
+from edm_fast.plan import _gpu_program, _implementations
 from edm_fast.plan._graph import map_tensors
 from helpers import taped_graph
 from helpers.planned_networks import DEVICE, NETWORKS, moved, network, places, planned
@@ -98,7 +98,7 @@ def test_every_way_of_every_call(name):
     with torch.no_grad():
         fast, other = planned(net, "fp32"), planned(net, "fp32", measure)
         a, b = fast(x, sigma, labels), other(x, sigma, labels)
-    assert {"SeparateQKV", "GroupNormSilu", "Conv2d", "norm"} <= kinds
+    assert {"attention", "group_norm_silu", "conv2d", "pair"} <= kinds
     names = {step.choice.name for step in steps_of(other)}
     assert {"apply", "apply+merged+statistics", "fused+statistics", "triton"} <= names
     assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
@@ -239,37 +239,6 @@ def test_sampling_in_half_precision_stays_close():
         edm_sampler(n, latents, labels, num_steps=4) for n in (copy.deepcopy(net).to(DEVICE), planned(net, "fp16"))
     ]
     assert relative_error([images[1].cpu()], [images[0].cpu()]) < 2e-2
-
-
-class Clock:
-    """Seconds of each way by name, in place of events on a GPU."""
-
-    def __init__(self, **seconds):
-        self.seconds, self.calls = seconds, 0
-
-    def __call__(self, function, device):
-        self.calls += 1
-        return self.seconds[function()]
-
-
-def test_the_fastest_way_is_remembered(monkeypatch, tmp_path):
-    _tune._table.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB/HBM3")
-    monkeypatch.setattr(_tune, "_seconds", clock := Clock(slow=2.0, fast=1.0))
-    ways = {"slow": lambda: "slow", "fast": lambda: "fast"}
-
-    def measured(key):
-        seconds = _tune.MeasuredWays(DEVICE, tmp_path)(key, ways)
-        return min(ways, key=seconds.get)
-
-    assert measured("conv 1") == "fast" and clock.calls == 2
-    _tune._table.cache_clear()  # as in a new process
-    clock.seconds = {"slow": 0.5, "fast": 1.0}
-    assert measured("conv 1") == "fast" and clock.calls == 2
-    assert measured("conv 2") == "slow" and clock.calls == 4
-    (path,) = (tmp_path / "plans").glob("*.json")
-    assert "H100_80GB_HBM3" in path.name and torch.__version__.split("+")[0] in path.name
-    _tune._table.cache_clear()
 
 
 def test_switches_are_put_back():

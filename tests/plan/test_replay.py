@@ -16,7 +16,7 @@ from edm_fast.backend import BackendError
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _rows
 from edm_fast.plan import _capture, _gpu, _gpu_program
-from edm_fast.sampling import _loop
+from edm_fast.sampling import loop
 from helpers import taped_graph
 from helpers.multistep import dpm_solver_2m, trapezoid_pece
 from helpers.planned_networks import DEVICE, moved, network, planned
@@ -32,7 +32,7 @@ def _graphs(monkeypatch):
 def multistep(method):
     def sampler(net, latents, labels=None, randn_like=torch.randn_like, num_steps=6):
         sigmas = torch.logspace(1, -1.5, num_steps, dtype=torch.float64).tolist()
-        return _loop.run(net, latents.double() * sigmas[0], method(sigmas), labels, randn_like)
+        return loop.run(net, latents, method(sigmas), labels, randn_like)
 
     return sampler
 
@@ -162,14 +162,14 @@ def test_kinds_beyond_the_bound_are_not_recorded(monkeypatch):
     plain, fast = pair()
     made = []
     monkeypatch.setattr(_gpu_program, "StepGraph", lambda *args: made.append(1) or _capture.StepGraph(*args))
-    steps = [
-        _loop.Step(_loop.first_order(lambda s: _loop.Slope(s, t=s), s, s / 2), noise=n) for s, n in ((4, 0), (2, 1))
-    ]
-    steps += [_loop.Step(_loop.second_order(lambda s: _loop.Slope(s, t=s), 0.9, 0.5))]
-    steps += [_loop.Step(_loop.first_order(lambda s: _loop.Slope(s, s=0.7, t=s), 0.4, 0.3))]
+    first = loop.slope(4.0, t=4.0, h=-2.0)
+    steps = [loop.step(first), loop.step(loop.move(c=1.0, rebase=True), loop.slope(2.0, t=2.0, h=-1.0))]
+    steps += [loop.step(loop.slope(0.9, t=0.9, h=-0.4), loop.slope(0.5, t=0.5, h=-0.4, weights=(0.5, 0.5)))]
+    steps += [loop.step(loop.slope(0.4, s=0.7, t=0.4, h=-0.1))]
 
     def sampler(net, latents, labels, randn_like, num_steps):
-        return _loop.run(net, latents.double() * 4, steps[:num_steps], labels, randn_like)
+        solver = loop.Solver([4, 2, 0.9, 0.4, 0.3][: num_steps + 1], steps[:num_steps])
+        return loop.run(net, latents, solver, labels, randn_like)
 
     for _ in range(3):  # each kind comes again after three others
         assert torch.equal(draw(plain, sampler, num_steps=4), draw(fast, sampler, num_steps=4))
@@ -290,18 +290,18 @@ def test_inference_mode_and_out_of_it():
             assert torch.equal(draw(fast), want)
 
 
+def _refused(D):
+    raise UserError("refused")
+
+
 def test_an_error_in_a_step_leaves_no_trace():
     plain, fast = pair()
     want = draw(plain)
     draw(fast)
-    with pytest.raises(UserError):
-        draw(
-            fast,
-            seeds=(1, 2),
-            sampler=lambda net, x, *rest, **kwargs: _loop.run(
-                net, x, [_loop.Step((_loop.Stage(_loop.Slope(2.0), weights=(0.5, 0.5)),))] * 3
-            ),
-        )
+    solver = loop.Solver([2.0, 2.0, 2.0], [loop.step(loop.slope(2.0))] * 2, limit=_refused)
+    for _ in range(2):
+        with pytest.raises(UserError, match="refused"):
+            draw(fast, sampler=lambda net, x, *rest, **kwargs: loop.run(net, x, solver))
     assert torch.equal(draw(fast), want)
     assert [len(programs) for programs in fast.model.pool.programs.values()] == [1, 1]  # all given back
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,16 +11,18 @@ from torch import Tensor
 
 from edm_fast.diffusion import schedule as grids
 from edm_fast.errors import UserError
-from edm_fast.sampling import _arguments, _loop
+from edm_fast.sampling import _arguments, loop
+from edm_fast.sampling.solvers._runge_kutta import At, first_order, second_order
 
-SOLVERS = ("euler", "heun")
+METHODS = ("euler", "heun")
 
 
+@loop.sampler
 def ablation_sampler(
     net: Any,
     latents: Tensor,
     class_labels: Tensor | None = None,
-    randn_like: _loop.RandnLike = torch.randn_like,
+    randn_like: loop.RandnLike = torch.randn_like,
     num_steps: int = 18,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
@@ -36,57 +40,13 @@ def ablation_sampler(
     S_min: float = 0,
     S_max: float = float("inf"),
     S_noise: float = 1,
-) -> Tensor:
+) -> loop.Solver:
     """Denoise latents (N, C, H, W) ~ N(0, I) along dx/dt = (sigma'/sigma + s'/s) x - (sigma' s/sigma) D(x/s; sigma).
 
     Noise levels from `discretization`, sigma(t) from `schedule`, s(t) from `scaling`; "heun" is the second-order family
     with parameter alpha. `randn_like` is called once per step, also when no noise enters. Returns float64, not clipped.
+    Bad options raise UserError.
     """
-    start, steps = ablation_steps(
-        net,
-        num_steps,
-        sigma_min,
-        sigma_max,
-        rho,
-        solver,
-        discretization,
-        schedule,
-        scaling,
-        epsilon_s,
-        C_1,
-        C_2,
-        M,
-        alpha,
-        S_churn,
-        S_min,
-        S_max,
-        S_noise,
-    )
-    _arguments.check_latents(latents)
-    return _loop.run(net, latents.to(torch.float64) * start, steps, class_labels, randn_like)
-
-
-def ablation_steps(
-    net: Any,
-    num_steps: int = 18,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    rho: float = 7,
-    solver: str = "heun",
-    discretization: str = "edm",
-    schedule: str = "linear",
-    scaling: str = "none",
-    epsilon_s: float = 1e-3,
-    C_1: float = 0.001,
-    C_2: float = 0.008,
-    M: int = 1000,
-    alpha: float = 1,
-    S_churn: float = 0,
-    S_min: float = 0,
-    S_max: float = float("inf"),
-    S_noise: float = 1,
-) -> tuple[float, list[_loop.Step]]:
-    """(sigma(t_0) s(t_0), the steps): what ablation_sampler does, made on the host. Bad options raise UserError."""
     _arguments.check_network(net)
     _check(solver, discretization, schedule, scaling, alpha, epsilon_s)
     num_steps, rho = _arguments.steps(num_steps), _arguments.positive("rho", rho)
@@ -103,43 +63,46 @@ def ablation_steps(
     process = grids.make_schedule(schedule, *grids.vp_betas(lo, hi, epsilon_s))
     scale = grids.make_scaling(scaling, process)
 
-    t = process.sigma_inv(_loop.round_sigma(net, sigmas))  # (N,)
+    t = process.sigma_inv(loop.round_sigma(net, sigmas))  # (N,)
     level = process.sigma(t)
     gamma, S_noise = _arguments.churn(level, num_steps, S_churn, S_min, S_max, S_noise)
-    t_hat = process.sigma_inv(_loop.round_sigma(net, level + gamma * level))
+    t_hat = process.sigma_inv(loop.round_sigma(net, level + gamma * level))
     # round trips t(sigma(t)) may come out slightly below where they started
     variance = (process.sigma(t_hat) ** 2 - level**2).clip(min=0)
     noise = variance.sqrt() * scale.s(t_hat) * S_noise
     rescale = scale.s(t_hat) / scale.s(t)
 
-    def slope_at(time: float) -> _loop.Slope:
-        return _slope(process, scale, time)
+    at = functools.partial(_slope, process, scale, scaling != "none")
+    growth: list[dict[str, Any]] = [{} if scaling == "none" else {"a": a} for a in rescale.tolist()]
+    slopes = None if solver == "euler" else alpha
+    steps = [*_steps(at, slopes, t_hat.tolist(), [*t[1:].tolist(), 0.0], growth, noise.tolist())]
+    return loop.Solver([*level.tolist(), 0.0], steps, (level[0] * scale.s(t[0])).item())
 
-    steps = []
-    for i, (here, there) in enumerate(zip(t_hat.tolist(), [*t[1:].tolist(), 0.0], strict=True)):
-        if solver == "euler" or i == num_steps - 1:
-            stages: tuple[_loop.Stage, ...] = _loop.first_order(slope_at, here, there)
+
+def _steps(
+    at: At, alpha: float | None, t_hat: Sequence[float], t_next: Sequence[float], growth: Any, noise: Sequence[float]
+) -> Iterator[loop.Step]:
+    """Noise from t to t_hat, with x growing by `a` of `growth`; then Euler where alpha is None, and into 0."""
+    for i, (here, there, grown, c) in enumerate(zip(t_hat, t_next, growth, noise, strict=True)):
+        churn = [loop.move(c=c, rebase=True, **grown)] if c != 0 or grown.get("a", 1) != 1 else []
+        if alpha is None or i == len(t_hat) - 1:
+            stages = first_order(at, here, there)
         else:
-            stages = _loop.second_order(slope_at, here, there, alpha)
-        steps.append(_loop.Step(stages, scale=rescale[i].item(), noise=noise[i].item()))
-    return (level[0] * scale.s(t[0])).item(), steps
+            stages = second_order(at, here, there, alpha)
+        yield loop.step(*churn, *stages, draws=1)
 
 
-def _slope(process: grids.Schedule, scale: grids.Scaling, time: float) -> _loop.Slope:
+def _slope(process: grids.Schedule, scale: grids.Scaling, scaled: bool, time: float) -> dict[str, Any]:
     """d = (sigma'/sigma + s'/s) x - (sigma' s/sigma) D, all at `time`."""
     t = torch.tensor(time, dtype=torch.float64, device="cpu")
     sigma, sigma_deriv, s, s_deriv = process.sigma(t), process.sigma_deriv(t), scale.s(t), scale.s_deriv(t)
-    return _loop.Slope(
-        sigma=sigma.item(),
-        s=s.item(),
-        p=(sigma_deriv / sigma + s_deriv / s).item(),
-        q=(sigma_deriv * s / sigma).item(),
-    )
+    p, q = sigma_deriv / sigma + s_deriv / s, sigma_deriv * s / sigma
+    return {"sigma": sigma.item(), "p": p.item(), "q": q.item(), **({"s": s.item()} if scaled else {})}
 
 
 def _check(solver: str, discretization: str, schedule: str, scaling: str, alpha: float, epsilon_s: float) -> None:
     for kind, value, known in (
-        ("solver", solver, SOLVERS),
+        ("solver", solver, METHODS),
         ("discretization", discretization, grids.DISCRETIZATIONS),
         ("schedule", schedule, grids.SCHEDULES),
         ("scaling", scaling, grids.SCALINGS),

@@ -1,0 +1,115 @@
+"""Golden runs of published few-step solvers: each evaluation, each draw, and the result."""
+
+import numpy as np
+import pytest
+import torch
+
+from edm_fast.sampling import levels, sample
+from edm_fast.sampling.solvers import registry
+from helpers import golden_cases as g
+from helpers.golden_samplers import Recorder, analytic, draws, network
+
+INDEX = g.index("solvers.json")
+# what is not built yet: names of solvers, and entries that are no runs of a solver
+UNBUILT = {
+    *("ipndm", "ipndm_v", "adams", "deis_tab", "dpmpp", "exp_ab_x", "exp_ab_eps", "unipc"),
+    *("euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"),
+    *("sa_solver", "er_sde", "restart", "sdm"),
+    *("solvers/guidance", "solvers/optimised", "solvers/search"),
+}
+GRIDS = {"karras": "karras", "polynomial": "karras", "logsnr": "logsnr", "vp2": "time_uniform"}
+GRIDS |= {"time_uniform": "time_uniform"}
+
+
+def runs(where):
+    for entry in INDEX.values():
+        for run in entry["config"]["runs"]:
+            if where(entry["id"]):
+                unbuilt = UNBUILT & {entry["id"], run.get("solver")}
+                marks = [pytest.mark.skip(reason=f"{unbuilt.pop()} is not built yet")] if unbuilt else []
+                yield pytest.param(entry, run, id=f"{entry['id']}/{run['name']}", marks=marks)
+
+
+def test_what_is_built_is_tested():
+    assert not UNBUILT & {*registry()}
+
+
+def options(run):
+    """A run's options as `edm_fast.sample` takes them."""
+    found = dict(run["options"])
+    for name in ("deis_mode", "order"):  # what the solver's name and order say
+        found.pop(name, None)
+    if run["solver"] == "adams":
+        found.pop("quadrature_points", None)
+    if found.pop("denoise_to_zero", False):
+        found["ends"] = "denoised"
+    if "predict_x0" in found:
+        found["form"] = "data" if found.pop("predict_x0") else "noise"
+    if found.get("lower_order_final") == "only a step to zero":
+        found["lower_order_final"] = False
+    if found.get("lower_order_final") is True and run["package"] == "diffusers" and run["solver"] in SHORT:
+        found["lower_order_final"] = "short"  # in runs of fewer than 15 steps
+    return found if run["order"] is None else {**found, "order": run["order"]}
+
+
+SHORT = ("dpmpp", "dpmpp_2m_sde", "exp_ab_eps")
+
+
+def grid(run, arrays):
+    """The levels by name where they have one, otherwise as a list."""
+    kind = run["grid"]
+    if kind["type"] not in GRIDS:
+        return {"levels": arrays[f"{run['name']}/grid"]}
+    found = {"levels": GRIDS[kind["type"]], "num_steps": run["steps"], "ends": run["ends"]}
+    return found | {name: kind[name] for name in ("sigma_min", "sigma_max", "rho") if name in kind}
+
+
+@pytest.mark.parametrize(
+    ("entry", "run"), list(runs(lambda id: id not in {"solvers/schedules", "solvers/optimised", "solvers/search"}))
+)
+def test_golden(entry, run):
+    arrays, name = g.arrays(entry), run["name"]
+    if "network" in entry["config"]:
+        net = network({"config": entry["config"]})
+        net.sigma_min, net.sigma_max = run.get("network_limits", (net.sigma_min, net.sigma_max))
+    else:
+        net = analytic(arrays, run["denoiser"])
+    net = Recorder(net)
+    latents, labels, randn_like = draws(run, arrays, arrays[f"{name}/latents"].shape, net.label_dim)
+    noise = []
+
+    def recorded(x):
+        noise.append(randn_like(x))
+        return noise[-1]
+
+    settings = {"solver": run["solver"], **grid(run, arrays), **options(run)}
+    with torch.no_grad():
+        out = sample(net, latents, labels, recorded, **settings)
+    entry = {**entry, "tolerance": run.get("tolerance", entry["tolerance"])}
+    np.testing.assert_allclose(
+        sample.solver(net, None, **settings).levels[: len(arrays[f"{name}/grid"])], arrays[f"{name}/grid"], rtol=1e-9
+    )
+    assert len(net.sigmas) == run["evaluations"] == sample.solver(net, None, **settings).evaluations
+    np.testing.assert_allclose(net.sigmas, arrays[f"{name}/sigmas"], rtol=1e-9)
+    g.check(entry, f"{name}/x", torch.stack(net.x), arrays[f"{name}/x"])
+    if f"{name}/noise" in arrays:
+        np.testing.assert_allclose(torch.stack(noise), arrays[f"{name}/noise"], rtol=1e-6, atol=1e-6)
+    else:
+        assert not noise
+    g.check(entry, f"{name}/out", out, arrays[f"{name}/out"])
+
+
+@pytest.mark.parametrize(("entry", "run"), list(runs(lambda id: id == "solvers/schedules")))
+def test_levels(entry, run):
+    kind = GRIDS.get(run.get("type"), run["name"].removeprefix("k-"))
+    n, limits = run.get("levels") or run["n"], (run.get("sigma_min"), run.get("sigma_max"))
+    if kind == "vp":
+        clock = levels.schedule.make_schedule("vp", 19.9, 0.1)
+        limits = clock.sigma(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()
+    found = levels.LEVELS[kind](n, *limits, run.get("rho") or 7).tolist()
+    g.check(entry, f"{run['name']}/grid", np.array([*found, *[0.0] * run["append_zero"]]))
+
+
+@pytest.mark.parametrize(("entry", "run"), list(runs(lambda id: id in {"solvers/optimised", "solvers/search"})))
+def test_searched_levels(entry, run):
+    raise NotImplementedError
