@@ -28,8 +28,8 @@ struct Algorithm {
     const char* name;
     Tile tile;
     Products products;
-    bool packed;        // the weight is transformed beforehand, by conv2d_pack_cpu; otherwise at each call, as the network
-                        // stores it (the bits are the same)
+    bool packed;        // the weight is transformed beforehand, by conv2d_pack_cpu; otherwise at each call, as the
+                        // network stores it (the bits are the same)
     bool doubled;       // each pixel of x stands for 2x2 of them, padded by 1: four 2x2 convolutions of x
     const char* error;  // "exact": that of torch or less; "fp32": within thirty times torch's best; "bf16": less than
                         // what rounding the operands to bfloat16 costs

@@ -41,8 +41,8 @@ static void merge_taps(const float* g, Phase phase, float* merged) {
         }
 }
 
-// The filters of one panel and of `count` input channels from `first` on, `merged` for one phase of a doubled image or as
-// they are: g (count, taps, kPanel).
+// The filters of one panel and of `count` input channels from `first` on, `merged` for one phase of a doubled image or
+// as they are: g (count, taps, kPanel).
 static void read_panel(const Filters& f, bool merged, Phase phase, int64_t panel, int64_t first, int64_t count,
                        float* g) {
     constexpr int64_t together = 16;  // input channels whose filters are read at once, where they lie side by side

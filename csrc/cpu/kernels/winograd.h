@@ -117,8 +117,8 @@ struct Powers {
     }
 };
 
-// Ten products for eight outputs where F(4, 3) takes twelve, at five times its rounding error as columns of F(4x8, 3x3);
-// of two taps nine where F(4, 2) takes ten. Filters of three taps have the point 0 as well.
+// Ten products for eight outputs where F(4, 3) takes twelve, at five times its rounding error as columns of F(4x8,
+// 3x3); of two taps nine where F(4, 2) takes ten. Filters of three taps have the point 0 as well.
 template <int R>
 struct Winograd<8, R> {
     static constexpr int kOutputs = 8, kTaps = R, kPoints = R + 7, kPasses = 1;
