@@ -11,7 +11,7 @@ from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.plan._algorithms import Shape, packed_size
 from edm_fast.plan._graph import AnyNode, Fused, Graph, LinearArgs, Node
 from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, rewrite
-from edm_fast.plan._select import Choice, fastest, within_memory
+from edm_fast.plan._select import Candidate, fastest, within_memory
 
 Seconds = Callable[[Shape], Mapping[Algorithm, float]]  # of the algorithms to choose from
 
@@ -69,6 +69,6 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
     return rewrite(graph, merge_norm), algorithms
 
 
-def choices(node: AnyNode, seconds: Seconds) -> list[Choice]:
+def choices(node: AnyNode, seconds: Seconds) -> list[Candidate]:
     shape = shape_of(node)
-    return [Choice(a.name, a, time, packed_size(shape, a) if a.packed else 0) for a, time in seconds(shape).items()]
+    return [Candidate(a.name, a, time, packed_size(shape, a) if a.packed else 0) for a, time in seconds(shape).items()]

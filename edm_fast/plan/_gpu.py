@@ -20,7 +20,7 @@ from edm_fast.plan._batches import MANY
 from edm_fast.plan._gpu_program import Numerics, Program, Step, Values, tensor_float
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, map_tensors
 from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
-from edm_fast.plan._select import Choice, fastest, with_statistics
+from edm_fast.plan._select import Candidate, fastest, with_statistics
 from edm_fast.plan._tune import Measure, MeasuredWays, time_choices
 from edm_fast.plan._weights import Prepared, Weights
 
@@ -80,7 +80,7 @@ class Planner:
         images = {node: norm.x for node in nodes if (norm := _implementations.norm_with(node, wanted)) is not None}
         dead = last_uses(nodes, output)
         values = Values(inputs, self.numerics)
-        choices: dict[AnyNode, list[Choice]] = {}
+        choices: dict[AnyNode, list[Candidate]] = {}
         for node in nodes:
             args, image = values.args(node), images.get(node)
             stats = {"stats": values.statistics[image]} if image in values.statistics else {}

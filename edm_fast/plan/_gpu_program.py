@@ -16,7 +16,7 @@ from edm_fast.plan import _capture
 from edm_fast.plan._capture import Captured, StepGraph
 from edm_fast.plan._graph import AnyNode, Value, map_tensors, map_values
 from edm_fast.plan._implementations import takes_images
-from edm_fast.plan._select import Choice
+from edm_fast.plan._select import Candidate
 from edm_fast.plan._weights import Weights
 
 
@@ -59,7 +59,7 @@ class Step:
     """A node on the implementation chosen for it."""
 
     node: AnyNode
-    choice: Choice
+    choice: Candidate
     image: Value | None  # whose statistics it may need
     dead: Sequence[Value]  # after it: their memory serves again
 

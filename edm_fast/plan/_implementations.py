@@ -21,7 +21,7 @@ from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan._graph import AnyNode, Fused, LinearArgs, Node, SeparateQKVArgs, TorchArgs, Value, attention_of
-from edm_fast.plan._select import Choice
+from edm_fast.plan._select import Candidate
 
 Pack = Callable[[torch.Tensor, str], torch.Tensor]  # a weight of the network in the layout of this name, made once
 Statistics = tuple[int, float]  # groups and eps of the norm they are for
@@ -49,15 +49,15 @@ def takes_images(node: AnyNode) -> bool:
     return not isinstance(node.args, (TorchArgs, LinearArgs))
 
 
-def exact(node: AnyNode) -> list[Choice]:
+def exact(node: AnyNode) -> list[Candidate]:
     """The one choice that gives the network's own bits."""
     assert isinstance(node, Node)
     if isinstance(node.function, backend.Op):
-        return [Choice("reference", node.function.reference)]
-    return [Choice("torch", node.run)]
+        return [Candidate("reference", node.function.reference)]
+    return [Candidate("torch", node.run)]
 
 
-def choices(node: AnyNode, args: Any, packed: Pack, wanted: Statistics | None, available: bool) -> list[Choice]:
+def choices(node: AnyNode, args: Any, packed: Pack, wanted: Statistics | None, available: bool) -> list[Candidate]:
     """args: of the node, with tensors; wanted: the statistics that norms after it could use; available: whether those
     of its own norm's image are there."""
     if isinstance(node, Fused):
@@ -65,40 +65,40 @@ def choices(node: AnyNode, args: Any, packed: Pack, wanted: Statistics | None, a
     if isinstance(args, SeparateQKVArgs):
         triton = backend.ops()["attention"].implementations["triton"]
         able = triton.reason is not None and triton.reason(AttentionArgs(*args)) is None
-        return [Choice("sdpa", node.function), *([Choice("triton", _separate_triton)] if able else [])]
+        return [Candidate("sdpa", node.function), *([Candidate("triton", _separate_triton)] if able else [])]
     if isinstance(node.function, backend.Op):
         return _of_op(node.function, args, packed, wanted, available)
-    return [Choice("torch", node.run)]
+    return [Candidate("torch", node.run)]
 
 
-def _of_op(op: Any, args: Any, packed: Pack, wanted: Statistics | None, available: bool) -> list[Choice]:
+def _of_op(op: Any, args: Any, packed: Pack, wanted: Statistics | None, available: bool) -> list[Candidate]:
     able = [i for i in op.reference_first() if i.reason is None or i.reason(args) is None]
-    found = [Choice(i.name, i.forward) for i in able]
+    found = [Candidate(i.name, i.forward) for i in able]
     if isinstance(args, AttentionArgs):
-        found[0] = Choice("sdpa", _sdpa)
+        found[0] = Candidate("sdpa", _sdpa)
     if all(i.name != "triton" for i in able):
         return found
     if isinstance(args, Conv2dArgs):  # the same kernel, but its weights are packed beforehand
         found = [choice for choice in found if choice.name != "triton"]
-        found.append(Choice("fused", functools.partial(_convolution, packed, None)))
+        found.append(Candidate("fused", functools.partial(_convolution, packed, None)))
         if wanted is not None:
             run = functools.partial(_convolution, packed, wanted)
-            found.append(Choice("fused+statistics", run, leaves_statistics=True, base="fused"))
+            found.append(Candidate("fused+statistics", run, leaves_statistics=True, base="fused"))
     if isinstance(args, GroupNormSiluArgs) and available:
-        found.append(Choice("apply", _normalise, needs_statistics=True, base="triton"))
+        found.append(Candidate("apply", _normalise, needs_statistics=True, base="triton"))
     return found
 
 
 def _of_fused(
     node: Fused, first: Any, second: Any, packed: Pack, wanted: Statistics | None, available: bool
-) -> list[Choice]:
+) -> list[Candidate]:
     before = _of_op(node.first.function, first, packed, None, available)
     after = _of_op(node.second.function, second, packed, wanted, False)
     found = []
     for a, b in itertools.product(before, after):
         base = f"{a.base or a.name}+{b.base or b.name}" if a.base or b.base else ""
         run = functools.partial(_in_turn, a.implementation, b.implementation)
-        found.append(Choice(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base))
+        found.append(Candidate(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base))
     has_kernel = any(choice.name == "fused" for choice in after)
     if not has_kernel or (node.rule == "upsampling" and second.weight.shape[-1] != 3):
         return found
@@ -107,7 +107,7 @@ def _of_fused(
         for left in dict.fromkeys((None, wanted)):
             name = f"{'apply+' if needs else ''}merged{'' if left is None else '+statistics'}"
             base, run = "" if name == "merged" else "merged", functools.partial(merged, packed, left)
-            found.append(Choice(name, run, 0.0, 0, needs, left is not None, base))
+            found.append(Candidate(name, run, 0.0, 0, needs, left is not None, base))
     return found
 
 

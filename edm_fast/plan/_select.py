@@ -10,7 +10,7 @@ from edm_fast.plan._graph import AnyNode, Value
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Candidate:
     """One way to run a node: an implementation, or an algorithm of one, and what it costs."""
 
     name: str
@@ -22,14 +22,14 @@ class Choice:
     base: str = ""  # the name of the choice that is the same without statistics
 
 
-Choices = Mapping[AnyNode, Sequence[Choice]]
+Candidates = Mapping[AnyNode, Sequence[Candidate]]
 
 
-def fastest(choices: Sequence[Choice]) -> Choice:
+def fastest(choices: Sequence[Candidate]) -> Candidate:
     return min(choices, key=lambda choice: choice.seconds)
 
 
-def within_memory(choices: Choices, limit: float) -> dict[AnyNode, Choice]:
+def within_memory(choices: Candidates, limit: float) -> dict[AnyNode, Candidate]:
     """The fastest choice of each node, or a slower one that packs less, so that packed weights have at most `limit`
     floats. Given up first is what saves the least time for its memory."""
     selected = {node: fastest(found) for node, found in choices.items()}
@@ -50,7 +50,7 @@ def within_memory(choices: Choices, limit: float) -> dict[AnyNode, Choice]:
     return selected
 
 
-def with_statistics(choices: Choices, images: Mapping[AnyNode, Value]) -> dict[AnyNode, Choice]:
+def with_statistics(choices: Candidates, images: Mapping[AnyNode, Value]) -> dict[AnyNode, Candidate]:
     """The choices of least total time in which statistics are needed only where they were left.
 
     images: of each node whose norm could use statistics, the image they are of. A norm reads one image, so that the
@@ -60,9 +60,9 @@ def with_statistics(choices: Choices, images: Mapping[AnyNode, Value]) -> dict[A
     readers: dict[Value, list[AnyNode]] = {}
     for node, image in images.items():
         readers.setdefault(image, []).append(node)
-    least: dict[tuple[AnyNode, bool], tuple[float, Choice]] = {}
+    least: dict[tuple[AnyNode, bool], tuple[float, Candidate]] = {}
 
-    def total(node: AnyNode, choice: Choice) -> float:
+    def total(node: AnyNode, choice: Candidate) -> float:
         return choice.seconds + sum(least[r, choice.leaves_statistics][0] for r in readers.get(node.output, ()))
 
     for node, found in reversed([*choices.items()]):

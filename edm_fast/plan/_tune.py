@@ -28,7 +28,7 @@ from edm_fast.errors import UserError, one_line
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import pack
 from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
-from edm_fast.plan._select import Choice
+from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, Measurement, Table, file_name, table
 
 COLD_ROUNDS, WARM_ROUNDS, WAY_ROUNDS = 5, 15, 9  # of algorithms, and of ways
@@ -183,7 +183,7 @@ def _judge(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> Callable[[Alg
     return wrong
 
 
-def time_choices(choices: Sequence[Choice], calls: Calls, key: str, measure: Measure) -> list[Choice]:
+def time_choices(choices: Sequence[Candidate], calls: Calls, key: str, measure: Measure) -> list[Candidate]:
     """The choices that work, with their seconds; hopeless ones are not timed with statistics. The first is torch's."""
     base = {choice.name: calls[choice.name] for choice in choices if not choice.base}
     seconds = dict(measure(key, base) if len(calls) > 1 else dict.fromkeys(base, 0.0))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from edm_fast.plan._graph import Node, TorchArgs, Value
-from edm_fast.plan._select import Choice, with_statistics, within_memory
+from edm_fast.plan._select import Candidate, with_statistics, within_memory
 from edm_fast.plan._tune import time_choices
 
-ALONE, LEAVES = Choice("alone", None), Choice("leaves", None, leaves_statistics=True)
-NEEDS, BOTH = Choice("needs", None, needs_statistics=True), Choice("both", None, 0.0, 0, True, True)
+ALONE, LEAVES = Candidate("alone", None), Candidate("leaves", None, leaves_statistics=True)
+NEEDS, BOTH = Candidate("needs", None, needs_statistics=True), Candidate("both", None, 0.0, 0, True, True)
 CONVOLUTION, NORM = [ALONE, LEAVES], [ALONE, NEEDS]
 FUSED = [ALONE, LEAVES, NEEDS, BOTH]
 
@@ -80,8 +80,8 @@ def test_no_other_choice_is_faster(seed):
 @pytest.mark.parametrize("merged, measured", [(1.4, True), (1.6, False)])
 def test_statistics_of_a_hopeless_choice_are_not_timed(merged, measured):
     seconds = {"fast": 1.0, "merged": merged, "merged+statistics": 0.5}
-    choices, requests = [Choice("fast", None), Choice("merged", None)], []
-    choices.append(Choice("merged+statistics", None, leaves_statistics=True, base="merged"))
+    choices, requests = [Candidate("fast", None), Candidate("merged", None)], []
+    choices.append(Candidate("merged+statistics", None, leaves_statistics=True, base="merged"))
 
     def measure(key, calls):
         requests.append([*calls])
@@ -96,7 +96,11 @@ def test_statistics_of_a_hopeless_choice_are_not_timed(merged, measured):
 
 def test_packed_weights_stay_within_their_limit():
     """What is given up first saves the least time for its memory; what needs none is taken where it is the fastest."""
-    direct, packed, unpacked = Choice("direct", None, 0.0, 1), Choice("packed", None, 0.0, 4), Choice("unpacked", None)
+    direct, packed, unpacked = (
+        Candidate("direct", None, 0.0, 1),
+        Candidate("packed", None, 0.0, 4),
+        Candidate("unpacked", None),
+    )
     times = [(30, 10, 11), (9, 2, 5), (3, 1, 0.5)]
     choices = {node(): timed([direct, packed, unpacked], *each) for each in times}
 
