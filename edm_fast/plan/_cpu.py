@@ -19,7 +19,8 @@ import torch
 from edm_fast import native
 from edm_fast.native import Algorithm
 from edm_fast.ops.attention import AttentionArgs
-from edm_fast.ops.conv2d import Conv2dArgs, pack
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan import _algorithms

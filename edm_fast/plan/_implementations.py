@@ -18,6 +18,7 @@ import torch
 from edm_fast import backend
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.conv2d._kernel import rows
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan._graph import AnyNode, Fused, LinearArgs, Node, SeparateQKVArgs, TorchArgs, Value, attention_of
@@ -117,7 +118,7 @@ def _in_turn(a: Callable[..., Any], b: Callable[..., Any], args: tuple[Any, Any]
 
 
 def _tail(args: Conv2dArgs) -> tuple[Any, Any, float]:
-    return args.rows(), args.residual, float(args.scale)
+    return rows(args), args.residual, float(args.scale)
 
 
 def _statistics(wanted: Statistics | None) -> Any:

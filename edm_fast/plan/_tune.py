@@ -26,7 +26,7 @@ from edm_fast import backend, native, timing
 from edm_fast.cases import widened
 from edm_fast.errors import UserError, one_line
 from edm_fast.native import Algorithm
-from edm_fast.ops.conv2d import pack
+from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
 from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, Measurement, Table, file_name, table
