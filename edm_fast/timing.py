@@ -66,15 +66,15 @@ def by_turns(
     """Seconds of each call in each round; every second round goes backwards.
 
     Calls shorter than `turn` seconds are repeated within a turn, after one to warm the caches. `before` runs, untimed,
-    ahead of each turn. While the spread of any call is wide there are more rounds, up to `most`, begun within `limit`
-    seconds of the first.
+    ahead of each turn. While the spread of any call is wide there are more rounds, up to `most` in all, begun within
+    `limit` seconds of the last of those.
     """
     clock = clock or wall_clock
     repeats = {key: _repeats(call, turn, clock) for key, call in calls.items()}
     times: dict[Key, list[float]] = {key: [] for key in calls}
-    begun, done = time.monotonic(), 0
+    done, end = 0, math.inf
     while done < rounds or (
-        done < most and time.monotonic() - begun < limit and any(spread(found) > WIDE for found in times.values())
+        done < most and time.monotonic() < end and any(spread(found) > WIDE for found in times.values())
     ):
         for key in list(calls)[:: -1 if done % 2 else 1]:
             if before is not None:
@@ -83,6 +83,8 @@ def by_turns(
                 calls[key]()
             times[key].append(clock(calls[key], repeats[key]))
         done += 1
+        if done == rounds:
+            end = time.monotonic() + limit
     return times
 
 

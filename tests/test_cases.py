@@ -56,7 +56,7 @@ def test_distances():
 def test_every_op_has_cases():
     import edm_fast.ops  # noqa: F401
 
-    assert set(backend.ops()) == set(cases.CASES) == set(cases.SMALL)
+    assert set(backend.ops()) == set(cases.CASES) == set(cases.SMALL) == set(cases.LARGE)
     for op in cases.CASES:
         names = [case.name for case in cases.cases(op)]
         assert len(set(names)) == len(names) and cases.cases(op, real=True)

@@ -106,6 +106,13 @@ def test_kernels_refuse_to_be_a_package_of_their_own():
     assert run("import edm_fast.kernels").returncode == 0
 
 
+def test_pytest_may_be_run_as_a_module():
+    """The repository root is then on the path, where kernels/ and tests/kernels/ are two."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels", "-k", "numbers_are"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
+
+
 def test_metadata():
     data = importlib.metadata.metadata("edm-fast")
     assert data["Name"] == "edm-fast" and data["Requires-Python"] == ">=3.10"

@@ -59,7 +59,7 @@ def test_time_bounds_the_rounds(monkeypatch):
     machine = Machine()
     monkeypatch.setattr(timing.time, "monotonic", lambda: machine.now)
     busy = machine.call("b", *[1.0, 2.0, 2.0] * 9)
-    assert len(timing.by_turns({"busy": busy}, 2, clock=machine.clock, most=99, limit=7.0)["busy"]) == 5
+    assert len(timing.by_turns({"busy": busy}, 2, clock=machine.clock, most=99, limit=5.0)["busy"]) == 5
     assert len(timing.by_turns({"busy": machine.call("b", 9.0)}, 2, clock=machine.clock, limit=1.0)["busy"]) == 2
 
 

@@ -1,5 +1,6 @@
 """Candidates that do not work: one that raises, wrong numbers, NaN, another shape. They are dropped, the plan runs."""
 
+import dataclasses
 import functools
 import math
 
@@ -12,7 +13,7 @@ from edm_fast.plan import _table, _tune
 from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._tune import MeasuredAlgorithms, MeasuredWays
 from helpers import native_conv as nc
-from helpers.planned_networks import network
+from helpers.planned_networks import network, planned
 
 CPU = torch.device("cpu")
 
@@ -150,6 +151,33 @@ def test_a_gpu_that_stops_is_one_line_and_the_next_process_knows(monkeypatch):
     _table._tables.clear()
     assert MeasuredWays(CPU, clock=clock)("conv2d 1", ways(raises, fused)).keys() == {"torch_way", "fused"}
     assert "shared memory" in _table.dropped("conv2d")["raises"]
+
+
+@pytest.mark.parametrize("planted", [False, True])
+@nc.needs_native
+def test_a_plan_for_gpus_finds_its_ways(monkeypatch, planted):
+    """On the CPU, whose native implementations stand in for kernels of a GPU."""
+    net = network("ddpmpp")
+    x, labels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.eye(4)[:2]
+    with torch.no_grad(), backend.use_backend("reference"):
+        expected = net(x, torch.tensor(0.7), labels)
+    for op in backend.ops().values():  # Triton's interpreter takes minutes
+        if "triton" in op.implementations:
+            slow = dataclasses.replace(op.implementations["triton"], reason=lambda args: "it is slow here")
+            monkeypatch.setitem(op.implementations, "triton", slow)
+    op = backend.ops()["group_norm_silu"]
+    native = op.implementations["cpu"]
+    if planted:
+        spoilt = dataclasses.replace(native, forward=lambda args: native.forward(args) * 1.1)
+        monkeypatch.setitem(op.implementations, "cpu", spoilt)
+    fast = planned(net, "fp32", MeasuredWays(CPU, clock=lambda call, repeats: call() is None or 1.0))
+    got = fast(x, torch.tensor(0.7), labels)
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+    measured = [row for table in _table.tables() for row in table.rows.items()]
+    faults = {key.split()[0] for key, row in measured if row.fault}
+    assert {"reference", "cpu"} <= {key.split()[0] for key, row in measured if not row.fault}
+    assert all("cpu" in name for name in faults) and bool(faults) == planted
+    assert ("cpu" in _table.dropped("group_norm_silu")) == planted
 
 
 ALL = [*native.ALGORITHMS]
