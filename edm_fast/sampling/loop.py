@@ -44,6 +44,8 @@ from edm_fast.errors import UserError
 from edm_fast.networks._inputs import described
 from edm_fast.ops import solver_update
 from edm_fast.sampling import _arguments
+from edm_fast.sampling import guidance as guiding
+from edm_fast.sampling.guidance import Guidance
 
 RandnLike = Callable[[Tensor], Tensor]
 Denoise = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # D(x; sigma, labels)
@@ -177,7 +179,7 @@ class Solver:
             entries.append(reads)
         return entries[::-1]
 
-    def structures(self, guidance: Any = None, reports: bool = False) -> list[Structure]:
+    def structures(self, guidance: Guidance | None = None, reports: bool = False) -> list[Structure]:
         """That of each step."""
         return [
             Structure(
@@ -194,7 +196,7 @@ class Structure:
     stages: tuple[Stage, ...]
     entries: int  # of the history, for the steps after it
     limit: Callable[[Tensor], Tensor] | None = None
-    guidance: Any = None
+    guidance: Guidance | None = None
     reports: bool = False  # the last D is a result, too
 
 
@@ -209,18 +211,19 @@ def run(
     class_labels: Tensor | None = None,
     randn_like: RandnLike = torch.randn_like,
     *,
-    guidance: Any = None,
+    guidance: Guidance | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Take start latents (N, C, H, W) through the steps of `solver`; float64, not clipped.
 
     `randn_like` is called as often as each step says; what it returns is cast to float64.
-    guidance: hashable; where guidance.active(level the step starts from), guidance(denoise, x, sigma, labels) is D at
-    each evaluation of the step. `guidance.net` is its second network, or None if it evaluates `denoise` alone.
+    guidance: where guidance.active(level the step starts from), guidance(denoise, x, sigma, labels) is D at each
+    evaluation of the step.
     callback(i, sigma, x, denoised) after step i: x at the level sigma it has reached, and the last D evaluated. It may
     return another x, and stop the run by raising StopSampling; it must not write to what it is given.
     """
     _arguments.check_latents(latents)
+    guiding.check(guidance, net, class_labels)
     x = latents.to(torch.float64) * (solver.levels[0] if solver.start is None else solver.start)
     replay = _replayer(net, guidance)
     history: list[Tensor] = []
@@ -244,7 +247,7 @@ def run(
     return x
 
 
-def _replayer(net: Any, guidance: Any) -> Callable[..., Sequence[Tensor]] | None:
+def _replayer(net: Any, guidance: Guidance | None) -> Callable[..., Sequence[Tensor]] | None:
     replayer = getattr(getattr(net, "model", None), "replayer", None)
     if replayer is None or (guidance is not None and guidance.net is not None):  # a graph holds one network
         return None
