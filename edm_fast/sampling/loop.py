@@ -43,9 +43,8 @@ from torch import Tensor
 from edm_fast.errors import UserError
 from edm_fast.networks._inputs import described
 from edm_fast.ops import solver_update
-from edm_fast.sampling import _arguments
-from edm_fast.sampling import guidance as guiding
-from edm_fast.sampling.guidance import Guidance
+from edm_fast.sampling import _arguments, _guidance
+from edm_fast.sampling._guidance import Guidance
 
 RandnLike = Callable[[Tensor], Tensor]
 Denoise = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # D(x; sigma, labels)
@@ -168,6 +167,11 @@ class Solver:
     def evaluations(self) -> int:
         return sum(stage.evaluates for step in self.steps for stage in step.stages)
 
+    def guided_evaluations(self, guidance: Guidance | None) -> int:
+        """Those that are guided: as often D_ref is evaluated."""
+        guided = (structure.stages for structure in self.structures(guidance) if structure.guidance is not None)
+        return sum(stage.evaluates for stages in guided for stage in stages)
+
     def _entries(self) -> list[int]:
         """How many entries of the history are read later: than the start, then than each step."""
         entries = [0]
@@ -223,7 +227,7 @@ def run(
     return another x, and stop the run by raising StopSampling; it must not write to what it is given.
     """
     _arguments.check_latents(latents)
-    guiding.check(guidance, net, class_labels)
+    _guidance.check(guidance, net, class_labels)
     x = latents.to(torch.float64) * (solver.levels[0] if solver.start is None else solver.start)
     replay = _replayer(net, guidance)
     history: list[Tensor] = []

@@ -111,7 +111,7 @@ def test_golden(entry, run):
         steps = sample.solver(net, None, **settings)
         expected = [] if guide.weight == 1 else arrays.get(f"{name}/reference_sigmas", net.sigmas)
         np.testing.assert_allclose(reference.sigmas, expected, rtol=1e-9)
-        assert guide.evaluations(steps) == len(expected)
+        assert steps.guided_evaluations(guide) == len(expected)
     g.check(entry, f"{name}/x", torch.stack(net.x), arrays[f"{name}/x"])
     if f"{name}/noise" in arrays:
         np.testing.assert_allclose(torch.stack(noise), arrays[f"{name}/noise"], rtol=1e-6, atol=1e-6)

@@ -94,7 +94,7 @@ def test_the_interval_is_open_below_closed_above_and_decided_by_the_start_of_a_s
         main, second = (Gauss(torch.zeros(1, 1, 1, 1, dtype=torch.float64), sd) for sd in (0.5, 0.9))
         guidance = Guidance(2, second, (lo, hi))
         sample(main, latents(), solver=solver, guidance=guidance, **STEPS)
-        assert len(second.sigmas) == guidance.evaluations(steps)
+        assert len(second.sigmas) == steps.guided_evaluations(guidance)
         return second.sigmas
 
     net = Gauss(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 0.5)

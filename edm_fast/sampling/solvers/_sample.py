@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edm_fast.errors import UserError, near
 from edm_fast.sampling import _arguments, loop
-from edm_fast.sampling.guidance import Guidance
+from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers._registry import registry
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edm_fast.errors import UserError
 from edm_fast.sampling import _arguments
-
-if TYPE_CHECKING:
-    from edm_fast.sampling.loop import Denoise, Solver
 
 ROUNDING = 1e-9  # relative; a level that is an end of the interval counts as one however it was computed
 
@@ -59,11 +57,6 @@ class Guidance:
         low, high = (end * (1 + ROUNDING) for end in self.interval)
         return self.weight != 1 and low < sigma <= high
 
-    def evaluations(self, solver: Solver) -> int:
-        """How often D_ref is evaluated in a run."""
-        guided = (step.stages for step, level in zip(solver.steps, solver.levels) if self.active(level))
-        return sum(stage.evaluates for stages in guided for stage in stages)
-
     def check(self, net: Any, class_labels: Any = True) -> None:
         """UserError if `net` cannot be guided so. class_labels: None if the run has no labels."""
         label_dim, own = getattr(net, "label_dim", None), getattr(self.net, "label_dim", None)
@@ -83,7 +76,7 @@ class Guidance:
                     "expected as many"
                 )
 
-    def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(self, denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """D_w (N, C, H, W), float64. denoise(x, sigma, labels) is D."""
         if self.net is None:
             assert labels is not None  # see check
