@@ -28,8 +28,8 @@ def _fwd(
     rows: int = 1,
     area: int = 1024,
 ) -> Variant:
-    plain = dtype == torch.float32 and precision == "ieee"
-    b = blocks(pixels, outputs, inputs, kernel**2, dtype, plain, phases, area if affine else 0)
+    ieee = dtype == torch.float32 and precision == "ieee"
+    b = blocks(pixels, outputs, inputs, kernel**2, dtype, ieee, phases, area if affine else 0)
     t, split, float8 = f"*{TYPES[dtype]}", b.splits > 1, dtype == FLOAT8
     tail = "*fp16" if float8 else t
     pointers = {"y_ptr": tail, "x_ptr": t, "weight_ptr": t, "rows_ptr": tail, "residual_ptr": tail}
@@ -54,15 +54,15 @@ def _fwd(
         tuple(aligned),
         b.warps,
         b.stages,
-        matrix_products=not plain,
+        matrix_products=not ieee,
         wide_loads=inputs % 16 == 0,
         float8=float8,
     )
 
 
 def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precision: str = "ieee") -> Variant:
-    plain = dtype == torch.float32 and precision == "ieee"
-    b, t = weight_blocks(pixels, outputs, inputs, 9, dtype, plain), f"*{TYPES[dtype]}"
+    ieee = dtype == torch.float32 and precision == "ieee"
+    b, t = weight_blocks(pixels, outputs, inputs, 9, dtype, ieee), f"*{TYPES[dtype]}"
     ints = ("images", "height", "width", "channels", "outputs", "padding", "share")
     signature = {"partial_ptr": "*fp32", "dy_ptr": t, "x_ptr": t, **dict.fromkeys(ints, "i32")}
     constants: dict[str, Any] = {
@@ -78,7 +78,7 @@ def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precisio
     constants |= {"EVEN": inputs % b.n == 0, "PRECISION": precision}
     # rows of tf32 operands must follow the sum: they are turned over as they are copied, 4 bytes at a time
     wide = precision != "tf32"
-    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not plain, wide)
+    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not ieee, wide)
 
 
 def _others() -> dict[str, Variant]:

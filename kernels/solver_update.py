@@ -24,13 +24,13 @@ COEFFICIENTS = ("p", "q", "t", "a", "h", "w", "c", *(f"weight{k}" for k in range
 
 
 @triton.jit
-def _number(given, ELEMENT: tl.constexpr):
+def _number(number, ELEMENT: tl.constexpr):
     """A coefficient in the dtype of sums: the number at an address, or that of these bits of a float64, as kernel
     arguments have float32 at most."""
-    if given.dtype.is_ptr():
-        value = tl.load(given)
+    if number.dtype.is_ptr():
+        value = tl.load(number)
     else:
-        value = given.to(tl.int64).to(tl.float64, bitcast=True)
+        value = number.to(tl.int64).to(tl.float64, bitcast=True)
     return value if ELEMENT == tl.float64 else value.to(tl.float32)
 
 
@@ -124,8 +124,8 @@ def forward(
     *others, t, a, h, w, c = numbers
     divide = isinstance(t, torch.Tensor) or t != 1
     # a small integer such as the bits of 0 would be another type: what is not read is 1
-    given = *others, t, a, h, w, 1.0 if noise is None else c, *weights, *[1.0] * absent
-    coefficients = [number if isinstance(number, torch.Tensor) else _bits(number) for number in given]
+    numbers = *others, t, a, h, w, 1.0 if noise is None else c, *weights, *[1.0] * absent
+    coefficients = [number if isinstance(number, torch.Tensor) else _bits(number) for number in numbers]
     block = BLOCK_BYTES // y.element_size()
     grid = (triton.cdiv(y.numel(), block),)
     tensors = y, d, base, x, D, noise, *terms, *[None] * absent

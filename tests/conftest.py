@@ -15,7 +15,10 @@ if not torch.cuda.is_available():
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from helpers import golden_cases  # noqa: E402
+from helpers import golden_cases, triton_interpreter  # noqa: E402
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    triton_interpreter.sum_in_one_order()
 
 
 def pytest_addoption(parser):

@@ -28,7 +28,7 @@ ENVIRONMENT = {"EDM_FAST_BACKEND", "EDM_FAST_CACHE_DIR", "EDM_FAST_JOIN_TIMEOUT"
 BUILD_ENVIRONMENT = {"EDM_FAST_CUDA", "EDM_FAST_CUDA_ARCH"}
 PACKAGE = sorted((ROOT / "edm_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
-OPS = sorted(p.stem for p in (ROOT / "edm_fast/ops").glob("*.py") if not p.name.startswith("_"))
+OPS = sorted(p.parent.name for p in (ROOT / "edm_fast/ops").glob("*/__init__.py"))
 
 
 def layer(module):
@@ -80,26 +80,31 @@ def fault(path, target):
         # a folder inside of another builds on the files beside it
         beside = target.rpartition(".")[0]
         return None if folder.startswith(f"{beside}.") and not folder.startswith(target) else "sideways"
-    if path.name != "__init__.py" and not target.removeprefix(f"{folder}.").startswith("_"):
+    inner = target.removeprefix(f"{folder}.")
+    # the implementations of an op build on its definition
+    shared = inner.startswith("_") or (folder.startswith("edm_fast.ops.") and inner == "reference")
+    if path.name != "__init__.py" and not shared:
         return "sideways, to a public file"
     return None
 
 
 def test_the_check_finds_faults():
     ops = ROOT / "edm_fast/ops"
-    assert fault(ops / "upfirdn.py", "edm_fast.networks") == "upward"
-    assert fault(ops / "upfirdn.py", "edm_fast.ops.conv2d") == "sideways, to a public file"
-    assert fault(ops / "upfirdn.py", "edm_fast.ops") == "sideways"
+    cpu = ops / "upfirdn/cpu.py"
+    assert fault(cpu, "edm_fast.networks") == "upward"
+    assert fault(cpu, "edm_fast.ops.upfirdn.triton") == "sideways, to a public file"
+    for other in ("edm_fast.ops", "edm_fast.ops.upfirdn", "edm_fast.ops.conv2d.reference"):
+        assert fault(cpu, other) == "sideways"
     solvers = ROOT / "edm_fast/sampling/solvers"
     assert fault(solvers / "edm.py", "edm_fast.sampling") == "sideways"
     assert fault(solvers / "edm.py", "edm_fast.sampling.solvers") == "sideways"
     assert fault(solvers / "edm.py", "edm_fast.sampling.solvers.ablation") == "sideways, to a public file"
     assert fault(solvers / "edm.py", "edm_fast.sampling.loop") is None
     assert fault(solvers / "__init__.py", "edm_fast.sampling.loop") is None
-    assert fault(ops / "upfirdn.py", "edm_fast.diffusion.loss") == "sideways"
-    assert fault(ops / "upfirdn.py", "edm_fast.nowhere") == "edm_fast.nowhere has no layer"
-    for fine in ("edm_fast.ops._check", "edm_fast.native", "edm_fast.kernels.upfirdn", "torch"):
-        assert fault(ops / "upfirdn.py", fine) is None
+    assert fault(cpu, "edm_fast.diffusion.loss") == "sideways"
+    assert fault(cpu, "edm_fast.nowhere") == "edm_fast.nowhere has no layer"
+    for fine in ("edm_fast.ops._check", "edm_fast.ops.upfirdn.reference", "edm_fast.kernels.upfirdn", "torch"):
+        assert fault(cpu, fine) is None
     assert fault(ops / "__init__.py", "edm_fast.ops.conv2d") is None
     assert fault(ROOT / "edm_fast/files.py", "edm_fast.testing")
 

@@ -52,7 +52,7 @@ class Foreign:
     state: Any = None
     items: list[Any] = field(default_factory=list)
 
-    def made(self, args: tuple[Any, ...]) -> Foreign:
+    def instance(self, args: tuple[Any, ...]) -> Foreign:
         """The object that calling it would make, as a record."""
         return Foreign(self.module, self.name, self.why, args)
 

@@ -92,7 +92,7 @@ class SnapshotRules:
 
     def reduce(self, function: Any, args: tuple[Any, ...]) -> Any:
         if isinstance(function, Foreign) and function.args is None:
-            return function.made(args)
+            return function.instance(args)
         call = CALLS.get((function.module, function.name)) if isinstance(function, Global) else None
         if call is None:
             raise CheckpointError("damaged pickle: a call of something that is not a function of the allow-list")
@@ -100,7 +100,7 @@ class SnapshotRules:
 
     def new_object(self, cls: Any, args: tuple[Any, ...]) -> Any:
         if isinstance(cls, Foreign) and cls.args is None:
-            return cls.made(args)
+            return cls.instance(args)
         kind = CLASSES.get((cls.module, cls.name)) if isinstance(cls, Global) else None
         if kind is None or args:
             raise CheckpointError("damaged pickle: an object of a class that is not on the allow-list")
@@ -220,7 +220,7 @@ def _dtype(rules: SnapshotRules, args: tuple[Any, ...]) -> NumpyDtype | Foreign:
 def _scalar(rules: SnapshotRules, args: tuple[Any, ...]) -> float | int | bool | Foreign:
     """A numpy number becomes the equal Python number: it then acts without dtype promotion, as published."""
     if len(args) == 2 and isinstance(args[0], Foreign):
-        return args[0].made(args)
+        return args[0].instance(args)
     if len(args) != 2 or not isinstance(args[0], NumpyDtype) or not isinstance(args[1], memoryview):
         raise CheckpointError("a numpy number with malformed arguments")
     layout = "<" + SCALARS[args[0].code]

@@ -110,11 +110,11 @@ def own_names(stored: Collection[str], wanted: Collection[str]) -> dict[str, str
     """Our name -> the stored one. Dropped are the names of wrappers and a prefix that all names have, such as `net.`
     of a Lightning module, if exactly the wanted names are left.
     """
-    # the number of updates, which torch.optim.swa_utils.AveragedModel keeps among the weights
-    kept = [name for name in stored if name != "n_averaged"]
-    cleaned = {clean_name(name): name for name in kept}
-    if len(cleaned) < len(kept):  # two networks, one of them wrapped
-        return {name: name for name in kept}
+    # n_averaged is the number of updates, which torch.optim.swa_utils.AveragedModel stores among the weights
+    names = [name for name in stored if name != "n_averaged"]
+    cleaned = {clean_name(name): name for name in names}
+    if len(cleaned) < len(names):  # two networks, one of them wrapped
+        return {name: name for name in names}
     prefix = ""
     for part in next(iter(cleaned), "").split(".")[:-1]:
         prefix += part + "."

@@ -84,10 +84,10 @@ def command(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> Non
     batches = options["batches"]
     if batches is not None and (not batches or min(batches) < 1):
         raise UserError("--batch expects sizes of at least 1, as in 1,8,32")
-    kept = {name: options[name] for name in ("networks", "batches", "rows", "rounds", "resume", "memory")}
+    settings = {name: options[name] for name in ("networks", "batches", "rows", "rounds", "resume", "memory")}
     with _machine.threads(options["threads"]):
         for target in dict.fromkeys(targets or TARGETS):
-            path = bench(target, Path(options["outdir"]), _say, command=_written(ctx), **kept)
+            path = bench(target, Path(options["outdir"]), _say, command=_written(ctx), **settings)
             click.echo("\n".join(_report.table(_report.read(path))))
             for name in _report.write_pages(path):
                 click.echo(name)
@@ -102,8 +102,8 @@ def _written(ctx: click.Context) -> str:
     words = ["edm-fast", "bench", *ctx.params["targets"]]
     for param in ctx.command.params:
         name, value = str(param.name), ctx.params.get(str(param.name))
-        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if isinstance(param, click.Option) and given and name not in UNRECORDED:
+        typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if isinstance(param, click.Option) and typed and name not in UNRECORDED:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words.append(param.opts[0] if value is True else f"{param.opts[0]}={text}")
     return shlex.join(words)

@@ -80,8 +80,8 @@ def convert(source: str, dest: str, **options: Any) -> None:
     Hidden files and what is no image are left out and counted. The result is written under a temporary name first,
     and appears when it is complete.
     """
-    kept = conversion.convert(source, dest, progress=show_progress, report=report, **options)
-    click.echo(f"{kept} image{'' if kept == 1 else 's'} in {dest}")
+    images = conversion.convert(source, dest, progress=show_progress, report=report, **options)
+    click.echo(f"{images} image{'' if images == 1 else 's'} in {dest}")
 
 
 def show_progress(items: Iterable[conversion.Item], count: int) -> Iterable[conversion.Item]:

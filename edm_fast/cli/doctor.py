@@ -69,10 +69,10 @@ def triton_part() -> dict[str, Any]:
 
 
 def cuda_part() -> dict[str, Any]:
-    here = torch.cuda.is_available()
-    reason = native.cuda_reason() or (None if here else "no CUDA device")
+    has_device = torch.cuda.is_available()
+    reason = native.cuda_reason() or (None if has_device else "no CUDA device")
     part: dict[str, Any] = {"available": reason is None, "torch_cuda": torch.version.cuda}
-    if here:
+    if has_device:
         part["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     elif torch.version.cuda is None:
         part["torch"] = "this torch is built without CUDA"
@@ -168,14 +168,14 @@ def _all_run(table: dict[str, dict[str, Any]]) -> bool:
 
 def _op_lines(name: str, row: dict[str, Any]) -> list[str]:
     """An op and, below it, why other backends were passed over on some or all layers of the published networks."""
-    asked = sum(row["layers"].values()) + sum(row["reasons"].get("requested", {}).values())
+    layers = sum(row["layers"].values()) + sum(row["reasons"].get("requested", {}).values())
     shares = sorted(row["layers"].items(), key=lambda item: -item[1])
-    ran = ", ".join(other if n == asked else f"{other} for {n} of {asked} layers" for other, n in shares)
-    lines = [f"  {name:17s} {ran or 'cannot run'} on {row['device']}"]
+    used = ", ".join(other if n == layers else f"{other} for {n} of {layers} layers" for other, n in shares)
+    lines = [f"  {name:17s} {used or 'cannot run'} on {row['device']}"]
     for other, found in row["reasons"].items():
         for why, n in found.items():
-            if other == "requested" or ran:
-                some = f" for {n} of {asked}" if n < asked else ""
+            if other == "requested" or used:
+                some = f" for {n} of {layers}" if n < layers else ""
                 lines.append(f"  {'':17s}   " + (why if other == "requested" else f"not {other}{some}: {why}"))
     return lines
 

@@ -90,8 +90,8 @@ def calc(
     distributed.init(where)
     mu_ref, sigma_ref = read_fetched(ref_path, fetch_once(ref_path), fid.load_statistics)
     dataset = fid.open_images(image_path, num_expected, seed, distributed.print0)
-    asked, detector = detector, find_detector(detector)
-    features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
+    origin, detector = detector, find_detector(detector)
+    features = read_fetched(origin, detector, lambda path: fid.load_detector(path, where))
     height, width = dataset.image_shape[1:]
     dim = fid.feature_dim(features, height, width, where)
     if dim != mu_ref.size:
@@ -123,8 +123,8 @@ def ref(dataset_path: str, dest_path: str, batch: int, detector: str | None, dev
     if distributed.rank() == 0:
         expect_output(dest_path, "npz", dataset_path)
     dataset = fid.open_images(dataset_path, report=distributed.print0)
-    asked, detector = detector, find_detector(detector)
-    features = read_fetched(asked, detector, lambda path: fid.load_detector(path, where))
+    origin, detector = detector, find_detector(detector)
+    features = read_fetched(origin, detector, lambda path: fid.load_detector(path, where))
     print_protocol(detector, batch, where, {"statistics": dest_path})
     mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
     if distributed.rank() == 0:
@@ -143,12 +143,12 @@ def fetch_once(path: str) -> str:
     return local
 
 
-def read_fetched(asked: str | None, local: str, read: Callable[[str], T]) -> T:
-    """read(local); an error about a download says where it is kept."""
+def read_fetched(origin: str | None, local: str, read: Callable[[str], T]) -> T:
+    """read(local), the copy of `origin`; an error about a download names the file it was stored in."""
     try:
         return read(local)
     except UserError as error:
-        raise UserError(f"{error}{files.kept_as(asked or '', local)}") from None
+        raise UserError(f"{error}{files.kept_as(origin or '', local)}") from None
 
 
 def print_protocol(detector: str, batch: int, device: torch.device, more: dict[str, object]) -> None:

@@ -115,15 +115,15 @@ class FolderSource(Listing):
     def _files(self, folder: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, str]]:
         top = os.path.join(self.path, folder)
         status = os.stat(top)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
+        place = (status.st_dev, status.st_ino)
+        if place in above:
             yield folder.rstrip("/"), "link to a folder above it"
             return
         with os.scandir(top) as entries:
             for entry in entries:
                 linked = entry.is_symlink()  # os.path answers for links that lead nowhere or in a circle
                 if os.path.isdir(entry) if linked else entry.is_dir():
-                    yield from self._files(f"{folder}{entry.name}/", (*above, here))
+                    yield from self._files(f"{folder}{entry.name}/", (*above, place))
                 else:  # a link that leads nowhere stands for a file that is missing, which is said when it is read
                     special = os.path.exists(entry) and not os.path.isfile(entry) if linked else not entry.is_file()
                     yield folder + entry.name, "special file" if special else ""

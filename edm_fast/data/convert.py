@@ -41,10 +41,10 @@ def convert(
     replaces = check_dest(dest, source)
     count, items, classes = open_source(source, max_images, report)
     changed = ((apply(image), label) for image, label in items)
-    kept = write_dataset(dest, progress(changed, count), classes, report)
+    written = write_dataset(dest, progress(changed, count), classes, report)
     if replaces:
         report(f"{dest} was there and has been replaced")
-    return kept
+    return written
 
 
 def write_dataset(

@@ -55,12 +55,12 @@ class ImageFolderDataset(torch.utils.data.Dataset):
             height, width = self.image_shape[1:]
             raise UserOSError(f"images of {self.path} are {width}x{height}; expected {resolution}x{resolution}")
 
-        kept = np.arange(len(self.image_names), dtype=np.int64)
-        if max_size is not None and max_size < kept.size:
-            np.random.RandomState(random_seed % (1 << 31)).shuffle(kept)
-            kept = np.sort(kept[:max_size])
-        self._file_of_item = np.tile(kept, 2) if xflip else kept
-        self._flipped = np.arange(self._file_of_item.size) >= kept.size
+        chosen = np.arange(len(self.image_names), dtype=np.int64)
+        if max_size is not None and max_size < chosen.size:
+            np.random.RandomState(random_seed % (1 << 31)).shuffle(chosen)
+            chosen = np.sort(chosen[:max_size])
+        self._file_of_item = np.tile(chosen, 2) if xflip else chosen
+        self._flipped = np.arange(self._file_of_item.size) >= chosen.size
 
     def __getstate__(self) -> dict[str, Any]:
         # readers of other processes decode and parse for themselves

@@ -144,8 +144,8 @@ def bench(
         command = command if command in earlier else f"{earlier}; {command}"
     for name in networks:
         for batch in batches or default_batches(target, name):
-            here = [entry for entry in entries if (entry["network"], entry["batch"]) == (name, batch)]
-            done = {e["row"] for e in here if not memory or {"memory_bytes", "memory_reason"} & e.keys()}
+            present = [entry for entry in entries if (entry["network"], entry["batch"]) == (name, batch)]
+            done = {e["row"] for e in present if not memory or {"memory_bytes", "memory_reason"} & e.keys()}
             missing = [row for row in wanted if row not in done]
             if not missing:
                 say(f"{name}, batch {batch}: finished before")
@@ -153,7 +153,7 @@ def bench(
             fresh = measure(target, name, batch, missing, rounds, say, memory, device)
             fresh = [entry for entry in fresh if entry["row"] not in done]  # an earlier reference stays
             renewed = {entry["row"] for entry in fresh}
-            entries = [e for e in entries if e not in here or e["row"] not in renewed] + fresh
+            entries = [e for e in entries if e not in present or e["row"] not in renewed] + fresh
             entries.sort(key=_order(target, networks))
             document = {"target": target, "settings": settings, "command": command, "date": now(), "rows": entries}
             with atomic_write(path, "w", kind="json") as file:

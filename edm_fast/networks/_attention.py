@@ -30,7 +30,7 @@ def attention_levels(net: torch.nn.Module) -> str:
 
 
 def _listed(net: torch.nn.Module) -> list[int]:
-    """attn_resolutions: as given, or the default of the kind of network."""
-    given: dict[str, Any] = getattr(net, "init_kwargs", {})
-    kind = given.get("model_type", inspect.signature(type(net)).parameters["model_type"].default)
-    return list(given.get("attn_resolutions", inspect.signature(UNETS[kind]).parameters["attn_resolutions"].default))
+    """attn_resolutions: as arguments, or the default of the kind of network."""
+    settings: dict[str, Any] = getattr(net, "init_kwargs", {})
+    kind = settings.get("model_type", inspect.signature(type(net)).parameters["model_type"].default)
+    return list(settings.get("attn_resolutions", inspect.signature(UNETS[kind]).parameters["attn_resolutions"].default))

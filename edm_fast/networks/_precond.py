@@ -56,7 +56,7 @@ class _Precond(torch.nn.Module):
         self.use_fp16 = use_fp16
         for name, value in own.items():
             setattr(self, name, value)
-        given = {
+        arguments = {
             "img_resolution": img_resolution,
             "img_channels": img_channels,
             "label_dim": label_dim,
@@ -65,7 +65,7 @@ class _Precond(torch.nn.Module):
             **own,
         }
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-        changed = {name: value for name, value in given.items() if value != defaults.get(name)}
+        changed = {name: value for name, value in arguments.items() if value != defaults.get(name)}
         self.init_kwargs = {**changed, **model_kwargs}
         self.model = UNETS[model_type](
             img_resolution=img_resolution,

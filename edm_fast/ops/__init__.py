@@ -1,4 +1,4 @@
-"""The functional API: one function per op, each in a file of its own."""
+"""The functional API: one function per op, each in a folder of its own."""
 
 from edm_fast.ops.attention import attention
 from edm_fast.ops.conv2d import conv2d

@@ -16,6 +16,8 @@ DTYPES64 = (*DTYPES, torch.float64)  # of ops without matrix products
 # read once: no call of an op should import Triton only to hear that it is not wanted
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
+DEVICES = "cuda cpu" if INTERPRETED else "cuda"  # whose tensors kernels run on
+
 _failure = ""
 _old: dict[torch.device, bool] = {}
 
@@ -62,5 +64,5 @@ def reason(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYP
     return None
 
 
-def slower(x: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+def slower(x: torch.Tensor) -> str | None:
     return None if x.is_cuda else "Triton's interpreter is for tests"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from edm_fast import native
-from edm_fast.ops.conv2d import pack
+from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.plan import _algorithms
 from edm_fast.plan._algorithms import (
     BALANCED,

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from edm_fast import backend, native, timing
 from edm_fast.cases import widened
 from edm_fast.errors import UserError, one_line
-from edm_fast.ops.conv2d import pack
+from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.plan._algorithms import (
     ALLOWED,
     BALANCED,

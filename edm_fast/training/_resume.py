@@ -42,19 +42,19 @@ def fill_from_snapshot(run: Run, path: str) -> None:
     if "://" not in path and not Path(path).exists() and other.exists():
         path = str(other)
     source = checkpoint.load(path).state_dict()
-    taken = [fill_by_name(module, source, path, complete=False) for module in (run.net, run.ema)][0]
+    count = [fill_by_name(module, source, path, complete=False) for module in (run.net, run.ema)][0]
     wanted = len(run.net.state_dict())
-    if not taken:
+    if not count:
         raise UserError(f"{path} has no tensor of the network given by the options; expected one of its architecture")
-    if not taken == wanted == len(source):
-        left = f"{wanted - taken} of the network keep their start values, {len(source) - taken} of the file are unused"
-        distributed.print0(f"{taken} tensors taken; {left}", flush=True)
+    if not count == wanted == len(source):
+        left = f"{wanted - count} of the network keep their start values, {len(source) - count} of the file are unused"
+        distributed.print0(f"{count} tensors taken; {left}", flush=True)
 
 
 @torch.no_grad()
 def fill_by_name(module: torch.nn.Module, source: dict[str, Any], where: str, complete: bool) -> int:
     """Copy tensors by name; returns how many. `complete`: the source must have all of them."""
-    taken = 0
+    copied = 0
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name not in source:
             if complete:
@@ -64,8 +64,8 @@ def fill_by_name(module: torch.nn.Module, source: dict[str, Any], where: str, co
             shape, expected = list(source[name].shape), list(tensor.shape)
             raise UserError(f"{where}: {name} has shape {shape}; the network given by the options needs {expected}")
         tensor.copy_(source[name])
-        taken += 1
-    return taken
+        copied += 1
+    return copied
 
 
 def fill_from_published(run: Run, state: dict[str, Any], where: str) -> None:

@@ -67,14 +67,14 @@ def training_loop(
     keep_states stay. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, to any rank, write one after the next step on all ranks and
     raise SystemExit(0), for Ctrl-C KeyboardInterrupt. A run_dir that holds another run's results is refused.
     """
-    given = dict(locals())
+    arguments = dict(locals())
     check_options(snapshot_format)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stored = stored_state(resume_state_dump)
     if stored is not None:
-        given["seed"] = stored["seed"]
-        given["ema_rampup_ratio"] = stored.get("ema_rampup_ratio", ema_rampup_ratio)
-    options = Options(**{field.name: given[field.name] for field in dataclasses.fields(Options)})
+        arguments["seed"] = stored["seed"]
+        arguments["ema_rampup_ratio"] = stored.get("ema_rampup_ratio", ema_rampup_ratio)
+    options = Options(**{field.name: arguments[field.name] for field in dataclasses.fields(Options)})
     set_numerics(cudnn_benchmark)
     with _stop.Signals() as signals, one_line_for_lost_ranks():
         run = start_run(options, device, data_position=stored["data_position"] if stored else 0)
@@ -130,9 +130,9 @@ def train(run: Run, signals: _stop.Signals, stats_lines: int | None) -> None:
 
 def say_stopped(run: Run, name: str, state: Path | None) -> None:
     """The one line about a run that a signal has ended."""
-    kept = "before the first step, with nothing to keep" if state is None else f"with the state in {state}"
+    outcome = "before the first step, with nothing to keep" if state is None else f"with the state in {state}"
     go_on = "To go on: the same options with --resume=auto (no --transfer), in Python resume_state_dump"
-    distributed.print0(f"Stopped by {name} at image {run.cur_nimg}, {kept}. {go_on}", flush=True)
+    distributed.print0(f"Stopped by {name} at image {run.cur_nimg}, {outcome}. {go_on}", flush=True)
 
 
 def check_same(run: Run) -> None:

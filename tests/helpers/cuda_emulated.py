@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from edm_fast.ops.upfirdn import output_size
+from edm_fast.ops.upfirdn.reference import output_size
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("g++") or shutil.which("c++")

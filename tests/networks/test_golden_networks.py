@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edm_fast import networks, use_backend
-from edm_fast.ops.attention import attention_weights
+from edm_fast.ops.attention.reference import attention_weights
 from helpers import golden_cases as g
 
 

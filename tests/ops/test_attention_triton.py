@@ -111,9 +111,9 @@ def test_second_derivative():
 
 
 def test_opcheck():
-    forward, backward = torch.ops.edm_fast.attention, torch.ops.edm_fast.attention_backward
+    forward, backward = torch.ops.edm_fast.attention_triton, torch.ops.edm_fast.attention_triton_backward
     for layout in LAYOUTS:
         qkv, heads = drawn(2, 2, 8, 3, 5, layout, torch.float16)
-        torch.library.opcheck(forward.default, (qkv, heads, "triton"))
-        a, stats = forward(qkv, heads, "triton")
-        torch.library.opcheck(backward.default, (torch.ones_like(a), qkv, a, stats, heads, "triton"))
+        torch.library.opcheck(forward.default, (qkv, heads))
+        a, stats = forward(qkv, heads)
+        torch.library.opcheck(backward.default, (torch.ones_like(a), a, stats, qkv, heads))

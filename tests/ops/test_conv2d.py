@@ -148,12 +148,13 @@ def test_opcheck():
     for layout in testing.LAYOUTS:
         for name in (None, 1, 2):
             (x, weight, bias, _, residual), _ = case_inputs(layout=layout)
-            rows = None if name is None else bias.expand(name, -1).contiguous()
+            emb = None if name is None else bias.expand(name, -1).contiguous()
             for padding in (0, 1, 2):
                 tail = residual if padding == 1 else None
-                torch.library.opcheck(torch.ops.edm_fast.conv2d.default, (x, weight, rows, tail, 0.5, padding))
-                dy = torch.ops.edm_fast.conv2d(x, weight, None, None, 1.0, padding)
-                torch.library.opcheck(torch.ops.edm_fast.conv2d_adjoint.default, (dy, weight, padding))
+                torch.library.opcheck(torch.ops.edm_fast.conv2d_cpu.default, (x, weight, bias, emb, tail, 0.5, padding))
+                plain = (x, weight, None, None, None, 1.0, padding)
+                dy = torch.ops.edm_fast.conv2d_cpu(*plain)
+                torch.library.opcheck(torch.ops.edm_fast.conv2d_cpu_adjoint.default, (dy, *plain))
 
 
 @needs_native
@@ -243,7 +244,8 @@ def weight_gradient(n, c, o, h, w, padding):
     generator = torch.Generator().manual_seed(c)
     x = torch.randn(n, c, h, w, generator=generator)
     dy = torch.randn(n, o, h + 2 * padding - 2, w + 2 * padding - 2, generator=generator)
-    found = torch.ops.edm_fast.conv2d_weight_gradient(dy, x, 3, padding)
+    weight = torch.empty(o, c, 3, 3)
+    found = torch.ops.edm_fast.conv2d_cpu_weight_gradient(dy, x, weight, None, None, None, 1.0, padding)
     return found, torch.nn.grad.conv2d_weight(x.double(), (o, c, 3, 3), dy.double(), padding=padding)
 
 
@@ -284,4 +286,6 @@ def test_opcheck_of_the_weight_gradient():
     for kernel, padding in ((3, 1), (3, 0), (1, 0)):
         grow = 2 * padding - kernel + 1
         dy, x = torch.randn(2, 5, 6 + grow, 7 + grow), torch.randn(2, 3, 6, 7)
-        torch.library.opcheck(torch.ops.edm_fast.conv2d_weight_gradient.default, (dy, x, kernel, padding))
+        weight = torch.randn(5, 3, kernel, kernel)
+        args = (dy, x, weight, None, None, None, 1.0, padding)
+        torch.library.opcheck(torch.ops.edm_fast.conv2d_cpu_weight_gradient.default, args)

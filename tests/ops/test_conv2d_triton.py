@@ -351,12 +351,13 @@ def test_blocks(channels):
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
 def test_opcheck(layout):
-    (x, weight, _, rows, residual), _ = inputs((2, 3, 4, 3), 4, layout=layout)
-    args = (x, weight, rows, residual, 0.5, 1, "triton")
-    torch.library.opcheck(torch.ops.edm_fast.conv2d.default, args)
-    dy = torch.ops.edm_fast.conv2d(x, weight, None, None, 1.0, 0, "triton")
-    torch.library.opcheck(torch.ops.edm_fast.conv2d_adjoint.default, (dy, weight, 0, "triton"))
-    torch.library.opcheck(torch.ops.edm_fast.conv2d_weight_gradient.default, (dy, x, 3, 0, "triton"))
+    (x, weight, bias, emb, residual), _ = inputs((2, 3, 4, 3), 4, layout=layout)
+    forward, adjoint = torch.ops.edm_fast.conv2d_triton, torch.ops.edm_fast.conv2d_triton_adjoint
+    torch.library.opcheck(forward.default, (x, weight, bias, emb, residual, 0.5, 1))
+    plain = (x, weight, None, None, None, 1.0, 0)
+    dy = forward(*plain)
+    torch.library.opcheck(adjoint.default, (dy, *plain))
+    torch.library.opcheck(torch.ops.edm_fast.conv2d_triton_weight_gradient.default, (dy, *plain))
 
 
 def test_compiles_without_a_graph_break():

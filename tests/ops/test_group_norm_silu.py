@@ -160,7 +160,7 @@ def test_statistics_are_exact_to_a_few_roundings(layout):
     x += torch.linspace(0, 1000, 64)[:, None]
     x[:, 0, 0, 0] = 1e6
     x = testing.laid_out(x, layout)
-    stats = torch.ops.edm_fast.group_norm_silu(x, torch.ones(8), torch.zeros(8), None, None, 2, 1e-5, True)[1]
+    stats = torch.ops.edm_fast.group_norm_silu_cpu(x, torch.ones(8), torch.zeros(8), 2, 1e-5, None, None, True)[1]
     groups = x.contiguous().double().reshape(2, 2, -1)
     torch.testing.assert_close(stats[:2].double().sum(0), groups.mean(dim=2), rtol=1e-7, atol=0)
     torch.testing.assert_close(stats[2].double(), (groups.var(dim=2, correction=0) + 1e-5).rsqrt(), rtol=1e-6, atol=0)
@@ -269,11 +269,11 @@ def test_weights_of_another_dtype_and_gradients_for_some():
 
 @needs_native
 def test_opcheck():
-    forward, backward = torch.ops.edm_fast.group_norm_silu, torch.ops.edm_fast.group_norm_silu_backward
+    forward, backward = torch.ops.edm_fast.group_norm_silu_cpu, torch.ops.edm_fast.group_norm_silu_cpu_backward
     for layout in testing.LAYOUTS:
         for rows in (None, 1, 2):
             (x, weight, bias, groups), kwargs = case_inputs((2, 4, 3, 5), 2, layout, rows)
-            args = (x, weight, bias, kwargs.get("scale"), kwargs.get("shift"), groups, 1e-5, True)
+            args = (x, weight, bias, groups, 1e-5, kwargs.get("scale"), kwargs.get("shift"), True)
             torch.library.opcheck(forward.default, args)
             torch.library.opcheck(backward.default, (torch.ones_like(x), forward(*args)[1], *args))
 

@@ -16,7 +16,7 @@ from edm_fast.backend import BackendError
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _rows
 from edm_fast.plan import _capture, _gpu
-from edm_fast.sampling import loop
+from edm_fast.sampling import loop, sample
 from helpers import taped_graph
 from helpers.multistep import dpm_solver_2m, trapezoid_pece
 from helpers.planned_networks import DEVICE, moved, network, planned
@@ -48,6 +48,12 @@ METHODS = {
     "iddpm": (ablation_sampler, {"discretization": "iddpm"}),
     "dpm": (multistep(dpm_solver_2m), {}),
     "pece": (multistep(trapezoid_pece), {}),
+    "unipc": (sample, {"solver": "unipc"}),
+    "thresholded": (sample, {"solver": "dpmpp", "order": 3, "dynamic_thresholding": True}),
+    "watched": (
+        sample,
+        {"solver": "ipndm", "afs": True, "callback": lambda i, sigma, x, denoised: 0.9 * x + 0.1 * denoised},
+    ),
 }
 
 

@@ -80,5 +80,9 @@ def phi_weights(z: float, r: Sequence[float], solver_type: str = "midpoint", exa
 
 def dynamic_threshold(D: Tensor) -> Tensor:
     """clip(D, -s, s)/s, s = max(1, 0.995 quantile of |D|) for each image. Saharia et al. 2022 (Imagen), Sec. 2.3."""
-    s = torch.quantile(D.flatten(1).abs(), 0.995, dim=1).clamp(min=1).reshape(-1, *[1] * (D.ndim - 1))
+    # torch.quantile takes 16 million numbers at most
+    values = D.flatten(1).abs().sort(dim=1).values
+    below, weight = divmod(0.995 * (values.shape[1] - 1), 1)
+    quantile = torch.lerp(values[:, int(below)], values[:, math.ceil(below + weight)], weight)
+    s = quantile.clamp(min=1).reshape(-1, *[1] * (D.ndim - 1))
     return torch.minimum(torch.maximum(D, -s), s) / s

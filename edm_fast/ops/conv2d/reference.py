@@ -1,0 +1,71 @@
+"""The definition of conv2d: its record of arguments, what it refuses, and the formula in plain torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from edm_fast.backend import transformed
+from edm_fast.errors import UserError
+from edm_fast.ops import _check
+
+
+class Conv2dArgs(NamedTuple):
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    emb: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    scale: float = 1.0
+    padding: int | None = None
+
+    def pad(self) -> int:
+        """The rows and columns of zeros on each side of the image."""
+        return self.weight.shape[-1] // 2 if self.padding is None else self.padding
+
+
+def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
+    """y + term in the dtype of y."""
+    return y.add_(term) if in_place else (y + term).to(y.dtype)
+
+
+def reference(args: Conv2dArgs) -> torch.Tensor:
+    x, weight, bias, emb, residual, scale, _ = args
+    y = F.conv2d(x, weight.to(x.dtype), padding=args.pad())
+    in_place = not transformed()  # torch.func and forward mode forbid it
+    if bias is not None:
+        y = _plus(y, bias.to(x.dtype).reshape(1, -1, 1, 1), in_place)
+    if emb is not None:
+        y = _plus(y, emb[:, :, None, None], in_place)
+    if residual is not None:
+        y = _plus(y, residual, in_place)
+    return y if scale == 1.0 else y * scale
+
+
+def check(args: Conv2dArgs) -> None:
+    op = "conv2d"
+    x, weight, bias, emb, residual, _, padding = args
+    _check.floating(op, "x", x, 4)
+    _check.floating(op, "weight", weight, 4)
+    outputs, inputs, k, k2 = weight.shape
+    if k != k2:
+        raise UserError(f"{op}: weight has shape {tuple(weight.shape)}; expected a square kernel")
+    if x.shape[1] != inputs:
+        raise UserError(f"{op}: x has {x.shape[1]} channels; the weight expects {inputs}")
+    pad = k // 2 if padding is None else padding
+    height, width = (n + 2 * pad - k + 1 for n in x.shape[2:])
+    if pad < 0 or min(height, width) < 1:
+        raise UserError(f"{op}: images of {tuple(x.shape[2:])} are too small for kernel {k} with padding {pad}")
+    _check.shape(op, "bias", bias, (outputs,))
+    _check.shape(op, "residual", residual, (x.shape[0], outputs, height, width))
+    if emb is not None and tuple(emb.shape) not in {(x.shape[0], outputs), (1, outputs)}:
+        raise UserError(f"{op}: emb has shape {tuple(emb.shape)}; expected {(x.shape[0], outputs)}")
+
+
+def fresh(args: Conv2dArgs) -> torch.Tensor:
+    """Memory for the result, channels last."""
+    (n, _, h, w), outputs, grow = args.x.shape, args.weight.shape[0], 2 * args.pad() - args.weight.shape[-1] + 1
+    shape = (n, outputs, h + grow, w + grow)
+    return torch.empty(shape, dtype=args.x.dtype, device=args.x.device, memory_format=torch.channels_last)
