@@ -81,9 +81,7 @@ def restart(
         n, K, _, t_max = at[i + 1]
         low = levels[i + 1]
         if not t_max > low:
-            raise UserError(
-                f"restart from level {low:g}, the nearest to its t_min, up to t_max {t_max:g}; expected more"
-            )
+            raise UserError(f"restart goes from level {low:g}, the nearest to t_min, to t_max {t_max:g}; expected up")
         inner = [*edm_sigmas(n, low, t_max, rho).tolist()[:-1], low]
         for _ in range(K):
             steps.append(loop.step(loop.move(**noise(math.sqrt((t_max - low) * (t_max + low)) * scale)), draws=1))

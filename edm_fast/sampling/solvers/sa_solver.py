@@ -33,7 +33,8 @@ def sa_solver(
     lower_order_final: no more points than steps are left. two_points: "exact", or "published", where two points are
     weighted as in UniPC with B(z) = z. One draw a step.
     """
-    predictor_order, corrector_order = checked_order(predictor_order), checked_order(corrector_order)
+    predictor_order = checked_order(predictor_order, name="predictor_order")
+    corrector_order = checked_order(corrector_order, name="corrector_order")
     checked_choice("two_points", two_points, ("published", "exact"))
     amount, lo, hi = _interval(tau)
     steps, count = [], len(levels) - 1

@@ -63,7 +63,7 @@ def test_bad_options():
         with pytest.raises(UserError, match="restart is"):
             sample(gauss(), latents(), solver="restart", restart=restart)
     with pytest.raises(UserError, match="restart goes from level"):
-        sample(gauss(), latents(), solver="restart", num_steps=5, restart=[(3, 1, 4.0, 4.1)])
+        sample(gauss(), latents(), solver="restart", levels=[80.0, 10.0, 1.0, 0.0], restart=[(3, 1, 7.0, 8.0)])
     for options in ({"restart_gamma": -1}, {"restart_rho": 0}, {"S_churn": -1}):
         with pytest.raises(UserError, match=f"{[*options][0]} is"):
             sample(gauss(), latents(), solver="restart", **options)
