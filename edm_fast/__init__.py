@@ -21,6 +21,7 @@ _HOMES = {
     "edm_sampler": "sampling",
     "ablation_sampler": "sampling",
     "sample": "sampling",
+    "Guidance": "sampling",
     "sample_seeds": "sampling",
     "StopSampling": "sampling",
     "save_grid": "sampling",

@@ -1,5 +1,6 @@
 """Samplers and solvers, per-image random streams, and pictures of the results."""
 
+from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
 from edm_fast.sampling.loop import Solver, StopSampling, run
 from edm_fast.sampling.seeds import StackedRandomGenerator, check_class, deal_missing, deal_seeds, sample_seeds
@@ -8,6 +9,7 @@ from edm_fast.sampling.solvers.ablation import ablation_sampler
 from edm_fast.sampling.solvers.edm import edm_sampler
 
 __all__ = [
+    "Guidance",
     "Solver",
     "StackedRandomGenerator",
     "StopSampling",

@@ -43,7 +43,8 @@ from torch import Tensor
 from edm_fast.errors import UserError
 from edm_fast.networks._inputs import described
 from edm_fast.ops import solver_update
-from edm_fast.sampling import _arguments
+from edm_fast.sampling import _arguments, _guidance
+from edm_fast.sampling._guidance import Guidance
 
 RandnLike = Callable[[Tensor], Tensor]
 Denoise = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # D(x; sigma, labels)
@@ -166,6 +167,11 @@ class Solver:
     def evaluations(self) -> int:
         return sum(stage.evaluates for step in self.steps for stage in step.stages)
 
+    def guided_evaluations(self, guidance: Guidance | None) -> int:
+        """Those that are guided: as often D_ref is evaluated."""
+        guided = (structure.stages for structure in self.structures(guidance) if structure.guidance is not None)
+        return sum(stage.evaluates for stages in guided for stage in stages)
+
     def _entries(self) -> list[int]:
         """How many entries of the history are read later: than the start, then than each step."""
         entries = [0]
@@ -177,7 +183,7 @@ class Solver:
             entries.append(reads)
         return entries[::-1]
 
-    def structures(self, guidance: Any = None, reports: bool = False) -> list[Structure]:
+    def structures(self, guidance: Guidance | None = None, reports: bool = False) -> list[Structure]:
         """That of each step."""
         return [
             Structure(
@@ -194,7 +200,7 @@ class Structure:
     stages: tuple[Stage, ...]
     entries: int  # of the history, for the steps after it
     limit: Callable[[Tensor], Tensor] | None = None
-    guidance: Any = None
+    guidance: Guidance | None = None
     reports: bool = False  # the last D is a result, too
 
 
@@ -209,18 +215,19 @@ def run(
     class_labels: Tensor | None = None,
     randn_like: RandnLike = torch.randn_like,
     *,
-    guidance: Any = None,
+    guidance: Guidance | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Take start latents (N, C, H, W) through the steps of `solver`; float64, not clipped.
 
     `randn_like` is called as often as each step says; what it returns is cast to float64.
-    guidance: hashable; where guidance.active(level the step starts from), guidance(denoise, x, sigma, labels) is D at
-    each evaluation of the step. `guidance.net` is its second network, or None if it evaluates `denoise` alone.
+    guidance: where guidance.active(level the step starts from), guidance(denoise, x, sigma, labels) is D at each
+    evaluation of the step.
     callback(i, sigma, x, denoised) after step i: x at the level sigma it has reached, and the last D evaluated. It may
     return another x, and stop the run by raising StopSampling; it must not write to what it is given.
     """
     _arguments.check_latents(latents)
+    _guidance.check(guidance, net, class_labels)
     x = latents.to(torch.float64) * (solver.levels[0] if solver.start is None else solver.start)
     replay = _replayer(net, guidance)
     history: list[Tensor] = []
@@ -244,7 +251,7 @@ def run(
     return x
 
 
-def _replayer(net: Any, guidance: Any) -> Callable[..., Sequence[Tensor]] | None:
+def _replayer(net: Any, guidance: Guidance | None) -> Callable[..., Sequence[Tensor]] | None:
     replayer = getattr(getattr(net, "model", None), "replayer", None)
     if replayer is None or (guidance is not None and guidance.net is not None):  # a graph holds one network
         return None

@@ -1,10 +1,12 @@
 """Golden runs of published few-step solvers: each evaluation, each draw, and the result."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from edm_fast.sampling import levels, sample
+from edm_fast.sampling import Guidance, levels, sample
 from edm_fast.sampling.solvers import registry
 from helpers import golden_cases as g
 from helpers.golden_samplers import Recorder, analytic, draws, network
@@ -13,7 +15,7 @@ INDEX = g.index("solvers.json")
 # what is not built yet: names of solvers, and entries that are no runs of a solver
 UNBUILT = {
     "sdm",
-    *("solvers/guidance", "solvers/optimised", "solvers/search"),
+    *("solvers/optimised", "solvers/search"),
 }
 GRIDS = {"karras": "karras", "polynomial": "karras", "logsnr": "logsnr", "vp2": "time_uniform"}
 GRIDS |= {"time_uniform": "time_uniform"}
@@ -54,6 +56,19 @@ def options(run):
     return found if run["order"] is None else {**found, "order": run["order"]}
 
 
+def guidance(run, arrays):
+    """(Guidance, its network, which notes its evaluations) and the options that are left; nothing for other runs."""
+    found = dict(run["options"])
+    if "guidance" not in found:
+        return None, None, run
+    reference = Recorder(analytic(arrays, found.pop("reference")))
+    interval = found.pop("sigma_lo", 0), found.pop("sigma_hi", math.inf)
+    guide = Guidance(found.pop("guidance"), reference, interval)
+    for name in ("both_evaluations_of_a_step_alike", "first_step", "last_step"):
+        found.pop(name, None)
+    return guide, reference, {**run, "options": found}
+
+
 SHORT = ("dpmpp", "dpmpp_2m_sde", "exp_ab_eps")
 
 
@@ -78,6 +93,7 @@ def test_golden(entry, run):
         net = analytic(arrays, run["denoiser"])
     net = Recorder(net)
     latents, labels, randn_like = draws(run, arrays, arrays[f"{name}/latents"].shape, net.label_dim)
+    guide, reference, run = guidance(run, arrays)
     noise = []
 
     def recorded(x):
@@ -86,7 +102,7 @@ def test_golden(entry, run):
 
     settings = {"solver": run["solver"], **grid(run, arrays), **options(run)}
     with torch.no_grad():
-        out = sample(net, latents, labels, recorded, **settings)
+        out = sample(net, latents, labels, recorded, guidance=guide, **settings)
     entry = {**entry, "tolerance": run.get("tolerance", entry["tolerance"])}
     # a restart goes up, and down again to where it was
     lowest = np.unique(np.minimum.accumulate(sample.solver(net, None, **settings).levels))[::-1]
@@ -94,6 +110,11 @@ def test_golden(entry, run):
     assert len(net.sigmas) == run["evaluations"] == sample.solver(net, None, **settings).evaluations
     rtol = 1e-6 if run["options"].get("float32_times") else 1e-9
     np.testing.assert_allclose(net.sigmas, arrays[f"{name}/sigmas"], rtol=rtol)
+    if guide is not None:
+        steps = sample.solver(net, None, **settings)
+        expected = [] if guide.weight == 1 else arrays.get(f"{name}/reference_sigmas", net.sigmas)
+        np.testing.assert_allclose(reference.sigmas, expected, rtol=1e-9)
+        assert steps.guided_evaluations(guide) == len(expected)
     g.check(entry, f"{name}/x", torch.stack(net.x), arrays[f"{name}/x"])
     if f"{name}/noise" in arrays:
         # diffusers draws in a step to 0, too, without a use

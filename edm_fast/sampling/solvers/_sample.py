@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edm_fast.errors import UserError, near
 from edm_fast.sampling import _arguments, loop
+from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers._registry import registry
 
@@ -34,7 +35,7 @@ def sample(
     sigma_min: float = 0.002,
     sigma_max: float = 80,
     rho: float = 7,
-    guidance: Any = None,
+    guidance: Guidance | None = None,
     callback: loop.Callback | None = None,
     ends: str = "zero",
     **solver_options: Any,
@@ -47,7 +48,7 @@ def sample(
     themselves, one more than steps, falling, from sigma_max down to the last, which may be 0.
     ends: where levels by name end. "zero": num_steps levels, then 0. "sigma_min": num_steps + 1 levels.
     "denoised": these, and then x = D(x; sigma_min), one evaluation more.
-    guidance and callback: see `edm_fast.sampling.run`. UserError for bad options.
+    guidance: see `edm_fast.Guidance`. callback: see `edm_fast.sampling.run`. UserError for bad options.
     """
     _arguments.check_network(net)
     method = functools.partial(_method(solver, order, solver_options), ends=ends)
