@@ -8,6 +8,7 @@
 
 #include "arguments.h"
 #include "common.h"
+#include "cpu/algorithms.h"
 #include "cpu/simd/isas.h"
 
 #ifndef EDM_SOURCES
@@ -267,6 +268,16 @@ PyObject* bind_function(PyObject*, PyObject* const* values, Py_ssize_t positiona
 
 PyMethodDef bind_method{"bind", (PyCFunction)(void (*)())bind_function, METH_FASTCALL | METH_KEYWORDS, nullptr};
 
+py::list algorithms() {
+    py::list rows;
+    for (const Algorithm& a : kAlgorithms)
+        rows.append(py::dict(py::arg("name") = a.name, py::arg("rows") = a.tile.rows,
+                             py::arg("columns") = a.tile.columns, py::arg("paired") = a.paired(),
+                             py::arg("int16") = a.int16(), py::arg("packed") = a.packed,
+                             py::arg("doubled") = a.doubled, py::arg("error") = a.error));
+    return rows;
+}
+
 py::list isas() {
     py::list rows;
     for (int i = 0; i < isa_count(); ++i) {
@@ -306,6 +317,7 @@ PYBIND11_MODULE(_C, m) {
     using namespace edm;
     m.attr("MAX_TERMS") = int(kMaxTerms);
     m.attr("ISAS") = isas();
+    m.attr("ALGORITHMS") = algorithms();
     m.attr("BEST_ISA") = best_isa();
     m.attr("SOURCES") = EDM_SOURCES;
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;

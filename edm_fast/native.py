@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # first: the compiled part looks for torch's thread pool when it needs one
 
@@ -18,15 +18,35 @@ from edm_fast.errors import UserError, one_line
 DTYPES = {torch.float32: 0, torch.float64: 1}  # codes of csrc/common.h
 CUDA_DTYPES = {**DTYPES, torch.float16: 2, torch.bfloat16: 3}
 
+
+class Algorithm(NamedTuple):
+    """How the CPU computes a convolution: a row of csrc/cpu/algorithms.h, which says what the fields mean. Native
+    functions take it as its place in that list."""
+
+    name: str
+    rows: int  # of outputs in a tile
+    columns: int
+    paired: bool
+    int16: bool
+    packed: bool
+    doubled: bool
+    error: str  # the first of the precisions exact, fp32, bf16 that allows it
+
+    def __index__(self) -> int:
+        return [*ALGORITHMS].index(self.name)
+
+
 lib: Any = None
 # the instruction sets this build has code for, whether this processor runs it or not
 ISAS: tuple[str, ...] = ("portable",)
+ALGORITHMS: dict[str, Algorithm] = {}  # by name
 _failure = ""
 _isa = MAX_TERMS = 0
 try:
     from edm_fast import _C
 
     _isa, MAX_TERMS, ISAS = _C.BEST_ISA, _C.MAX_TERMS, tuple(row["name"] for row in _C.ISAS)
+    ALGORITHMS = {row["name"]: Algorithm(**row) for row in _C.ALGORITHMS}
     lib = _C
 except ImportError as error:
     _why = f"the compiled part is not there ({one_line(error)})"
@@ -116,11 +136,12 @@ def call(name: str, *, layout: torch.memory_format = torch.contiguous_format, **
     passes every tensor by name and so keeps it alive until the work is done, or is queued on the current stream.
     """
     device, dtype, address = _verified(name, arguments, layout)
+    function = getattr(lib, name)
     if device.type == "cuda":
-        where = {"device": device.index, "stream": torch.cuda.current_stream(device).cuda_stream}
+        stream = torch.cuda.current_stream(device).cuda_stream
+        function(address, dtype=dtype, device=device.index, stream=stream, **arguments)
     else:
-        where = {"isa": _isa, "threads": torch.get_num_threads()}
-    getattr(lib, name)(address, dtype=dtype, **arguments, **where)
+        function(address, dtype=dtype, isa=_isa, threads=torch.get_num_threads(), **arguments)
 
 
 def cuda_workspace(name: str, *, layout: torch.memory_format = torch.contiguous_format, **arguments: Any) -> int:
@@ -148,7 +169,7 @@ def _verified(
     def address(tensor: torch.Tensor) -> int:
         if tensor.dtype != dtype or tensor.device != device:
             raise UserError(f"{name} got tensors on {device} and {tensor.device}, of {dtype} and {tensor.dtype}")
-        if not tensor.is_contiguous(memory_format=layout if tensor.ndim == 4 else torch.contiguous_format):
+        if not (tensor.is_contiguous(memory_format=layout) if tensor.ndim == 4 else tensor.is_contiguous()):
             raise UserError(f"{name} got a tensor with strides {tensor.stride()}; expected {layout}")
         return tensor.data_ptr()
 

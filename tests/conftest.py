@@ -25,6 +25,11 @@ def pytest_addoption(parser):
     parser.addoption("--isa", help="run native code on this instruction set, such as portable or avx2")
 
 
+def pytest_make_parametrize_id(val):
+    """Records are called by their names."""
+    return val.name if hasattr(val, "_fields") and "name" in val._fields else None
+
+
 def force_isa(config):
     """Native code of this process on the instruction set asked for."""
     if config.getoption("--isa"):

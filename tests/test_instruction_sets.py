@@ -90,8 +90,8 @@ def convolve(x, weight, algorithm, rows=None, residual=None, scale=1.0, padding=
     y = torch.full((n, outputs, *size), math.nan).contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     residual = residual if residual is None else residual.contiguous(memory_format=torch.channels_last)
-    balance = nc.pack(weight, algorithm) if algorithm in nc.PAIRED else None
-    packed = weight.reshape(-1) if algorithm in nc.PLAIN else nc.pack(weight, algorithm)
+    balance = nc.pack(weight, algorithm) if algorithm.paired else None
+    packed = nc.pack(weight, algorithm) if algorithm.packed else weight.reshape(-1)
     sizes = dict(algorithm=algorithm, n=n, h=h, w=w, inputs=inputs, kernel=k, padding=pad)
     native.call(
         "conv2d_fwd_cpu",
@@ -118,19 +118,18 @@ def convolve(x, weight, algorithm, rows=None, residual=None, scale=1.0, padding=
 def record_convolutions(record):
     for algorithm, kernel in nc.KINDS:
         for n, c, h, w, out, padding, *rest in CONVOLUTIONS:
-            doubled = algorithm in nc.DOUBLING
-            pad = 0 if algorithm in nc.UNPADDED else None if doubled else padding
-            x, weight, *tail = nc.inputs(n, c, h, w, out, kernel, pad, *rest, double=doubled)
-            loose = algorithm in (*nc.INTEGERS, *nc.PAIRED)  # sums over lanes enter
+            pad = padding if (kernel, padding) in nc.layers(algorithm) else None
+            x, weight, *tail = nc.inputs(n, c, h, w, out, kernel, pad, *rest, double=algorithm.doubled)
+            loose = algorithm.int16 or algorithm.paired  # sums over lanes enter
             # of integers few differ, by one; the budget allows for all of them
-            share = 0.0 if not loose else 0.03 if algorithm in nc.INTEGERS else 1.0
+            share = 0.0 if not loose else 0.03 if algorithm.int16 else 1.0
             tolerance = share * nc.budget(algorithm, nc.seen(x, algorithm), weight, *tail)
-            ignored = ("workspace", "packed") if algorithm in nc.INTEGERS else ("workspace",)
-            with record.case(f"conv2d {algorithm} {kernel} {(n, c, h, w, out)}", tolerance, ignored):
+            ignored = ("workspace", "packed") if algorithm.int16 else ("workspace",)
+            with record.case(f"conv2d {algorithm.name} {kernel} {(n, c, h, w, out)}", tolerance, ignored):
                 convolve(x, weight, algorithm, *tail)
-            if algorithm in nc.PLAIN and not loose:
+            if not algorithm.packed and not loose:
                 affine = nc.normalised(x, True, 5 if c % 5 == 0 else 4)[1]
-                with record.case(f"conv2d {algorithm} of a norm {(n, c, h, w, out)}"):
+                with record.case(f"conv2d {algorithm.name} of a norm {(n, c, h, w, out)}"):
                     convolve(x, weight, algorithm, *tail, affine=affine)
 
 

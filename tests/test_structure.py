@@ -123,7 +123,7 @@ def test_one_name_per_op():
     for op in OPS:
         assert (ROOT / f"tests/ops/test_{op}.py").exists(), f"{op} has no test"
         assert (ROOT / f"benchmarks/ops/bench_{op}.py").exists(), f"{op} has no benchmark"
-    shared = {"arguments", "common", "bindings", "parallel", "errors", "launch"}
+    shared = {"algorithms", "arguments", "common", "bindings", "parallel", "errors", "launch"}
     files = [p for folder in ("csrc", "csrc/cpu", "csrc/cuda") for p in (ROOT / folder).glob("[!_]*.*")]
     native = {p.stem.removesuffix("_bwd") for p in files} - shared
     assert native <= set(OPS), f"native files of no op: {native - set(OPS)}"

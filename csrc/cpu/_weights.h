@@ -11,23 +11,6 @@
 
 namespace edm {
 
-// planes of a transformed weight, of one phase: positions of the kernel, or products of a tile; -1: no such algorithm
-inline int64_t planes_of(int algorithm, int64_t kernel) {
-    const int products = products_of(algorithm);
-    if (is_paired(algorithm)) {
-        const bool known = algorithm < 2 * kPaired && (is_plain(algorithm) || (algorithm == kPaired && kernel == 1));
-        return known ? planes_of(algorithm - kPaired, kernel) : -1;
-    }
-    if (algorithm == kDirect && (kernel == 1 || kernel == 3)) return kernel * kernel;
-    if (kernel == 1) return algorithm == kInt16 ? 1 : -1;
-    if (kernel != 3 || algorithm >= 2 * kPlain) return -1;
-    if (algorithm == kWinograd4x8Plain) return 60;
-    if (products == kWinograd2) return 16;
-    if (products == kWinograd4 || algorithm == kWinograd4Int16) return 36;
-    if (products == kWinograd2Up) return 9;
-    return products == kWinograd4Up || algorithm == kWinograd4UpInt16 ? 25 : -1;
-}
-
 // a weight (out, in, taps), or (in, out, taps) of which the adjoint is meant
 struct Filters {
     const float* weight;
@@ -37,19 +20,6 @@ struct Filters {
     int64_t by_out() const { return transposed ? taps : in * taps; }  // floats from one output channel to the next
     int64_t by_in() const { return transposed ? out * taps : taps; }
 };
-
-// what a weight's size is times to be that of the tiles it meets: the geometric mean, over the products, of the ratio
-// of the norms of a row of G and one of B^T
-constexpr float balance_of(int algorithm) {
-    switch (products_of(algorithm)) {
-        case kDirect: return 1;
-        case kWinograd2: return 0.66f * 0.66f;
-        case kWinograd4: return 0.245f * 0.245f;
-        case kWinograd2Up: return 1.09f * 1.09f;  // of weights whose taps were merged, as in the next
-        case kWinograd4Up: return 0.49f * 0.49f;
-        default: return 0.245f * 0.054f;
-    }
-}
 
 // Paired: what scales each input channel of an image, what takes that back in the weights, what scales the weights of
 // each output channel then, and what takes that back in the sums; of whole panels of outputs. See _pairs.h.
@@ -81,13 +51,13 @@ struct Balance {
         const float sign = is_negated(i % together, depth) ? -1.0f : 1.0f;
         channels[i] = sign * scale.back, weights[i] = sign * scale.to;
     }
-    void set_output(const Filters& f, int64_t o, int algorithm) {
-        const Scale scale(o < f.out ? size(f, o, o + 1, 0, f.in, weights) * balance_of(algorithm) : 0);
+    void set_output(const Filters& f, int64_t o, float balance) {
+        const Scale scale(o < f.out ? size(f, o, o + 1, 0, f.in, weights) * balance : 0);
         outputs[o] = scale.to, back[o] = scale.back;
     }
 };
 
-// Plain weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles. Threads
+// Unpacked weights are transformed a panel and kDepth input channels at a time, and so should serve many tiles. Threads
 // that have kOwnTiles or more each take tiles of their own: what another core has written may be far away. Of
 // transformed images kSharedFloats, or kOwnFloats for each thread, still lie in the third-level cache when they are
 // multiplied.
@@ -100,8 +70,8 @@ constexpr int64_t corrections_at(int64_t in) { return (in + 15) / 16 * 16; }
 
 // floats from tile to tile of a plane: paired, rows end with their corrections, and the first plane's with the factor
 // that takes back the scale of the tile
-constexpr int64_t tile_pitch(int algorithm, int64_t in) {
-    if (!is_paired(algorithm)) return row_pitch(in);
+constexpr int64_t tile_pitch(const Algorithm& algorithm, int64_t in) {
+    if (!algorithm.paired()) return row_pitch(in);
     const int64_t chunk = kShortPairedChunk;
     const int64_t corrections = in / kDepth * parts_of(kDepth, chunk) + parts_of(in % kDepth, chunk);
     return corrections_at(in) + (corrections + 16) / 16 * 16;
@@ -113,7 +83,7 @@ struct Chunks {
     bool shared;                   // by all threads, which take panels; otherwise each thread takes chunks
     // threads = 0: for as many as share the tiles
     Chunks(const Conv2d& s, int64_t total, int threads)
-        : planes(planes_of(s.algorithm, s.kernel)), pitch(tile_pitch(s.algorithm, s.in)),
+        : planes(kAlgorithms[s.algorithm].planes(s.kernel)), pitch(tile_pitch(kAlgorithms[s.algorithm], s.in)),
           shared(threads == 0 || total < threads * kOwnTiles) {
         const int64_t most = std::max<int64_t>(kTileGroup, (shared ? kSharedFloats : kOwnFloats) / (planes * pitch));
         int64_t count = (total + most - 1) / most;
@@ -128,8 +98,8 @@ struct Conv2dKernels {
     // tiles or pixels [first, last), panels [panel, last_panel) of the outputs, with a packed weight
     void (*convolve)(const Conv2d& s, const Cut& cut, int64_t first, int64_t last, int64_t panel, int64_t last_panel,
                      float* scratch);
-    // with a plain weight: tiles [first, last) of a chunk that begins with tile `base`, to the planes v; then one panel
-    // of their outputs
+    // with an unpacked weight: tiles [first, last) of a chunk that begins with tile `base`, to the planes v; then one
+    // panel of their outputs
     void (*read_tiles)(const Conv2d& s, const Cut& cut, Phase phase, int64_t base, int64_t first, int64_t last,
                        const Chunks& chunks, float* v, float* image);
     void (*multiply_tiles)(const Conv2d& s, const Filters& filters, const Cut& cut, Phase phase, int64_t base,

@@ -11,41 +11,45 @@
 namespace edm {
 namespace {
 
-constexpr int64_t kMostInt16 = 4096;  // channels, see kernels/matmul_int16.h
-
 // floats of one plane of one panel
-int64_t plane_floats(int algorithm, int64_t in) {
-    if (is_paired(algorithm)) return paired_panel(in);
-    return int16_products(algorithm) ? int16_panel(in) : in * kPanel;
+int64_t plane_floats(const Algorithm& algorithm, int64_t in) {
+    if (algorithm.paired()) return paired_panel(in);
+    return algorithm.int16() ? int16_panel(in) : in * kPanel;
 }
 
 // floats of scratch for `block` tiles or pixels
 int64_t scratch_floats(const Conv2d& s, int64_t block) {
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
     const int64_t pitch = row_pitch(s.in), q = int16_pitch(s.in) / 2;
-    if (s.algorithm == kDirect) return 16 * kPanel;
-    if (s.algorithm == kPaired) return 16 * kPanel + block * (tile_pitch(s.algorithm, s.in) + 1);
-    if (s.algorithm == kInt16) return block * (kPanel + 1 + q);
-    const int64_t count = planes_of(s.algorithm, s.kernel);
-    if (int16_products(s.algorithm)) return count * (block * (kPanel + 1 + q) + pitch);
+    if (!algorithm.transforms()) {
+        if (algorithm.int16()) return block * (kPanel + 1 + q);
+        return 16 * kPanel + (algorithm.paired() ? block * (tile_pitch(algorithm, s.in) + 1) : 0);
+    }
+    const int64_t count = algorithm.planes(s.kernel);
+    if (algorithm.int16()) return count * (block * (kPanel + 1 + q) + pitch);
     return count * block * (pitch + kPanel + 1);
 }
 
-bool fits(const Conv2d& s, int isa) {
-    return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
-           planes_of(s.algorithm, s.kernel) > 0 && s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
-           (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) &&
-           ((s.algorithm != kInt16 && s.algorithm != kPaired) || s.padding == 0) &&
-           (!doubles(s.algorithm) || s.padding == 1) &&
-           (!int16_products(s.algorithm) || s.in <= kMostInt16) && s.x_pitch >= s.in && s.y_pitch >= s.out &&
-           (!s.residual_ptr || s.residual_pitch >= s.out) && (!is_plain(s.algorithm) || s.workspace_ptr) &&
-           (!s.transposed || is_plain(s.algorithm)) && (!s.affine_ptr || is_plain(s.algorithm)) &&
-           (!is_paired(s.algorithm) || !is_plain(s.algorithm) || s.balance_ptr) && available(isa);
+bool supports(const Conv2d& s) {
+    return is_algorithm(s.algorithm) && kAlgorithms[s.algorithm].supports(s.in, s.kernel, s.padding);
 }
 
-// Plain weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output
+bool fits(const Conv2d& s, int isa) {
+    if (!supports(s)) return false;
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
+    return s.n >= 0 && s.h > 0 && s.w > 0 && s.in > 0 && s.out > 0 && s.padding >= 0 &&
+           s.h + 2 * s.padding >= s.kernel && s.w + 2 * s.padding >= s.kernel &&
+           (s.bias_ptr ? s.bias_rows == 1 || s.bias_rows == s.n : s.bias_rows == 0) && s.x_pitch >= s.in &&
+           s.y_pitch >= s.out && (!s.residual_ptr || s.residual_pitch >= s.out) &&
+           (algorithm.packed ? !s.transposed && !s.affine_ptr
+                             : s.workspace_ptr && (!algorithm.paired() || s.balance_ptr)) &&
+           available(isa);
+}
+
+// Unpacked weights, for one phase: tiles are transformed a chunk at a time, then multiplied with a panel of output
 // channels at a time, whose weights are transformed for it.
-void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, const Conv2dKernels& kernels, int threads) {
-    const auto multiply = is_paired(s.algorithm) ? kernels.multiply_tiles_in_pairs : kernels.multiply_tiles;
+void convolve_unpacked(const Conv2d& s, const Cut& cut, Phase phase, const Conv2dKernels& kernels, int threads) {
+    const auto multiply = kAlgorithms[s.algorithm].paired() ? kernels.multiply_tiles_in_pairs : kernels.multiply_tiles;
     const Chunks chunks(s, cut.total, threads);
     const Filters filters{static_cast<const float*>(s.weight_ptr), s.out, s.in, 9, s.transposed};
     const int64_t v_floats = chunks.planes * chunks.tiles * chunks.pitch;
@@ -87,44 +91,46 @@ void convolve_plain(const Conv2d& s, const Cut& cut, Phase phase, const Conv2dKe
 }  // namespace
 
 int64_t conv2d_packed_size(const Conv2dPack& s) {
-    const int64_t count = planes_of(s.algorithm, s.kernel);
+    if (!is_algorithm(s.algorithm) || !kAlgorithms[s.algorithm].has_kernel(s.kernel)) return -1;
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
-    if (is_paired(s.algorithm) && count > 0)
-        return Balance::floats(in, out) + (is_plain(s.algorithm) ? 0 : panels(out) * plane_floats(s.algorithm, in));
-    if (is_plain(s.algorithm) && count > 0) return 0;
-    return count < 0 ? -1 : panels(out) * phases(s.algorithm) * count * plane_floats(s.algorithm, in);
+    const int64_t planes = algorithm.packed ? panels(out) * algorithm.phases() * algorithm.planes(s.kernel) : 0;
+    return planes * plane_floats(algorithm, in) + (algorithm.paired() ? Balance::floats(in, out) : 0);
 }
 
 int64_t conv2d_fwd_workspace(const Conv2d& s) {
-    if (!is_plain(s.algorithm) || planes_of(s.algorithm, s.kernel) < 0 || s.n < 1) return 0;
+    if (!supports(s)) return -1;
+    if (kAlgorithms[s.algorithm].packed || s.n < 1) return 0;
     const Chunks chunks(s, Cut(s).total, 0);
     return chunks.planes * chunks.tiles * chunks.pitch;
 }
 
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {
-    const int64_t count = planes_of(s.algorithm, s.kernel);
-    const bool plain = is_plain(s.algorithm), paired = is_paired(s.algorithm);
     if (s.dtype != kFloat32) return kBadType;
-    if (!available(isa) || (plain && !paired) || (s.transposed && doubles(s.algorithm))) return kBadArgument;
+    if (!available(isa) || !is_algorithm(s.algorithm)) return kBadArgument;
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
+    const bool packed = algorithm.packed, paired = algorithm.paired();
     const int64_t out = s.transposed ? s.in : s.out, in = s.transposed ? s.out : s.in;
-    if (count < 0 || out < 1 || in < 1 || (int16_products(s.algorithm) && in > kMostInt16)) return kBadArgument;
-    const int64_t before = plain ? 0 : panels(out) * plane_floats(s.algorithm, in);
+    if (!algorithm.has_kernel(s.kernel) || out < 1 || in < 1 || (algorithm.int16() && in > kMostInt16) ||
+        (!packed && !paired) || (s.transposed && algorithm.doubled))
+        return kBadArgument;
+    const int64_t before = packed ? panels(out) * plane_floats(algorithm, in) : 0;
     Balance balance(paired ? static_cast<float*>(s.packed_ptr) + before : nullptr, in, out);
     if (paired) {
         const Filters filters{static_cast<const float*>(s.weight_ptr), out, in, int(s.kernel * s.kernel), s.transposed};
         parallel_for(in, 16, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) balance.set_channel(filters, i, plain ? kDepth : in);
+            for (int64_t i = begin; i < end; ++i) balance.set_channel(filters, i, packed ? in : kDepth);
         });
         parallel_for(padded(out), 16, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t o = begin; o < end; ++o) balance.set_output(filters, o, s.algorithm);
+            for (int64_t o = begin; o < end; ++o) balance.set_output(filters, o, algorithm.tile.balance);
         });
     }
-    if (plain) return kOk;
+    if (!packed) return kOk;
     const Conv2dKernels& kernels = kernels_of(isa).conv2d;
-    parallel_for(panels(out) * phases(s.algorithm), 1, threads, [&](int64_t begin, int64_t end) {
+    parallel_for(panels(out) * algorithm.phases(), 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
-            const Phase phase = phase_of(s.algorithm, item / panels(out));
-            kernels.pack_panel(s, phase, item % panels(out), count, out, in, balance);
+            const Phase phase = phase_of(algorithm, item / panels(out));
+            kernels.pack_panel(s, phase, item % panels(out), algorithm.planes(s.kernel), out, in, balance);
         }
     });
     return kOk;
@@ -136,13 +142,13 @@ int conv2d_fwd_cpu(const Conv2d& s, int isa, int threads) {
     if (s.n == 0) return kOk;
     const Conv2dKernels& kernels = kernels_of(isa).conv2d;
     const Cut cut(s);
-    if (is_plain(s.algorithm)) {
-        for (int p = 0; p < phases(s.algorithm); ++p)
-            convolve_plain(s, cut, phase_of(s.algorithm, p), kernels, threads);
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
+    if (!algorithm.packed) {
+        for (int p = 0; p < algorithm.phases(); ++p)
+            convolve_unpacked(s, cut, phase_of(algorithm, p), kernels, threads);
         return kOk;
     }
-    const bool tiled = tile_rows(s.algorithm) > 1;
-    const int64_t most = tiled ? kMostTiles : kMostPixels;
+    const int64_t most = algorithm.transforms() ? kMostTiles : kMostPixels;
     int64_t blocks = (cut.total + most - 1) / most, parts = 1;
     // few pixels: every thread takes some of the output channels, and so reads the weights once between them
     if (blocks <= 2 * threads) parts = std::min<int64_t>(threads, panels(s.out));

@@ -11,7 +11,6 @@ namespace {
 
 Conv2d image_of(const Conv2dBwd& s) {
     Conv2d image = {};
-    image.algorithm = kWinograd4;
     image.x_ptr = s.x_ptr;
     image.n = s.n, image.h = s.h, image.w = s.w, image.in = s.in, image.out = s.out;
     image.kernel = 3, image.padding = s.padding, image.x_pitch = s.in;
@@ -21,7 +20,7 @@ Conv2d image_of(const Conv2dBwd& s) {
 }  // namespace
 
 int64_t conv2d_bwd_workspace(const Conv2dBwd& s) {
-    return GradientWorkspace(Cut(image_of(s)).total, s.in, s.out, nullptr).floats;
+    return GradientWorkspace(Cut(image_of(s), k4x4).total, s.in, s.out, nullptr).floats;
 }
 
 int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads) {
@@ -31,7 +30,7 @@ int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads) {
         return kBadArgument;
     const Conv2dBwdKernels& kernels = kernels_of(isa).conv2d_bwd;
     const Conv2d image = image_of(s);
-    const Cut cut(image);
+    const Cut cut(image, k4x4);
     const GradientWorkspace w(cut.total, s.in, s.out, static_cast<float*>(s.workspace_ptr));
     for (int64_t base = 0; base < cut.total; base += w.tiles) {
         const int64_t count = std::min(w.tiles, cut.total - base);

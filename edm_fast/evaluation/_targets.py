@@ -14,7 +14,7 @@ from edm_fast.diffusion.loss import EDMLoss
 from edm_fast.evaluation._networks import DEMO
 from edm_fast.evaluation._peers import Subject
 from edm_fast.evaluation._rows import ROWS, Row, names
-from edm_fast.plan._gpu import tensor_float
+from edm_fast.plan._gpu_program import tensor_float
 from edm_fast.sampling import edm_sampler, sample_seeds
 
 DDPMPP, NCSNPP = "edm-cifar10-32x32-cond-vp", "edm-cifar10-32x32-cond-ve"

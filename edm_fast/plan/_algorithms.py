@@ -9,47 +9,12 @@ from typing import Any
 import torch
 
 from edm_fast import native
+from edm_fast.native import Algorithm
 
-# codes of csrc/conv2d.h
-DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16 = 0, 2, 4, 10, 14
-WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16 = 22, 24, 34
-WINOGRAD2_PLAIN, WINOGRAD4_PLAIN, WINOGRAD4X8_PLAIN, WINOGRAD2_UP_PLAIN, WINOGRAD4_UP_PLAIN = 102, 104, 148, 122, 124
-PAIRS = 1000  # added to a code
-NAMES = {
-    DIRECT: "direct",
-    WINOGRAD2: "winograd2",
-    WINOGRAD4: "winograd4",
-    INT16: "int16",
-    WINOGRAD4_INT16: "winograd4-int16",
-    WINOGRAD2_UP: "winograd2-up",
-    WINOGRAD4_UP: "winograd4-up",
-    WINOGRAD4_UP_INT16: "winograd4-up-int16",
-    WINOGRAD2_PLAIN: "winograd2-plain",
-    WINOGRAD4_PLAIN: "winograd4-plain",
-    WINOGRAD4X8_PLAIN: "winograd4x8-plain",
-    WINOGRAD2_UP_PLAIN: "winograd2-up-plain",
-    WINOGRAD4_UP_PLAIN: "winograd4-up-plain",
-}
-# that take products in pairs of terms
-PAIRED = (PAIRS + DIRECT, *(PAIRS + a for a in NAMES if a > 100))
-NAMES |= {a: f"{NAMES[a - PAIRS]}-paired" for a in PAIRED}
-# that read the weight as the network holds it, and pack nothing
-PLAIN = tuple(a for a in NAMES if a % PAIRS > 100)
-# of these, those that are packed nothing but what balances the channels of image and weight
-BALANCED = tuple(a for a in PLAIN if a in PAIRED)
-# with the doubling of the image before it
-MERGED = tuple(a for a in NAMES if a % PAIRS % 100 in (WINOGRAD2_UP, WINOGRAD4_UP, WINOGRAD4_UP_INT16))
-INTEGERS = (INT16, WINOGRAD4_INT16, WINOGRAD4_UP_INT16)
-# the error of F(2x2) is that of torch or less, that of F(4x4) up to six times torch's best, that of F(4x8) thirty;
-# pairs add up to a third (benchmarks/NOTES.md), which for F(2x2) of a doubled image is more than twice torch's;
-# integers of 16 bits keep more of a layer's input than bfloat16 does, at the speed of it
-ALLOWED: dict[str, tuple[int, ...]] = {
-    "exact": (
-        *(DIRECT, WINOGRAD2, WINOGRAD2_UP, WINOGRAD2_PLAIN, WINOGRAD2_UP_PLAIN),
-        *(PAIRS + DIRECT, PAIRS + WINOGRAD2_PLAIN),
-    ),
-    "fp32": tuple(a for a in NAMES if a not in INTEGERS),
-    "bf16": tuple(NAMES),
+ERROR_CLASSES = "exact", "fp32", "bf16"  # also the precisions; each allows its own class and those before it
+ALLOWED = {
+    precision: tuple(a for a in native.ALGORITHMS.values() if a.error in ERROR_CLASSES[: place + 1])
+    for place, precision in enumerate(ERROR_CLASSES)
 }
 FEWEST_PAIRED = 48  # channels: with fewer there are no pairs, see csrc/cpu/_pairs.h
 
@@ -77,17 +42,17 @@ class Shape:
         return own.n, own.outputs, own.h + grow, own.w + grow
 
 
-def fastest(seconds: Mapping[int, float]) -> int:
+def fastest(seconds: Mapping[Algorithm, float]) -> Algorithm:
     return min(seconds, key=lambda a: seconds[a])
 
 
-def packed_size(shape: Shape, algorithm: int) -> int:
+def packed_size(shape: Shape, algorithm: Algorithm) -> int:
     """Floats of the packed weight."""
     sizes = dict(outputs=shape.outputs, inputs=shape.channels, kernel=shape.kernel)
     return native.lib.conv2d_packed_size(algorithm=algorithm, **sizes)
 
 
-def _sizes(shape: Shape, algorithm: int) -> dict[str, int]:
+def _sizes(shape: Shape, algorithm: Algorithm) -> dict[str, Any]:
     """Arguments of the native convolution and of the size of its workspace."""
     return dict(
         algorithm=algorithm,
@@ -100,25 +65,21 @@ def _sizes(shape: Shape, algorithm: int) -> dict[str, int]:
     )
 
 
-def workspace(shape: Shape, algorithm: int) -> int:
-    """Floats of memory that a call needs."""
+def workspace(shape: Shape, algorithm: Algorithm) -> int:
+    """Floats of memory that a call needs; -1 if the algorithm does not compute such a layer."""
     return native.lib.conv2d_fwd_workspace(**_sizes(shape, algorithm))
 
 
-def bind(shape: Shape, algorithm: int, **arguments: Any) -> Callable[[int], None]:
+def bind(shape: Shape, algorithm: Algorithm, **arguments: Any) -> Callable[[int], None]:
     """The native convolution with its arguments set: `arguments` are those that the shape does not say."""
     return native.bind("conv2d_fwd_cpu", **_sizes(shape, algorithm), outputs=shape.outputs, **arguments)
 
 
-def fits(algorithm: int, shape: Shape) -> bool:
+def fits(algorithm: Algorithm, shape: Shape) -> bool:
     """Whether the kernels have this algorithm for the shape."""
-    if packed_size(shape, algorithm) < 0 or (algorithm in MERGED and not (shape.doubled and shape.padding == 1)):
+    if algorithm.paired and (shape.channels < FEWEST_PAIRED or not native.has_pairs()):
         return False
-    if algorithm in PAIRED and (shape.channels < FEWEST_PAIRED or not native.has_pairs()):
-        return False
-    if algorithm == PAIRS + DIRECT and shape.padding:
-        return False
-    return algorithm not in INTEGERS or (shape.channels <= 4096 and shape.kernel == 2 * shape.padding + 1)
+    return workspace(shape, algorithm) >= 0 and (shape.doubled or not algorithm.doubled)
 
 
 def bind_upfirdn(

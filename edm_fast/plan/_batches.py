@@ -9,6 +9,7 @@ import torch
 from edm_fast.plan._pool import Shapes
 
 Inputs = Mapping[str, torch.Tensor]  # of a raw network, by name
+MANY = 2**30  # images: all that there are
 DIMENSIONS = {"x": 4, "noise_labels": 1, "class_labels": 2, "augment_labels": 2}
 
 

@@ -1,86 +1,74 @@
-"""The convolutions of a traced network on CPUs: what each takes in of the nodes around it, and on which algorithm."""
+"""The convolutions of a CPU plan: their shapes, and the algorithms to choose from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edm_fast.plan._algorithms import MERGED, PLAIN, Shape, fastest, packed_size
-from edm_fast.plan._rewrite import uses_of
-from edm_fast.plan._trace import Node, Value
+from edm_fast import native
+from edm_fast.native import Algorithm
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.plan._algorithms import Shape, packed_size
+from edm_fast.plan._graph import AnyNode, Fused, Graph, LinearArgs, Node
+from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, rewrite
+from edm_fast.plan._select import Candidate, fastest, within_memory
 
-Choose = Callable[[Shape], Mapping[int, float]]  # the algorithms to choose from, with their seconds
-
-
-def is_convolution(node: Node) -> bool:
-    """Whether the native convolution has a kernel for the node."""
-    return node.kind == "conv2d" and node.kwargs["weight"].shape[-1] in (1, 3)
-
-
-def shape_of(node: Node) -> Shape:
-    k = node.kwargs
-    n, channels, h, w = (*k["x"].shape, 1, 1)[:4]
-    outputs, _, kernel, _ = (*k["weight"].shape, 1, 1)[:4]
-    padding = kernel // 2 if k.get("padding") is None else k["padding"]
-    return Shape(n, channels, h, w, outputs, kernel, padding, k.get("doubled", False))
+Seconds = Callable[[Shape], Mapping[Algorithm, float]]  # of the algorithms to choose from
 
 
-def doubled_or_apart(node: Node, choose: Choose) -> list[Node]:
-    """An upsampling and the convolution after it as one convolution of a doubled image, or as they were."""
-    if node.kind != "pair":
-        return [node]
-    first, second = node.kwargs["first"], node.kwargs["second"]
-    x = first["x"]
-    ops: Any = node.function
-    merged = Node("conv2d", ops[1], (), {**second, "x": x, "doubled": True}, node.outputs)
-    if first["up"] == 2 and second["weight"].shape[-1] == 3:
-        seconds = choose(shape_of(merged))
-        if seconds and fastest(seconds) in MERGED:
-            return [merged]
-    n, c, h, w = x.shape
-    wide = Value((n, c, first["up"] * h, first["up"] * w))
-    return [
-        Node("upfirdn", ops[0], (), first, [wide]),
-        Node("conv2d", ops[1], (), {**second, "x": wide}, node.outputs),
-    ]
+def convolution(node: AnyNode) -> Any:
+    """The arguments of the native convolution that a node is or ends with, or None. A linear layer is one of pixels."""
+    args = node.second.args if isinstance(node, Fused) else node.args
+    if isinstance(args, LinearArgs):
+        return Conv2dArgs(args.x, args.weight[:, :, None, None], args.bias)
+    return args if isinstance(args, Conv2dArgs) and args.weight.shape[-1] in (1, 3) else None
 
 
-def chosen(nodes: list[Node], choose: Choose, limit: float) -> dict[Node, int]:
-    """The algorithm of each convolution: the fastest, or a slower one that packs less, so that packed weights stay
-    within `limit` times the memory of their own. Given up first is what saves the least time for its memory. What has
-    no algorithm that works is left out."""
-    seconds: dict[Node, dict[int, float]] = {}
-    for node in nodes:
-        doubled = node.kwargs.get("doubled", False)
-        seconds[node] = {a: s for a, s in choose(shape_of(node)).items() if (a in MERGED) == doubled}
-    nodes = [node for node in nodes if seconds[node]]
-    floats = {node: {a: 0 if a in PLAIN else packed_size(shape_of(node), a) for a in seconds[node]} for node in nodes}
-    found = {node: fastest(seconds[node]) for node in nodes}
-    excess = sum(floats[node][a] for node, a in found.items()) - limit * sum(n.kwargs["weight"].numel() for n in nodes)
-    while excess > 0:
-        changes = [
-            ((seconds[node][b] - seconds[node][a]) / (floats[node][a] - floats[node][b]), index, b)
-            for index, (node, a) in enumerate(found.items())
-            for b in seconds[node]
-            if floats[node][b] < floats[node][a]
-        ]
-        if not changes:
-            break
-        _, index, algorithm = min(changes)
-        node = nodes[index]
-        excess -= floats[node][found[node]] - floats[node][algorithm]
-        found[node] = algorithm
-    return found
+def shape_of(node: AnyNode) -> Shape:
+    conv = convolution(node)
+    x = node.first.args.x if isinstance(node, Fused) else conv.x
+    n, channels, h, w = (*x.shape, 1, 1)[:4]
+    outputs, _, kernel, _ = conv.weight.shape
+    doubled = isinstance(node, Fused) and node.rule == "upsampling"
+    return Shape(n, channels, h, w, outputs, kernel, conv.pad(), doubled)
 
 
-def norms_within(nodes: list[Node], output: Value, algorithms: Mapping[Node, int]) -> dict[Node, Node]:
-    """The convolutions that take the norm of their image as they read it, with the norm: of an image that nothing else
-    reads, on algorithms that read every pixel once or nearly so."""
-    uses = uses_of(nodes, output)
-    norms = {node.outputs[0]: node for node in nodes if node.kind == "group_norm_silu"}
-    found: dict[Node, Node] = {}
-    for node, algorithm in algorithms.items():
-        x = node.kwargs["x"]
-        if x in norms and algorithm in PLAIN and algorithm not in MERGED and uses[x] == [node]:
-            found[node] = norms[x]
-    return found
+def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph, dict[Node, Algorithm]]:
+    """The graph with what its convolutions take in of the nodes before them, and the algorithm of each.
+
+    A convolution for which no algorithm works is not among the latter.
+
+    limit: of the memory of packed weights, in that of the convolutions' own.
+    """
+
+    def merge_upsampling(first: Node, second: Node) -> list[AnyNode] | None:
+        """Where an algorithm that merges the two is the fastest."""
+        fused = fuse_upsampling(first, second)
+        if fused is None or first.args.up != 2 or second.args.weight.shape[-1] != 3:
+            return None
+        found = choices(fused[0], seconds)
+        return fused if found and fastest(found).implementation.doubled else None
+
+    def merge_norm(first: Node, second: Node) -> list[AnyNode] | None:
+        """Where the algorithm reads every pixel once or nearly so, and need not have it normalised before."""
+        algorithm = algorithms.get(second)
+        reads_once = algorithm is not None and not algorithm.packed and not algorithm.doubled
+        return fuse_norm(first, second) if reads_once else None
+
+    graph = rewrite(graph, merge_upsampling)
+    found = {}
+    for node in graph.nodes:
+        if convolution(node) is not None and not isinstance(node.args, LinearArgs):
+            doubled = isinstance(node, Fused)
+            found[node] = [c for c in choices(node, seconds) if c.implementation.doubled == doubled]
+    found = {node: able for node, able in found.items() if able}
+    selected = within_memory(found, limit * sum(convolution(node).weight.numel() for node in found))
+    linear = [node for node in graph.nodes if isinstance(node.args, LinearArgs)]
+    algorithms: dict[Any, Algorithm] = dict.fromkeys(linear, native.ALGORITHMS["direct"])
+    algorithms |= {n.second if isinstance(n, Fused) else n: c.implementation for n, c in selected.items()}
+    return rewrite(graph, merge_norm), algorithms
+
+
+def choices(node: AnyNode, seconds: Seconds) -> list[Candidate]:
+    shape = shape_of(node)
+    return [Candidate(a.name, a, time, packed_size(shape, a) if a.packed else 0) for a, time in seconds(shape).items()]

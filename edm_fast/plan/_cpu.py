@@ -1,4 +1,4 @@
-"""Inference plans on the CPU: the calls of a traced network as native functions on one arena, images channels last.
+"""Inference plans on the CPU: the nodes of a traced network as native functions on one arena, images channels last.
 
 Weights are packed once, or transformed at each call where that is as fast or there is no memory for more.
 Concatenations cost nothing: what is to be joined is written side by side from the start. What no kernel takes (the
@@ -7,78 +7,55 @@ noise embedding, say) is left to torch, call by call.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
 from edm_fast import native
+from edm_fast.native import Algorithm
+from edm_fast.ops.attention import AttentionArgs
+from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.conv2d.cpu import pack
+from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan import _algorithms
-from edm_fast.plan._algorithms import (
-    BALANCED,
-    DIRECT,
-    PLAIN,
-    Shape,
-    bind_upfirdn,
-)
-from edm_fast.plan._convolutions import Choose, chosen, doubled_or_apart, is_convolution, norms_within, shape_of
+from edm_fast.plan._algorithms import Shape, bind_upfirdn
+from edm_fast.plan._batches import MANY
+from edm_fast.plan._convolutions import Seconds, convolution, shape_of, with_algorithms
+from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, SeparateQKVArgs, TorchArgs, Value, map_tensors, map_values
 from edm_fast.plan._memory import Place, Region, allocate
-from edm_fast.plan._rewrite import join_pairs, rewritten
-from edm_fast.plan._trace import MANY, Graph, Node, Value, map_values, op_calls
+from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._tune import MeasuredAlgorithms
-from edm_fast.plan._ways import as_written
+from edm_fast.plan._weights import Prepared, Weights
 
 Step = Callable[[int], None]  # called with the number of threads
+View = Callable[[Value], torch.Tensor]
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
 PACKED_LIMIT = 1.0  # of larger networks: the most memory for packed weights, in that of their own
 IMAGES_AT_ONCE = 2 * 2**20  # bytes of the widest layer's images (benchmarks/NOTES.md)
 
 
-@dataclasses.dataclass
-class Task:
+class Task(NamedTuple):
     """A node on its way to a step: what it touches, and how to bind it once every tensor has its place."""
 
-    reads: list[Value]
-    writes: list[Value]
-    bind: Callable[[Callable[[Value], torch.Tensor]], Step]
-
-
-class Weights:
-    """Packed weights, shared by the programs that use them and gone with the last of these.
-
-    Found by address: whoever holds a packed weight holds the weight as well.
-    """
-
-    def __init__(self) -> None:
-        self.packed: weakref.WeakValueDictionary[tuple[Any, ...], torch.Tensor] = weakref.WeakValueDictionary()
-
-    def __call__(self, weight: torch.Tensor, algorithm: int) -> torch.Tensor:
-        key = (weight.data_ptr(), tuple(weight.shape), weight.stride(), algorithm)
-        found = self.packed.get(key)
-        if found is None:
-            found = self.packed[key] = pack(weight.to(torch.float32), algorithm)
-        return found
+    reads: Sequence[Value]
+    writes: Sequence[Value]
+    bind: Callable[[View], Step]
 
 
 class Planner:
-    """Makes the programs of one network, which share their weights."""
+    """Builds the programs of one network, which share their weights."""
 
     captured = False  # there are no graphs on CPUs
 
-    def __init__(self, precision: str, packed_limit: float | None, choose: Choose | None = None) -> None:
-        self.precision, self.choose = precision, choose
-        self.limit = packed_limit
-        self.weights = Weights()
-
-    def __call__(self, graph: Graph) -> Program:
-        choose = self.choose or MeasuredAlgorithms(self.precision, cold=not is_small(graph))
-        limit = self.limit if self.limit is not None else math.inf if is_small(graph) else PACKED_LIMIT
-        return Program(graph, choose, self.weights, limit)
+    def __init__(self, precision: str, packed_limit: float | None, seconds: Seconds | None = None) -> None:
+        self.precision, self.limit, self.seconds = precision, packed_limit, seconds
+        self.prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
         """How many images to evaluate together: many if weights are what has to be read, few enough for the
@@ -89,19 +66,43 @@ class Planner:
             return MANY
         return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape) for shape in images)))
 
+    def __call__(self, graph: Graph) -> Program:
+        small, calls = is_small(graph), graph.op_calls()
+        seconds = self.seconds or MeasuredAlgorithms(self.precision, cold=not small)
+        limit = self.limit if self.limit is not None else math.inf if small else PACKED_LIMIT
+        graph, algorithms = with_algorithms(rewritten(graph), seconds, limit)
+        return _Builder(algorithms, Weights(_prepare, self.prepared)).program(graph, calls)
+
+
+def is_small(graph: Graph) -> bool:
+    """Whether the caches hold the network's weights from one call to the next."""
+    sizes: list[int] = []
+    for node in graph.nodes:
+        if not isinstance(node.args, TorchArgs):
+            map_tensors(lambda tensor: sizes.append(tensor.numel()), node.args)
+    return 4 * sum(sizes) <= SMALL_NETWORK
+
+
+def _prepare(tensor: torch.Tensor, algorithm: Algorithm | None) -> torch.Tensor:
+    tensor = tensor.detach().to(torch.float32)
+    return tensor.contiguous() if algorithm is None else pack(tensor, algorithm)
+
 
 class Program:
     """A network at one set of input shapes. Not for two threads at once: its arena is its own."""
 
-    def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float) -> None:
-        self.calls = op_calls(graph)
-        self.kept: list[torch.Tensor] = []
-        self.algorithms: list[tuple[Shape, int]] = []
-        builder = _Builder(graph, choose, weights, limit, self)
-        self.arena = torch.empty(builder.size, dtype=torch.float32, device="cpu")
-        self.inputs = {name: builder.places[value].view(self.arena) for name, value in graph.inputs.items()}
-        self.output = builder.places[graph.output].view(self.arena)
-        self.steps = [task.bind(lambda value: builder.places[value].view(self.arena)) for task in builder.tasks]
+    def __init__(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        output: torch.Tensor,
+        steps: Sequence[Step],
+        memory: tuple[torch.Tensor, Weights],
+        algorithms: Sequence[tuple[Shape, Algorithm]],
+        calls: Counter[str],
+    ) -> None:
+        self.inputs, self.output, self.steps = inputs, output, steps
+        self.arena, self.weights = memory  # the steps hold addresses in them
+        self.algorithms, self.calls = algorithms, calls
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, a fresh contiguous tensor."""
@@ -117,30 +118,33 @@ class Program:
 
 
 class _Builder:
-    """Turns nodes into tasks, finds every tensor a place, and lays out the arena."""
+    """Turns nodes into tasks, finds every tensor a place, lays out the arena and binds the tasks to it."""
 
-    def __init__(self, graph: Graph, choose: Choose, weights: Weights, limit: float, program: Program) -> None:
-        self.weights, self.program = weights, program
+    def __init__(self, algorithms: Mapping[Node, Algorithm], weights: Weights) -> None:
+        self.algorithms, self.weights = algorithms, weights
         self.places: dict[Value, Place] = {}
-        self.tasks: list[Task] = []
-        nodes = join_pairs(rewritten(graph), graph.output, ("upfirdn",))
-        nodes = [part for node in nodes for part in doubled_or_apart(node, choose)]
-        producers = {value: node for node in nodes for value in node.outputs}
-        self.chosen = chosen([node for node in nodes if is_convolution(node)], choose, limit)
-        self.norms = norms_within(nodes, graph.output, self.chosen)
-        nodes = [node for node in nodes if node not in self.norms.values()]
-        for node in nodes:
+        self.chosen: list[tuple[Shape, Algorithm]] = []
+
+    def program(self, graph: Graph, calls: Counter[str]) -> Program:
+        producers = {value: node for node in graph.nodes for value in node.outputs}
+        for node in graph.nodes:
             if is_concatenation(node):
                 self.join(node, producers)
-        for node in nodes:
-            self.tasks.append(self.task(node))
-        self.size = self.lay_out(graph)
+        tasks = [self.task(node) for node in graph.nodes]
+        arena = torch.empty(self.lay_out(graph, tasks), dtype=torch.float32, device="cpu")
 
-    def join(self, node: Node, producers: Mapping[Value, Node]) -> None:
+        def view(value: Value) -> torch.Tensor:
+            return self.places[value].view(arena)
+
+        inputs = {name: view(value) for name, value in graph.inputs.items()}
+        steps = [task.bind(view) for task in tasks]
+        return Program(inputs, view(graph.output), steps, (arena, self.weights), self.chosen, calls)
+
+    def join(self, node: AnyNode, producers: Mapping[Value, AnyNode]) -> None:
         """Give the parts of a concatenation their place inside it, where their producers can write there."""
-        place = self.places.get(node.outputs[0]) or self.place(node.outputs[0])
+        place = self.place(node.output)
         start = 0
-        for part in node.args[0]:
+        for part in parts_of(node):
             producer = producers.get(part)
             if part not in self.places and producer is not None and writes_anywhere(producer):
                 self.places[part] = Place(part.shape, place.region, place.start + start, place.pitch)
@@ -149,69 +153,70 @@ class _Builder:
     def place(self, value: Value) -> Place:
         """Where a value lies; a region of its own unless it has been given a part of another."""
         if value not in self.places:
-            size = 1
-            for length in value.shape:
-                size *= length
             pitch = value.shape[1] if len(value.shape) == 4 else 0
-            self.places[value] = Place(value.shape, Region(size), 0, pitch)
+            self.places[value] = Place(value.shape, Region(math.prod(value.shape)), 0, pitch)
         return self.places[value]
 
-    def lay_out(self, graph: Graph) -> int:
+    def lay_out(self, graph: Graph, tasks: Sequence[Task]) -> int:
         """Each region lives from its first use to its last; inputs from the start, the output to the end."""
         for value in (*graph.inputs.values(), graph.output):
             self.place(value)
-        for index, task in enumerate(self.tasks):
+        for index, task in enumerate(tasks):
             for value in (*task.reads, *task.writes):
                 self.place(value).region.use(index)
         for value in graph.inputs.values():
             self.places[value].region.use(0)
-        self.places[graph.output].region.use(len(self.tasks))
+        self.places[graph.output].region.use(len(tasks))
         return allocate(list({place.region: None for place in self.places.values()}))
 
-    def task(self, node: Node) -> Task:
+    def task(self, node: AnyNode) -> Task:
+        if isinstance(node, Fused) or node in self.algorithms:
+            return self.convolution(node)
         if is_concatenation(node):
             return self.concatenation(node)
-        if node.kind == "linear" or node in self.chosen:
-            return self.convolution(node)
-        if is_convolution(node):  # no algorithm works
-            return self.torch_call(dataclasses.replace(node, function=as_written(node)["reference"].run))
-        if len(node.outputs[0].shape) == 4 and node.kind in ("group_norm_silu", "upfirdn", "attention"):
-            return {"group_norm_silu": self.norm, "upfirdn": self.resampling, "attention": self.attention}[node.kind](
-                node
-            )
+        if len(node.output.shape) == 4:
+            if isinstance(node.args, GroupNormSiluArgs):
+                return self.norm(node.args, node.output)
+            if isinstance(node.args, UpfirdnArgs):
+                return self.resampling(node)
+            if isinstance(node.args, (AttentionArgs, SeparateQKVArgs)):
+                return self.attention(node)
+        if convolution(node) is not None:  # no algorithm works
+            op: Any = node.function
+            node = Node(op.reference, node.args, node.outputs)
         return self.torch_call(node)
 
     def torch_call(self, node: Node) -> Task:
         """The call itself, its results copied to their places, which are float32: masks and indices are cast back."""
-        cast = any(value.dtype != torch.float32 for value in node.inputs())
+        inputs = node.inputs()
+        cast = any(value.dtype != torch.float32 for value in inputs)
 
-        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
-            # places, not `view`: a step that held it would keep its program alive in a circle
-            places = {value: view(value) for value in node.inputs()}
-            tree, outputs = (node.args, node.kwargs), [view(value) for value in node.outputs]
-            args, kwargs = map_values(places.__getitem__, tree)
+        def bind(view: View) -> Step:
+            # tensors, not `view`: a step that held it would keep its program alive in a circle
+            tensors, outputs = {value: view(value) for value in inputs}, [view(value) for value in node.outputs]
+            fixed = map_values(tensors.__getitem__, node.args)
 
             def step(threads: int) -> None:
-                given = map_values(lambda value: places[value].to(value.dtype), tree) if cast else (args, kwargs)
-                result = node.run(*given)
+                args = map_values(lambda value: tensors[value].to(value.dtype), node.args) if cast else fixed
+                result = node.run(args)
                 for to, found in zip(outputs, [result] if isinstance(result, torch.Tensor) else result):
                     to.copy_(found)
 
             return step
 
-        return Task(node.inputs(), node.outputs, bind)
+        return Task(inputs, node.outputs, bind)
 
     def concatenation(self, node: Node) -> Task:
         """Copies the parts that do not lie in place already."""
-        joined, starts, start = self.place(node.outputs[0]), {}, 0
-        for part in node.args[0]:
-            if self.place(part).region is not joined.region:
+        whole, starts, start = self.place(node.output), {}, 0
+        for part in parts_of(node):
+            if self.place(part).region is not whole.region:
                 starts[start] = part
             start += part.shape[1]
 
-        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
-            whole = view(node.outputs[0])
-            pairs = [(whole[:, at : at + part.shape[1]], view(part)) for at, part in starts.items()]
+        def bind(view: View) -> Step:
+            joined = view(node.output)
+            pairs = [(joined[:, at : at + part.shape[1]], view(part)) for at, part in starts.items()]
 
             def step(threads: int) -> None:
                 for to, part in pairs:
@@ -221,87 +226,89 @@ class _Builder:
 
         return Task(node.inputs(), node.outputs, bind)
 
-    def convolution(self, node: Node) -> Task:
-        """conv2d, perhaps of the norm of an image, or a linear layer as a convolution of images of one pixel."""
-        k, norm = node.kwargs, self.norms.get(node)
-        y, emb, residual = node.outputs[0], k.get("emb"), k.get("residual")
-        before = None if norm is None else self.norm(norm, whole=False)
-        x, affine = (k["x"], None) if norm is None or before is None else (norm.kwargs["x"], before.writes[0])
-        weight = k["weight"] if k["weight"].ndim == 4 else k["weight"][:, :, None, None]
-        shape, algorithm = shape_of(node), self.chosen.get(node, DIRECT)
-        self.program.algorithms.append((shape, algorithm))
-        packed = weight.float().contiguous() if algorithm in PLAIN else self.weights(weight, algorithm)
-        balance = self.weights(weight, algorithm) if algorithm in BALANCED else None
-        room = Value((_algorithms.workspace(shape, algorithm),)) if algorithm in PLAIN else None
-        bias = None if k["bias"] is None else k["bias"].detach().to(torch.float32).reshape(1, -1).contiguous()
-        # the weight itself too, which `rewritten` may have made: another one must not be found at its address
-        self.program.kept += [t for t in (packed, weight, bias, balance) if t is not None]
-        tail = Value(emb.shape) if emb is not None and bias is not None else None  # emb + bias
+    def convolution(self, node: AnyNode) -> Task:
+        """conv2d, perhaps with the norm or the upsampling of its image, or a linear layer."""
+        conv, y, shape = convolution(node), node.output, shape_of(node)
+        x, silu, before, affine = conv.x, False, None, None
+        if isinstance(node, Fused):
+            x = node.first.args.x
+            if node.rule == "norm":
+                affine, silu = Value((shape.n, 3 * shape.channels)), bool(node.first.args.silu)
+                before = self.norm(node.first.args, affine)
+        algorithm = self.algorithms[node.second if isinstance(node, Fused) else node]
+        self.chosen.append((shape, algorithm))
+        packed = self.weights(conv.weight, algorithm if algorithm.packed else None)
+        balance = self.weights(conv.weight, algorithm) if algorithm.paired and not algorithm.packed else None
+        workspace = None if algorithm.packed else Value((_algorithms.workspace(shape, algorithm),))
+        bias = None if conv.bias is None else self.weights(conv.bias).reshape(1, -1)
+        emb, residual = conv.emb, conv.residual
+        total = Value(emb.shape) if emb is not None and bias is not None else None  # emb + bias
 
-        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+        def bind(view: View) -> Step:
             rows = view(emb) if emb is not None else bias
-            total = view(tail) if tail is not None else rows
+            vector = view(total) if total is not None else rows
             (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
             other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
-            vector, count = (native.window(total)[0], total.shape[0]) if total is not None else (0, 0)
+            at, count = (native.window(vector)[0], vector.shape[0]) if vector is not None else (0, 0)
             step = _algorithms.bind(
                 shape,
                 algorithm,
                 y=to,
                 x=source,
                 weight=packed.data_ptr(),
-                bias=vector,
+                bias=at,
                 residual=other,
                 bias_rows=count,
                 y_pitch=to_pitch,
                 x_pitch=pitch,
                 residual_pitch=other_pitch,
-                scale=float(k.get("scale", 1.0)),
-                workspace=None if room is None else view(room).data_ptr(),
+                scale=float(conv.scale),
+                workspace=None if workspace is None else view(workspace).data_ptr(),
                 affine=None if affine is None else view(affine).data_ptr(),
-                silu=norm is not None and bool(norm.kwargs["silu"]),
+                silu=silu,
                 balance=None if balance is None else balance.data_ptr(),
             )
             steps = [step]
             if before is not None:
                 steps.insert(0, before.bind(view))
-            if tail is not None and rows is not None and bias is not None:
-                steps.insert(0, functools.partial(add, rows, bias, total))
+            if total is not None and rows is not None and bias is not None:
+                steps.insert(0, functools.partial(add, rows, bias, vector))
             return steps[0] if len(steps) == 1 else functools.partial(in_turn, steps)
 
-        reads = [x, *(v for v in (emb, residual) if v is not None), *(before.reads if before is not None else [])]
-        more = [*(v for v in (tail, room) if v is not None), *(before.writes if before is not None else [])]
+        reads: list[Value] = [
+            x,
+            *(v for v in (emb, residual) if v is not None),
+            *(before.reads if before is not None else []),
+        ]
+        more = [*(v for v in (total, workspace) if v is not None), *(before.writes if before is not None else [])]
         return Task(reads, [y, *more], bind)
 
-    def norm(self, node: Node, whole: bool = True) -> Task:
-        """The normalised image, or the numbers by which a convolution normalises it."""
-        k, y = node.kwargs, node.outputs[0]
-        x, scale, shift = k["x"], k["scale"], k["shift"]
-        own = [k[name].detach().to(torch.float32).contiguous() for name in ("weight", "bias")]
-        self.program.kept += own
+    def norm(self, norm: Any, result: Value) -> Task:
+        """The normalised image, or, as a `result` of 2 dimensions, the numbers by which a convolution normalises it."""
+        x, scale, shift, image = norm.x, norm.scale, norm.shift, len(result.shape) == 4
+        weight, bias = self.weights(norm.weight), self.weights(norm.bias)
         n, c, h, w = x.shape
-        stats = Value((3, n, k["groups"]))
-        result = y if whole else Value((n, 3 * c))
+        stats = Value((3, n, norm.groups))
 
-        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
+        def bind(view: View) -> Step:
             source, pitch = native.window(view(x))
             return native.bind(
                 "group_norm_silu_fwd_cpu",
                 x=source,
-                **{"y" if whole else "affine": view(result).data_ptr()},
+                **{"y" if image else "affine": view(result).data_ptr()},
                 stats=view(stats).data_ptr(),
-                weight=own[0].data_ptr(),
-                bias=own[1].data_ptr(),
+                weight=weight.data_ptr(),
+                bias=bias.data_ptr(),
                 scale=None if scale is None else native.window(view(scale))[0],
                 shift=None if shift is None else native.window(view(shift))[0],
                 n=n,
                 c=c,
                 space=h * w,
-                groups=k["groups"],
+                groups=norm.groups,
                 scale_rows=0 if scale is None else scale.shape[0],
                 shift_rows=0 if shift is None else shift.shape[0],
-                eps=float(k["eps"]),
-                silu=bool(k["silu"]),
+                eps=float(norm.eps),
+                silu=bool(norm.silu),
                 channels_last=True,
                 x_pitch=pitch,
             )
@@ -309,25 +316,22 @@ class _Builder:
         return Task([v for v in (x, scale, shift) if v is not None], [result, stats], bind)
 
     def resampling(self, node: Node) -> Task:
-        k, y = node.kwargs, node.outputs[0]
-        x, up, down = k["x"], k["up"], k["down"]
-        f = k["f"].detach().to(torch.float32).contiguous()
-        self.program.kept.append(f)
+        x, f, up, down, padding = node.args
+        f = self.weights(f)
 
-        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
-            return bind_upfirdn(view(y), view(x), f, max(up, down), up > 1, k["padding"])
+        def bind(view: View) -> Step:
+            return bind_upfirdn(view(node.output), view(x), f, max(up, down), up > 1, padding)
 
-        return Task([x], [y], bind)
+        return Task([x], node.outputs, bind)
 
     def attention(self, node: Node) -> Task:
-        """Of q, k and v, each of all heads and apart, as `rewritten` leaves them."""
-        qkv, heads, a = node.kwargs["qkv"], node.kwargs["num_heads"], node.outputs[0]
-        n, channels, h, w = a.shape
+        qkv, heads = node.args
+        n, channels, h, w = node.output.shape
         head = channels // heads
 
-        def bind(view: Callable[[Value], torch.Tensor]) -> Step:
-            (to, to_pitch), (source, pitch) = native.window(view(a)), native.window(view(qkv))
-            apart = node.kwargs.get("apart", False)
+        def bind(view: View) -> Step:
+            (to, to_pitch), (source, pitch) = native.window(view(node.output)), native.window(view(qkv))
+            separate = isinstance(node.args, SeparateQKVArgs)
             return native.bind(
                 "attention_fwd_cpu",
                 qkv=source,
@@ -337,9 +341,9 @@ class _Builder:
                 channels=head,
                 pixels=h * w,
                 qkv_image=h * w * pitch,
-                qkv_head=head if apart else 3 * head,
-                qkv_which=channels if apart else 1,
-                qkv_channel=1 if apart else 3,
+                qkv_head=head if separate else 3 * head,
+                qkv_which=channels if separate else 1,
+                qkv_channel=1 if separate else 3,
                 qkv_pixel=pitch,
                 a_image=h * w * to_pitch,
                 a_head=head,
@@ -347,13 +351,7 @@ class _Builder:
                 a_pixel=to_pitch,
             )
 
-        return Task([qkv], [a], bind)
-
-
-def is_small(graph: Graph) -> bool:
-    """Whether the caches hold the network's weights from one call to the next."""
-    weights = [t for node in graph.nodes for t in node.kwargs.values() if isinstance(t, torch.Tensor)]
-    return 4 * sum(t.numel() for t in weights) <= SMALL_NETWORK
+        return Task([qkv], node.outputs, bind)
 
 
 def add(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None, threads: int) -> None:
@@ -365,14 +363,22 @@ def in_turn(steps: list[Step], threads: int) -> None:
         step(threads)
 
 
-def is_concatenation(node: Node) -> bool:
+def is_concatenation(node: AnyNode) -> bool:
     """Images joined along their channels."""
-    if node.function is not torch.cat or len(node.outputs[0].shape) != 4:
+    if not isinstance(node, Node) or node.function is not torch.cat or len(node.output.shape) != 4:
         return False
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return dim == 1 and all(isinstance(part, Value) for part in node.args[0])
+    args, kwargs = node.args
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    return dim == 1 and all(isinstance(part, Value) for part in args[0])
 
 
-def writes_anywhere(node: Node) -> bool:
+def parts_of(node: AnyNode) -> Sequence[Value]:
+    """What a concatenation joins."""
+    return node.args[0][0]
+
+
+def writes_anywhere(node: AnyNode) -> bool:
     """Whether the node's result may lie inside a wider image."""
-    return node.kind == "conv2d" or (node.kind == "torch" and not is_concatenation(node))
+    if isinstance(node, Node) and isinstance(node.args, TorchArgs):
+        return not is_concatenation(node)
+    return isinstance(node, Fused) or isinstance(node.args, Conv2dArgs)

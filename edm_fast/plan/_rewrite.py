@@ -1,194 +1,158 @@
-"""rewritten(): the same computation in nodes that kernels take, or take sooner; exact but for rounding."""
+"""Rewrites: the same computation in nodes that kernels have, or have faster; exact but for rounding."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from edm_fast.plan._trace import Graph, Node, Value
+from edm_fast.ops.attention import AttentionArgs
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.ops.upfirdn import UpfirdnArgs
+from edm_fast.plan._graph import (
+    AnyNode,
+    Fused,
+    Graph,
+    LinearArgs,
+    Node,
+    SeparateQKVArgs,
+    TorchArgs,
+    Value,
+    linear,
+    separate_attention,
+)
+
+# what replaces a node and the next, which alone reads its output; None: they stay
+Rule = Callable[[Node, Node], Sequence[AnyNode] | None]
 
 
-def rewritten(graph: Graph) -> list[Node]:
-    """The nodes of a graph after every rule."""
-    nodes = join_linear(graph.nodes, graph.output)
-    nodes = separate_qkv(nodes, graph.output)
-    return mix_before_upsampling(nodes, graph.output)
+def rewritten(graph: Graph) -> Graph:
+    """The graph after every rule that both kinds of plans want."""
+    graph = dataclasses.replace(graph, nodes=[as_linear(node) for node in graph.nodes])
+    return rewrite(graph, add_bias, separate_qkv, mix_before_upsampling)
 
 
-def uses_of(nodes: list[Node], output: Value) -> dict[Value, list[Any]]:
-    """Who reads each value: nodes, and the caller."""
-    uses: dict[Value, list[Any]] = {output: ["caller"]}
-    for node in nodes:
-        for value in node.inputs():
-            uses.setdefault(value, []).append(node)
-    return uses
+def rewrite(graph: Graph, *rules: Rule) -> Graph:
+    """The graph after each rule in turn, from the first node to the last. Replacements meet the nodes after them."""
+    for rule in rules:
+        readers = graph.readers()
+        nodes: dict[AnyNode, None] = {}
+        producers: dict[Value, AnyNode] = {}
+        for node in graph.nodes:
+            replacement: Sequence[AnyNode] = [node]
+            for first in dict.fromkeys(producers[value] for value in node.inputs() if value in producers):
+                if isinstance(first, Node) and isinstance(node, Node) and readers[first.output] == [node]:
+                    found = rule(first, node)
+                    if found is not None:
+                        del nodes[first]
+                        replacement = found
+                        break
+            nodes |= dict.fromkeys(replacement)
+            producers |= {value: new for new in replacement for value in new.outputs}
+        graph = dataclasses.replace(graph, nodes=[*nodes])
+    return graph
 
 
-def join_linear(nodes: list[Node], output: Value) -> list[Node]:
-    """x W and the bias added to it as one node "linear"."""
-    uses = uses_of(nodes, output)
-    joined: list[Node] = []
-    gone: set[Node] = set()
-    for node in nodes:
-        if node in gone:
-            continue
-        if node.function is torch.matmul and is_linear(node):
-            x, weight = node.args
-            bias, last = None, node
-            following = uses.get(node.outputs[0], [])
-            if len(following) == 1 and is_bias(following[0], node.outputs[0]):
-                last, bias = following[0], following[0].args[1]
-                gone.add(last)
-            node = Node("linear", torch.matmul, (), {"x": x, "weight": weight.mT, "bias": bias}, last.outputs)
-        joined.append(node)
-    return joined
+def as_linear(node: AnyNode) -> AnyNode:
+    """x W, of a network's own W, as a linear layer."""
+    if not isinstance(node, Node) or node.function is not torch.matmul or len(node.args.args) != 2 or node.args.kwargs:
+        return node
+    x, weight = node.args.args
+    if isinstance(x, Value) and len(x.shape) == 2 and isinstance(weight, torch.Tensor) and weight.ndim == 2:
+        return Node(linear, LinearArgs(x, weight.mT), node.outputs)
+    return node
 
 
-def is_linear(node: Node) -> bool:
-    if len(node.args) != 2 or node.kwargs:
-        return False
-    x, weight = node.args
-    return isinstance(x, Value) and len(x.shape) == 2 and isinstance(weight, torch.Tensor) and weight.ndim == 2
-
-
-def is_bias(node: Any, value: Value) -> bool:
-    if not isinstance(node, Node):
-        return False
-    adds = getattr(node.function, "__name__", "") in ("add", "add_", "__add__", "__iadd__")
-    if not adds or len(node.args) != 2 or node.kwargs or node.args[0] is not value:
-        return False
-    return isinstance(node.args[1], torch.Tensor) and node.args[1].ndim == 1
-
-
-def join_embeddings(nodes: list[Node]) -> list[Node]:
-    """Linear layers of one and the same vector, such as the noise embedding of every block, as one product."""
-    groups: dict[Value, list[Node]] = {}
-    for node in nodes:
-        if node.kind == "linear":
-            groups.setdefault(node.kwargs["x"], []).append(node)
-    joined: list[Node] = []
-    for node in nodes:
-        group = groups.get(node.kwargs["x"], []) if node.kind == "linear" else []
-        if len(group) < 2:
-            joined.append(node)
-        elif node is group[0]:
-            joined.append(_joined(group))
-    return joined
-
-
-def _joined(group: list[Node]) -> Node:
-    weights = [node.kwargs["weight"] for node in group]
-    sizes = [len(weight) for weight in weights]
-    given = [node.kwargs["bias"] for node in group]
-    biases = [weight.new_zeros(len(weight)) if b is None else b for weight, b in zip(weights, given)]
-    weight, bias = torch.cat(weights), torch.cat(biases)
-
-    def products(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return F.linear(x, weight, bias).split(sizes, dim=1)
-
-    return Node("torch", products, (group[0].kwargs["x"],), {}, [node.outputs[0] for node in group])
-
-
-def separate_qkv(nodes: list[Node], output: Value) -> list[Node]:
-    """Where a 1x1 convolution makes q, k and v for attention alone, its rows are put in the order which, head, channel
-    in place of head, channel, which: vectors of channels are then vectors in memory."""
-    uses = uses_of(nodes, output)
-    producers = {node.outputs[0]: node for node in nodes if node.kind == "conv2d"}
-    for node in nodes:
-        if node.kind != "attention":
-            continue
-        producer = producers.get(node.kwargs["qkv"])
-        if producer is None or uses[node.kwargs["qkv"]] != [node] or producer.kwargs["weight"].shape[-1] != 1:
-            continue
-        k = producer.kwargs
-        if k["emb"] is not None or k["residual"] is not None:
-            continue
-        node.kwargs = {**node.kwargs, "apart": True}
-        producer.kwargs = {**k, **{name: apart(k[name], node.kwargs["num_heads"]) for name in ("weight", "bias")}}
-    return nodes
-
-
-def apart(tensor: torch.Tensor | None, heads: int) -> torch.Tensor | None:
-    """Rows of a qkv weight or bias from (head, channel, which) to (which, head, channel)."""
-    if tensor is None:
+def add_bias(first: Node, second: Node) -> list[AnyNode] | None:
+    """A vector added to the product of a linear layer is its bias."""
+    if not isinstance(first.args, LinearArgs) or first.args.bias is not None:
         return None
+    adds = getattr(second.function, "__name__", "") in ("add", "add_", "__add__", "__iadd__")
+    if not adds or not isinstance(second.args, TorchArgs) or len(second.args.args) != 2 or second.args.kwargs:
+        return None
+    product, bias = second.args.args
+    if product is not first.output or not isinstance(bias, torch.Tensor) or bias.ndim != 1:
+        return None
+    return [Node(linear, first.args._replace(bias=bias), second.outputs)]
+
+
+def separate_qkv(first: Node, second: Node) -> list[AnyNode] | None:
+    """Rows of a 1x1 convolution that makes q, k and v for attention alone are put in the order which, head, channel in
+    place of head, channel, which: vectors of channels are then vectors in memory."""
+    conv = first.args
+    if not isinstance(conv, Conv2dArgs) or not isinstance(second.args, AttentionArgs) or conv.weight.shape[-1] != 1:
+        return None
+    if conv.emb is not None or conv.residual is not None:
+        return None
+    heads = second.args.num_heads
+    bias = None if conv.bias is None else separate_rows(conv.bias, heads)
+    conv = conv._replace(weight=separate_rows(conv.weight, heads), bias=bias)
+    attention = Node(separate_attention, SeparateQKVArgs(first.output, heads), second.outputs)
+    return [Node(first.function, conv, first.outputs), attention]
+
+
+def separate_rows(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a qkv weight or bias from (head, channel, which) to (which, head, channel)."""
     rows, *rest = tensor.shape
     return tensor.reshape(heads, rows // (3 * heads), 3, *rest).permute(2, 0, 1, *range(3, 3 + len(rest))).flatten(0, 2)
 
 
-def mix_before_upsampling(nodes: list[Node], output: Value) -> list[Node]:
+def mix_before_upsampling(first: Node, second: Node) -> list[AnyNode] | None:
     """A 1x1 convolution of an image whose pixels were each repeated in a square is made on the smaller image."""
-    uses = uses_of(nodes, output)
-    producers = {node.outputs[0]: node for node in nodes if node.kind == "upfirdn"}
-    result: list[Node] = []
-    for node in nodes:
-        k = node.kwargs
-        before = producers.get(k["x"]) if node.kind == "conv2d" else None
-        if before is None or not mixes(node) or not repeats(before) or uses[k["x"]] != [node]:
-            result.append(node)
-            continue
-        result.remove(before)
-        x = before.kwargs["x"]
-        mixed = Value((x.shape[0], k["weight"].shape[0], *x.shape[2:]))
-        result.append(Node("conv2d", node.function, (), {**k, "x": x}, [mixed]))
-        result.append(Node("upfirdn", before.function, (), {**before.kwargs, "x": mixed}, node.outputs))
-    return result
+    up, conv = first.args, second.args
+    if not isinstance(up, UpfirdnArgs) or not isinstance(conv, Conv2dArgs) or not repeats_pixels(up):
+        return None
+    if conv.weight.shape[-1] != 1 or conv.padding or conv.emb is not None or conv.residual is not None:
+        return None
+    n, _, *size = up.x.shape
+    mixed: Any = Value((n, len(conv.weight), *size))
+    small = Node(second.function, conv._replace(x=up.x), [mixed])
+    return [small, Node(first.function, up._replace(x=mixed), second.outputs)]
 
 
-def mixes(node: Node) -> bool:
-    """Whether a convolution mixes the channels of each pixel and adds no image."""
-    k = node.kwargs
-    return k["weight"].shape[-1] == 1 and not k["padding"] and k["emb"] is None and k["residual"] is None
+def repeats_pixels(up: UpfirdnArgs) -> bool:
+    """Whether every pixel is copied to a square of them."""
+    return up.up > 1 and up.padding == 0 and up.f.shape[0] == up.up and bool((up.f == 1 / up.up**2).all())
 
 
-def repeats(node: Node) -> bool:
-    """Whether an upfirdn node copies every pixel to a square of them."""
-    k = node.kwargs
-    box = k["f"].shape[0] == k["up"] and bool((k["f"] == 1 / k["up"] ** 2).all())
-    return k["up"] > 1 and k["padding"] == 0 and box
+def fuse_norm(first: Node, second: Node) -> list[AnyNode] | None:
+    """A norm and the convolution of its image."""
+    fits = isinstance(first.args, GroupNormSiluArgs) and convolves(second, first.output)
+    return [Fused("norm", first, second)] if fits else None
 
 
-def join_pairs(nodes: list[Node], output: Value, kinds: tuple[str, ...] = ("group_norm_silu", "upfirdn")) -> list[Node]:
-    """A norm or an upsampling that one convolution alone reads, and that convolution, as one node "pair".
-
-    Its kwargs: "first" and "second", the arguments of both, the latter's without x; its function: the two ops.
-    """
-    uses = uses_of(nodes, output)
-    producers = {node.outputs[0]: node for node in nodes if node.kind in kinds}
-    result: list[Node] = []
-    for node in nodes:
-        first = producers.get(node.kwargs["x"]) if node.kind == "conv2d" else None
-        if first is None or uses[node.kwargs["x"]] != [node] or (first.kind == "upfirdn" and not repeats(first)):
-            result.append(node)
-            continue
-        result.remove(first)
-        second = {name: value for name, value in node.kwargs.items() if name != "x"}
-        kwargs = {"first": first.kwargs, "second": second}
-        result.append(Node("pair", (first.function, node.function), (), kwargs, node.outputs))  # type: ignore[arg-type]
-    return result
+def fuse_upsampling(first: Node, second: Node) -> list[AnyNode] | None:
+    """An upsampling that repeats pixels and the convolution of its image."""
+    fits = isinstance(first.args, UpfirdnArgs) and repeats_pixels(first.args) and convolves(second, first.output)
+    return [Fused("upsampling", first, second)] if fits else None
 
 
-def ask_statistics(nodes: list[Node]) -> dict[Value, tuple[int, float]]:
-    """The images that a convolution makes and a norm reads, with groups and eps of the first such norm."""
-    made = {node.outputs[0] for node in nodes if node.kind in ("conv2d", "pair")}
-    asked: dict[Value, tuple[int, float]] = {}
-    for node in nodes:
-        if (norm := _norm(node)) is not None and norm["x"] in made:
-            asked.setdefault(norm["x"], (norm["groups"], norm["eps"]))
-    return asked
+def convolves(node: Node, image: Value) -> bool:
+    return isinstance(node.args, Conv2dArgs) and node.args.x is image
 
 
-def norm_of(node: Node, asked: dict[Value, tuple[int, float]]) -> Value | None:
-    """The image of a node's norm, if it could take the statistics asked for that image."""
-    norm = _norm(node)
-    fits = norm is not None and asked.get(norm["x"]) == (norm["groups"], norm["eps"])
-    return norm["x"] if norm is not None and fits else None
+def join_embeddings(graph: Graph) -> Graph:
+    """Linear layers of one and the same vector, such as the noise embedding of every block, as one product."""
+    groups: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node, Node) and isinstance(node.args, LinearArgs):
+            groups.setdefault(node.args.x, []).append(node)
+    joined: dict[AnyNode, Node] = {group[0]: _joined(group) for group in groups.values() if len(group) > 1}
+    gone = {node for group in groups.values() for node in group[1:]}
+    return dataclasses.replace(graph, nodes=[joined.get(node, node) for node in graph.nodes if node not in gone])
 
 
-def _norm(node: Node) -> dict[str, Any] | None:
-    """The arguments of the norm that a node begins with."""
-    if node.kind == "pair" and "groups" in node.kwargs["first"]:
-        return node.kwargs["first"]
-    return node.kwargs if node.kind == "group_norm_silu" else None
+def _joined(group: list[Node]) -> Node:
+    layers: list[LinearArgs] = [node.args for node in group]
+    sizes = [len(layer.weight) for layer in layers]
+    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat(biases)
+
+    def products(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return F.linear(x, weight, bias).split(sizes, dim=1)
+
+    return Node(products, TorchArgs((layers[0].x,), {}), [node.output for node in group])

@@ -7,8 +7,6 @@ it does to tensors is seen by torch's function mode. Python code around them, ho
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,66 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from edm_fast import backend
 from edm_fast.errors import UserError, one_line
+from edm_fast.plan._graph import Graph, Node, TorchArgs, Value, map_leaves, map_tensors, map_values
 from edm_fast.plan._shapes import result_of
 
-MANY = 2**30  # images: all that there are
 POSITIONAL = ("x", "noise_labels")  # how preconditioners pass them, which hooks see
-
-
-@dataclasses.dataclass(eq=False)
-class Value:
-    """A tensor of the traced computation: an input, or an output of a node."""
-
-    shape: tuple[int, ...]
-    name: str = ""
-    dtype: torch.dtype = torch.float32
-
-
-@dataclasses.dataclass(eq=False)
-class Node:
-    """One call. `args` and `kwargs` hold Values for computed tensors and the network's own tensors as they are.
-
-    kind: the name of an op of edm_fast.ops, whose arguments are then all in kwargs by name, or "torch".
-    """
-
-    kind: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: list[Value]
-
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call with tensors in place of values."""
-        op = self.function
-        return op(op.arguments(**kwargs)) if isinstance(op, backend.Op) else op(*args, **kwargs)
-
-    def inputs(self) -> list[Value]:
-        found: list[Value] = []
-        map_values(lambda value: found.append(value), (self.args, self.kwargs))
-        return found
-
-
-@dataclasses.dataclass
-class Graph:
-    inputs: dict[str, Value]
-    nodes: list[Node]
-    output: Value
-
-
-def op_calls(graph: Graph) -> Counter[str]:
-    """How often each op is called in one evaluation."""
-    return Counter(node.kind for node in graph.nodes if node.kind != "torch")
-
-
-def map_values(function: Callable[[Value], Any], tree: Any) -> Any:
-    """The same structure of lists, tuples and dicts with every Value replaced by function(value)."""
-    if isinstance(tree, Value):
-        return function(tree)
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_values(function, item) for item in tree)
-    if isinstance(tree, dict):
-        return {key: map_values(function, item) for key, item in tree.items()}
-    return tree
 
 
 class Recorder(TorchFunctionMode):
@@ -113,7 +55,7 @@ class Recorder(TorchFunctionMode):
             raise UserError("a part of a tensor, or its data, is replaced; expected a new tensor, as of torch.where")
         func(tensor, *what)
         self.writes += 1
-        self.record("torch", with_items, (tensor, *what), {}, tensor, inplace=True)
+        self.record(with_items, TorchArgs((tensor, *what), {}), tensor, inplace=True)
 
     def watched(self, hook: Callable[..., Any], where: str, before: bool) -> Callable[..., Any]:
         """A hook that must have an effect on what is computed; one `before` a forward may set attributes for it."""
@@ -132,30 +74,20 @@ class Recorder(TorchFunctionMode):
 
     def stand_ins(self, tree: Any) -> Any:
         """The same structure with meta tensors for tensors that hold numbers, such as those a hook brings along."""
-        if isinstance(tree, torch.Tensor):
-            return tree if tree.is_meta else self.constant(tree.detach())
-        if isinstance(tree, (list, tuple)):
-            return type(tree)(self.stand_ins(item) for item in tree)
-        return {key: self.stand_ins(item) for key, item in tree.items()} if isinstance(tree, dict) else tree
+        return map_tensors(lambda tensor: tensor if tensor.is_meta else self.constant(tensor.detach()), tree)
 
-    def described(self, tree: Any) -> Any:
-        if isinstance(tree, torch.Tensor):
-            known = self.values.get(id(tree))
-            return known if known is not None else self.real.get(id(tree), tree)
-        if isinstance(tree, (list, tuple)):
-            return type(tree)(self.described(item) for item in tree)
-        if isinstance(tree, dict):
-            return {key: self.described(item) for key, item in tree.items()}
-        if isinstance(tree, torch.device) and tree.type == "meta":
-            return self.device
-        return tree
+    def described(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            known = self.values.get(id(leaf))
+            return known if known is not None else self.real.get(id(leaf), leaf)
+        return self.device if isinstance(leaf, torch.device) and leaf.type == "meta" else leaf
 
-    def record(self, kind: str, function: Any, args: Any, kwargs: Any, result: Any, inplace: bool = False) -> Any:
+    def record(self, function: Any, args: Any, result: Any, inplace: bool = False) -> Any:
         outputs = [result] if isinstance(result, torch.Tensor) else list(result)
-        described = self.described(args), self.described(kwargs)  # before the outputs take over their names
+        described = map_leaves(self.described, args)  # before the outputs take over their names
         if not inplace and all(id(out) in self.values or id(out) in self.real for out in outputs):
             return result  # the call gave back what it was given, such as a cast to the same type
-        self.nodes.append(Node(kind, function, *described, [self.value(out) for out in outputs]))
+        self.nodes.append(Node(function, described, [self.value(out) for out in outputs]))
         return result
 
     def op(self, op: backend.Op, args: Any) -> Any:
@@ -164,7 +96,7 @@ class Recorder(TorchFunctionMode):
             result = (op.like or op.reference)(args)
         finally:
             self.paused = False
-        return self.record(op.name, op, (), args._asdict(), result)
+        return self.record(op, args, result)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -187,7 +119,7 @@ class Recorder(TorchFunctionMode):
         if inplace and args[0]._is_view():
             raise UserError("a part of a tensor is written into; expected a new tensor, as of torch.where")
         self.writes += inplace
-        return self.record("torch", func, args, kwargs, result, inplace)
+        return self.record(func, TorchArgs(args, kwargs), result, inplace)
 
 
 def with_items(tensor: torch.Tensor, index: Any, values: Any) -> torch.Tensor:
@@ -237,11 +169,11 @@ def _folded(nodes: list[Node]) -> list[Node]:
     kept = []
     with torch.no_grad():
         for node in nodes:
-            node.args, node.kwargs = map_values(lambda value: constant.get(value, value), (node.args, node.kwargs))
+            node.args = map_values(lambda value: constant.get(value, value), node.args)
             if node.inputs():
                 kept.append(node)
                 continue
-            result = node.run(node.args, node.kwargs)
+            result = node.run(node.args)
             constant.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
     return kept
 

@@ -15,7 +15,7 @@ import functools
 import importlib.metadata
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +25,22 @@ import torch.nn.functional as F
 from edm_fast import backend, native, timing
 from edm_fast.cases import widened
 from edm_fast.errors import UserError, one_line
+from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d.cpu import pack
-from edm_fast.plan._algorithms import (
-    ALLOWED,
-    BALANCED,
-    INTEGERS,
-    MERGED,
-    NAMES,
-    PAIRS,
-    PLAIN,
-    WINOGRAD4,
-    WINOGRAD4_PLAIN,
-    WINOGRAD4_UP,
-    WINOGRAD4_UP_PLAIN,
-    WINOGRAD4X8_PLAIN,
-    Shape,
-    bind,
-    bind_upfirdn,
-    fits,
-    workspace,
-)
-from edm_fast.plan._choice import Step
+from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
+from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, Measurement, Table, file_name, table
 
 COLD_ROUNDS, WARM_ROUNDS, WAY_ROUNDS = 5, 15, 9  # of algorithms, and of ways
 MORE_ROUNDS, LIMIT = 3, 1.0  # while times disagree: times as many rounds in all, begun within so many seconds
 WAY_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated, so that their launch hides behind the calls before
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
-ALGORITHM_VERSION, WAY_VERSION = 7, 2  # of the kernels: another one makes old measurements void
+ALGORITHM_VERSION, WAY_VERSION = 8, 2  # of the kernels: another one makes old measurements void
 
-FACTORS = dict.fromkeys((WINOGRAD4, WINOGRAD4_UP, WINOGRAD4_PLAIN, WINOGRAD4_UP_PLAIN), 8.0) | {WINOGRAD4X8_PLAIN: 40.0}
+FACTORS = {1: 2.0, 2: 2.0, 4: 8.0, 8: 40.0}  # times torch's error: of tiles by their columns
 
 Calls = Mapping[str, functools.partial[Any]]
 Measure = Callable[[str, Calls], Mapping[str, float]]  # seconds of the ways of a call
-
-COLD_ROUNDS, WARM_ROUNDS, WAY_ROUNDS = 5, 15, 9  # of algorithms, and of ways
-MORE_ROUNDS, LIMIT = 3, 2.0  # while times disagree: times as many rounds, begun within so many seconds
-WAY_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated, so that their launch hides behind the calls before
-SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
-ALGORITHM_VERSION, WAY_VERSION = 7, 2  # of the kernels: another one makes old measurements void
-
-FACTORS = dict.fromkeys((WINOGRAD4, WINOGRAD4_UP, WINOGRAD4_PLAIN, WINOGRAD4_UP_PLAIN), 8.0) | {WINOGRAD4X8_PLAIN: 40.0}
 
 
 def fault_of(result: Any, plain: torch.Tensor, exact: torch.Tensor, factor: float, eps: float = 0.0) -> str:
@@ -99,17 +74,17 @@ class MeasuredAlgorithms:
         self.allowed = ALLOWED[precision]
         self.folder, self.cold = folder, cold
 
-    def __call__(self, shape: Shape) -> dict[int, float]:
+    def __call__(self, shape: Shape) -> dict[Algorithm, float]:
         allowed = [a for a in self.allowed if fits(a, shape)]
         if len(allowed) < 2:
             return dict.fromkeys(allowed, 0.0)
         return costs(algorithm_table(self.folder), shape, allowed, self.cold)
 
 
-def costs(table: Table, shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, float]:
+def costs(table: Table, shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dict[Algorithm, float]:
     """Seconds of each algorithm that works, from the table or the clock."""
     text = f"conv2d {' '.join(map(str, dataclasses.astuple(shape)))}{'' if cold else ' warm'}"
-    keys = {f"{NAMES[a]} {text}": a for a in algorithms}
+    keys = {f"{a.name} {text}": a for a in algorithms}
 
     def measured(missing: list[str]) -> dict[str, Measurement]:
         rows = measure(shape, [keys[key] for key in missing], cold)
@@ -133,7 +108,7 @@ def _processor() -> str:
     return file_name(name)
 
 
-def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int, Measurement]:
+def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dict[Algorithm, Measurement]:
     """Each algorithm's row, by turns, with cold caches or warm; with the doubling where there is one."""
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -149,16 +124,16 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
         double = [bind_upfirdn(wide, x, box, 2, True, 0)]
     memory: list[torch.Tensor] = []  # that the calls read and write by address
 
-    def prepared(a: int) -> Callable[[], None]:
-        seen, image = (shape, x) if a in MERGED else (own, wide)
-        tensors = {"y": y, "x": image, "weight": weight if a in PLAIN else pack(weight, a)}
+    def prepared(a: Algorithm) -> Callable[[], None]:
+        seen, image = (shape, x) if a.doubled else (own, wide)
+        tensors = {"y": y, "x": image, "weight": pack(weight, a) if a.packed else weight}
         tensors["workspace"] = torch.empty(workspace(seen, a), **like)
-        if a in BALANCED:
+        if a.paired and not a.packed:
             tensors["balance"] = pack(weight, a)
         memory.extend(tensors.values())
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         step = bind(seen, a, **addresses, y_pitch=shape.outputs, x_pitch=shape.channels, scale=1.0)
-        steps = [step] if a in MERGED else [*double, step]
+        steps = [step] if a.doubled else [*double, step]
 
         def call() -> None:
             for step in steps:
@@ -170,8 +145,8 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
         flush.add_(1)
         x.mul_(1)  # as the layer before has just written it
 
-    rows: dict[int, Measurement] = {}
-    calls: dict[int, Callable[[], None]] = {}
+    rows: dict[Algorithm, Measurement] = {}
+    calls: dict[Algorithm, Callable[[], None]] = {}
     wrong = _judge(x, weight, shape)
     for a in algorithms:
         try:
@@ -190,7 +165,7 @@ def measure(shape: Shape, algorithms: list[int], cold: bool = True) -> dict[int,
     return {**rows, **{a: Measurement(min(found), timing.spread(found)) for a, found in times.items()}}
 
 
-def _judge(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> Callable[[int, torch.Tensor], str]:
+def _judge(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> Callable[[Algorithm, torch.Tensor], str]:
     """Why the first image of an algorithm's result is wrong, or nothing. Budgets as in tests/helpers/native_conv.py."""
     image = x[:1].repeat_interleave(2, 2).repeat_interleave(2, 3) if shape.doubled else x[:1]
 
@@ -200,26 +175,23 @@ def _judge(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> Callable[[int
 
     exact, plain = convolved(torch.float64), convolved(torch.float32)
 
-    def wrong(a: int, result: torch.Tensor) -> str:
-        if a in INTEGERS:  # what rounding the operands to bfloat16 costs
+    def wrong(a: Algorithm, result: torch.Tensor) -> str:
+        if a.int16:  # what rounding the operands to bfloat16 costs
             return fault_of(result, convolved(torch.float64, torch.bfloat16).float(), exact, 1.0)
-        return fault_of(result, plain, exact, FACTORS.get(a % PAIRS, 2.0))
+        return fault_of(result, plain, exact, FACTORS[a.columns])
 
     return wrong
 
 
-def time_ways(step: Step, calls: Calls, measure: Measure) -> None:
-    """The step's seconds, its fastest way for the time being, and no ways but those timed. The first one is torch's."""
-    plain = {name: call for name, call in calls.items() if not step.ways[name].plain}
-    seconds = dict(measure(step.key, plain) if len(calls) > 1 else dict.fromkeys(plain, 0.0))
-    limit = HOPELESS * min(seconds.values())
-    first = next(iter(calls))
-    more = {first: calls[first]} | {
-        name: call for name, call in calls.items() if seconds.get(step.ways[name].plain, math.inf) <= limit
-    }
-    step.seconds = {**(measure(step.key, more) if len(more) > 1 else {}), **seconds}
-    step.ways = {name: way for name, way in step.ways.items() if name in step.seconds}
-    step.name = min(step.seconds, key=lambda name: step.seconds[name])
+def time_choices(choices: Sequence[Candidate], calls: Calls, key: str, measure: Measure) -> list[Candidate]:
+    """The choices that work, with their seconds; hopeless ones are not timed with statistics. The first is torch's."""
+    base = {choice.name: calls[choice.name] for choice in choices if not choice.base}
+    seconds = dict(measure(key, base) if len(calls) > 1 else dict.fromkeys(base, 0.0))
+    limit, first = HOPELESS * min(seconds.values()), choices[0].name
+    more = {first: calls[first]}
+    more |= {c.name: calls[c.name] for c in choices if seconds.get(c.base, math.inf) <= limit}
+    seconds = {**(measure(key, more) if len(more) > 1 else {}), **seconds}
+    return [dataclasses.replace(c, seconds=seconds[c.name]) for c in choices if c.name in seconds]
 
 
 class MeasuredWays:

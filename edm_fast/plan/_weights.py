@@ -1,22 +1,21 @@
-"""The network's tensors as the kernels of a GPU plan read them: cast, laid out, packed, each once for all programs."""
+"""The network's tensors as kernels read them: cast, laid out, packed, each once for all programs of a network."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast.plan import _fused
-
 
 @dataclasses.dataclass(eq=False)
-class Made:
-    """A tensor made of one of the network's, which is kept: another one must not be found at its address."""
+class Prepared:
+    """A tensor prepared from one of the network's, which it keeps: another one must not be found at its address."""
 
     tensor: torch.Tensor
-    of: torch.Tensor
+    source: torch.Tensor
     ready: torch.cuda.Event | None = None  # set on the stream where it was made
 
     def __post_init__(self) -> None:
@@ -31,28 +30,26 @@ class Made:
 
 
 class Weights:
-    """The network's tensors in the dtype and layout kernels read, for one program.
+    """prepare(tensor, layout) of the network's tensors, for one program.
 
-    `made` is shared by the programs of a network; what it holds is gone with the last of those that use it.
+    `shared` holds them for all programs of a network, until the last that uses one is gone.
     """
 
-    def __init__(self, dtype: torch.dtype, made: WeakValueDictionary[Any, Made]) -> None:
-        self.dtype, self.made = dtype, made
-        self.held: dict[Any, Made] = {}
+    def __init__(
+        self,
+        prepare: Callable[[torch.Tensor, Any], torch.Tensor],
+        shared: WeakValueDictionary[Hashable, Prepared],
+    ) -> None:
+        self.prepare, self.shared = prepare, shared
+        self.held: dict[Hashable, Prepared] = {}
 
-    def __call__(self, tensor: torch.Tensor, layout: str = "") -> torch.Tensor:
-        """layout: "" for that of torch's functions; others are those of `_fused.pack`."""
+    def __call__(self, tensor: torch.Tensor, layout: Hashable = None) -> torch.Tensor:
+        """layout: None for that of torch's functions."""
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), layout)
         if key not in self.held:
-            found = self.made.get(key)
+            found = self.shared.get(key)
             if found is None:
-                found = self.made[key] = Made(self._make(tensor, layout), tensor)
+                found = self.shared[key] = Prepared(self.prepare(tensor, layout), tensor)
             found.wait()
             self.held[key] = found
         return self.held[key].tensor
-
-    def _make(self, tensor: torch.Tensor, layout: str) -> torch.Tensor:
-        if layout:
-            return _fused.pack(tensor, layout, self.dtype)
-        made = tensor.detach().to(self.dtype)
-        return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made

@@ -13,26 +13,29 @@ import torch.nn.functional as F
 
 from edm_fast import native
 
-# codes of csrc/conv2d.h
-DIRECT, WINOGRAD2, WINOGRAD4, INT16, WINOGRAD4_INT16, UP2, UP4, UP4_INT16 = 0, 2, 4, 10, 14, 22, 24, 34
-PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4 = 102, 104, 148, 122, 124  # read the weight as it is
-PAIRS = 1000  # added to one of these or to DIRECT: the products are taken in pairs of terms
-PAIRED = tuple(PAIRS + algorithm for algorithm in (DIRECT, PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4))
-PLAIN = (PLAIN2, PLAIN4, PLAIN4X8, PLAIN_UP2, PLAIN_UP4, *PAIRED[1:])
-PACKED = {PLAIN2: WINOGRAD2, PLAIN4: WINOGRAD4, PLAIN_UP2: UP2, PLAIN_UP4: UP4}  # the same products
-KERNELS = {
-    DIRECT: (1, 3),
-    WINOGRAD2: (3,),
-    WINOGRAD4: (3,),
-    INT16: (1,),
-    WINOGRAD4_INT16: (3,),
-    **dict.fromkeys((UP2, UP4, UP4_INT16, *PLAIN), (3,)),
-    PAIRS + DIRECT: (1,),
-}
-KINDS = [(algorithm, kernel) for algorithm, kernels in KERNELS.items() for kernel in kernels]
-INTEGERS = (INT16, WINOGRAD4_INT16, UP4_INT16)
-UNPADDED = (INT16, PAIRS + DIRECT)
-DOUBLING = tuple(a for a in KERNELS if a % PAIRS % 100 in (UP2, UP4, UP4_INT16))
+ALGORITHMS = tuple(native.ALGORITHMS.values())
+PAIRED, INTEGERS = [a for a in ALGORITHMS if a.paired], [a for a in ALGORITHMS if a.int16]
+UNPACKED = [a for a in ALGORITHMS if not a.packed]
+
+
+def variant(algorithm: native.Algorithm, **fields: bool) -> native.Algorithm | None:
+    """The algorithm that differs from this one by `packed`, `paired` or `int16`, if there is one."""
+    want = algorithm._replace(**fields)
+    return next((a for a in ALGORITHMS if a == want._replace(name=a.name, error=a.error)), None)
+
+
+def layers(algorithm: native.Algorithm) -> list[tuple[int, int]]:
+    """(kernel, padding) of the layers that the algorithm computes, of few channels."""
+
+    def workspace(kernel: int, padding: int) -> int:
+        sizes = dict(algorithm=algorithm, n=1, h=4, w=4, inputs=1, kernel=kernel, padding=padding)
+        return native.lib.conv2d_fwd_workspace(**sizes)
+
+    sizes = [(kernel, padding) for kernel in (1, 3) for padding in range(6)]
+    return [size for size in sizes if workspace(*size) >= 0]
+
+
+KINDS = [(a, k) for a in ALGORITHMS for k in (1, 3) if (k, k // 2) in layers(a)]  # images keep their size
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 
@@ -50,7 +53,7 @@ def wide(values: torch.Tensor, margin: tuple[int, int] = (0, 0)) -> tuple[torch.
     return window, whole
 
 
-def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torch.Tensor:
+def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = False) -> torch.Tensor:
     outputs, inputs, k, _ = weight.shape
     sizes = dict(algorithm=algorithm, outputs=outputs, inputs=inputs, kernel=k, transposed=transposed)
     packed = torch.full((native.lib.conv2d_packed_size(**sizes),), math.nan)
@@ -58,15 +61,15 @@ def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torc
     return packed
 
 
-def seen(x: torch.Tensor, algorithm: int) -> torch.Tensor:
+def seen(x: torch.Tensor, algorithm: native.Algorithm) -> torch.Tensor:
     """The image that is convolved: x, or x with each pixel repeated in a square."""
-    return x.repeat_interleave(2, 2).repeat_interleave(2, 3) if algorithm in DOUBLING else x
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3) if algorithm.doubled else x
 
 
 def convolve(
     x: torch.Tensor,
     weight: torch.Tensor,
-    algorithm: int,
+    algorithm: native.Algorithm,
     rows: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     scale: float = 1.0,
@@ -89,8 +92,8 @@ def convolve(
     source, _ = wide(x, margin)
     other = None if residual is None else wide(residual, margin)[0]
     bias = None if rows is None else torch.cat([rows.reshape(-1), torch.full((64,), math.nan)])
-    balance = pack(weight, algorithm, transposed) if algorithm in PAIRED else None
-    packed = weight.contiguous() if algorithm in PLAIN else pack(weight, algorithm, transposed)
+    balance = pack(weight, algorithm, transposed) if algorithm.paired else None
+    packed = pack(weight, algorithm, transposed) if algorithm.packed else weight.contiguous()
     sizes = dict(algorithm=algorithm, n=n, h=h, w=w, inputs=inputs, kernel=k, padding=pad)
     workspace = torch.full((native.lib.conv2d_fwd_workspace(**sizes),), math.nan)
     (to, to_pitch), (of, of_pitch) = native.window(y), native.window(source)
@@ -110,7 +113,7 @@ def convolve(
         residual_pitch=pitch,
         scale=scale,
         workspace=workspace.data_ptr(),
-        transposed=transposed and algorithm in PLAIN,
+        transposed=transposed and not algorithm.packed,
         affine=None if affine is None else affine.data_ptr(),
         silu=silu,
         balance=None if balance is None else balance.data_ptr(),
@@ -159,12 +162,11 @@ def budget(algorithm, x, weight, *tail, **kwargs) -> float:
     """
     exact = defined(x, weight, *tail, **kwargs)
     floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
-    if algorithm in INTEGERS:
+    if algorithm.int16:
         rounded = defined(x.bfloat16(), weight.bfloat16(), *tail, **kwargs)
-        return (0.5 if algorithm == INT16 else 1.0) * (rounded - exact).abs().max().item() + floor
+        return (1.0 if algorithm.rows > 1 else 0.5) * (rounded - exact).abs().max().item() + floor
     plain = defined(x, weight, *tail, **kwargs, dtype=torch.float32)
-    alone = algorithm % PAIRS
-    factor = 40.0 if alone == PLAIN4X8 else 8.0 if PACKED.get(alone, alone) in (WINOGRAD4, UP4) else 2.0
+    factor = {1: 2.0, 2: 2.0, 4: 8.0, 8: 40.0}[algorithm.columns]
     return factor * (plain - exact).abs().max().item() + floor
 
 

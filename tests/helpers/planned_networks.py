@@ -4,10 +4,11 @@ import copy
 
 import torch
 
-from edm_fast import accelerate
+from edm_fast import accelerate, native
 from edm_fast.evaluation._networks import randomise
 from edm_fast.networks import ARCHITECTURES, build
 from edm_fast.plan import PlannedUNet, _algorithms, _gpu
+from helpers.native_conv import variant
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = {"img_resolution": 8, "img_channels": 3, "model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1}
@@ -34,7 +35,7 @@ def network(name, **changes):
 
 def places(ways):
     """Places in the order of all ways of a call, those with statistics last, as a small part of a second."""
-    return {name: 0.001 * i + 0.1 * (("given" in name) + ("statistics" in name)) for i, name in enumerate(ways)}
+    return {name: 0.001 * i + 0.1 * (("apply" in name) + ("statistics" in name)) for i, name in enumerate(ways)}
 
 
 def first(key, ways):
@@ -55,14 +56,15 @@ def moved(*tensors):
     return [None if t is None else t.to(DEVICE) for t in tensors]
 
 
-def on_algorithm(net, algorithm, packed_limit=None):
+def on_algorithm(net, name, packed_limit=None):
     """An accelerated network whose convolutions run on one algorithm where it has a kernel for them."""
-    fast = accelerate(net, "bf16")
+    fast, algorithm = accelerate(net, "bf16"), native.ALGORITHMS[name]
 
     def choose(shape):
         """Slower than it, if any, is the same without packing."""
-        same = [a for a in (algorithm, algorithm + 100) if _algorithms.fits(a, shape)]
-        return dict(zip(same, (0.0, 1.0))) if same else {_algorithms.DIRECT: 0.0}
+        both = {variant(algorithm, packed=False): 1.0, algorithm: 0.0}
+        same = {a: seconds for a, seconds in both.items() if a is not None and _algorithms.fits(a, shape)}
+        return same or {native.ALGORITHMS["direct"]: 0.0}
 
     fast._modules["model"] = PlannedUNet(net.model, "bf16", packed_limit=packed_limit, choose=choose)
     return fast

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edm_fast import backend
-from edm_fast.plan import _capture, _gpu
+from edm_fast.plan import _capture, _gpu, _gpu_program
 
 
 class Tape(TorchDispatchMode):
@@ -60,5 +60,5 @@ class Captured:
 def put_in_place(monkeypatch):
     """Plans for a GPU have graphs, without one these."""
     if not torch.cuda.is_available():
-        monkeypatch.setattr(_gpu, "Captured", Captured)
+        monkeypatch.setattr(_gpu_program, "Captured", Captured)
         monkeypatch.setattr(_gpu, "captures", lambda device: True)

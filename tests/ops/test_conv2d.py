@@ -265,15 +265,14 @@ def test_weight_gradient(sizes, isa):
 
 @needs_native
 def test_weight_gradient_of_more_tiles_than_a_chunk_on_any_number_of_threads():
-    sizes, before = (40, 96, 64, 32, 32, 1), torch.get_num_threads()
-    tiles = 40 * 64
+    before, tiles = torch.get_num_threads(), 40 * 64
     sizes = dict(n=40, h=32, w=32, inputs=96, outputs=64, padding=1)
     assert native.lib.conv2d_bwd_workspace(**sizes) < 36 * tiles * (96 + 64)  # not all at once
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found, exact = weight_gradient(*sizes)
+            found, exact = weight_gradient(40, 96, 64, 32, 32, 1)
             results.append(found)
     finally:
         torch.set_num_threads(before)

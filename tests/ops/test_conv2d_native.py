@@ -1,6 +1,7 @@
 """The native conv2d below the op: every algorithm and instruction set, in windows of wider images, against float64."""
 
 import math
+import operator
 
 import pytest
 import torch
@@ -50,17 +51,16 @@ ODD = {
 def runs(table):
     """(algorithm, case) where there is such a kernel."""
     return [
-        pytest.param(algorithm, case, id=f"{name}-{algorithm}")
+        pytest.param(algorithm, case, id=f"{name}-{algorithm.name}")
         for name, case in table.items()
-        for algorithm, kernels in nc.KERNELS.items()
-        if case[5] in kernels and not (algorithm in nc.UNPADDED and case[6])
-        if not (algorithm in nc.DOUBLING and case[6] is not None)
+        for algorithm in nc.ALGORITHMS
+        if (case[5], case[5] // 2 if case[6] is None else case[6]) in nc.layers(algorithm)
     ]
 
 
 def inputs(case, algorithm):
     """The arguments of `nc.convolve` and those of `nc.defined`."""
-    x, *rest = nc.inputs(*case, double=algorithm in nc.DOUBLING)
+    x, *rest = nc.inputs(*case, double=algorithm.doubled)
     return (x, *rest), (nc.seen(x, algorithm), *rest)
 
 
@@ -69,6 +69,21 @@ def error(case, algorithm, **kwargs):
     args, seen = inputs(case, algorithm)
     y = nc.convolve(*args[:2], algorithm, *args[2:], **kwargs)
     return ((y.double() - nc.defined(*seen)).abs().max() / nc.budget(algorithm, *seen)).item()
+
+
+def test_the_fields_of_each_algorithm():
+    """What the fields of an algorithm promise of its layers, packed weights and errors."""
+    assert {"direct", "winograd4x4", "winograd4x4-unpacked"} <= {*native.ALGORITHMS} and len(nc.ALGORITHMS) == 21
+    for place, a in enumerate(nc.ALGORITHMS):
+        assert operator.index(a) == place and a.rows <= a.columns and not (a.paired and a.int16)
+        same_size, layers = [(3, 1)] if a.doubled else [(3, p) for p in range(6)], nc.layers(a)
+        assert layers == (same_size if a.rows > 1 else [(1, 0)] if a.paired or a.int16 else layers)
+        assert a.int16 == (a.error == "bf16") and (a.columns <= 2 or a.error != "exact")
+        for kernel, _ in layers:
+            size = native.lib.conv2d_packed_size(algorithm=a, outputs=40, inputs=50, kernel=kernel)
+            least = 40 * 50 * kernel**2 // (1 + a.int16) if a.packed else 2 * (64 + 50) * a.paired
+            assert size > least if a.packed else size == least
+    assert nc.layers(native.ALGORITHMS["direct"]) == [(k, p) for k in (1, 3) for p in range(6)]
 
 
 @pytest.mark.parametrize(("algorithm", "case"), runs(REAL))
@@ -100,7 +115,7 @@ def test_instruction_sets_agree(algorithm, case):
         with native.use_isa(isa):
             found[isa] = nc.convolve(*args[:2], algorithm, *args[2:])
     found.pop("portable")
-    if algorithm in (*nc.INTEGERS, *nc.PAIRED):
+    if algorithm.int16 or algorithm.paired:
         found.pop("avx2", None)
     first, *others = found.values() or [None]
     assert all(torch.equal(first, other) for other in others)
@@ -116,22 +131,22 @@ def test_threads_agree(algorithm, case, isa):
 
 
 @pytest.mark.parametrize("isa", nc.isas())
-@pytest.mark.parametrize("algorithm", nc.PACKED)
+@pytest.mark.parametrize("algorithm", [a for a in nc.UNPACKED if nc.variant(a, packed=True)])
 @pytest.mark.parametrize("threads", [1, 5])
-def test_plain_weights_give_the_bits_of_packed_ones(algorithm, isa, threads):
+def test_unpacked_weights_give_the_bits_of_packed_ones(algorithm, isa, threads):
     """Of a single chunk of tiles, of several, and of threads that share a panel."""
     for case in ((3, 19, 9, 14, 70, 3, None, 3, True, HALF), (2, 600, 32, 33, 33, 3, None, 1, False, 1.0)):
         args, _ = inputs(case, algorithm)
         with native.use_isa(isa):
             found = nc.convolve(*args[:2], algorithm, *args[2:], threads=threads)
-            packed = nc.convolve(*args[:2], nc.PACKED[algorithm], *args[2:])
+            packed = nc.convolve(*args[:2], nc.variant(algorithm, packed=True), *args[2:])
         assert torch.equal(found, packed)
 
 
 @pytest.mark.parametrize("isa", nc.isas())
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", [(3, 20, 9, 13), (1, 264, 5, 6), (2, 64, 16, 24)], ids=str)
-@pytest.mark.parametrize("algorithm", nc.PLAIN)
+@pytest.mark.parametrize("algorithm", nc.UNPACKED)
 def test_the_norm_of_an_image_is_taken_as_it_is_read(algorithm, shape, threads, isa):
     """Bit for bit what comes of the normalised image; zeros around it are zeros, not the norm of zeros."""
     generator = torch.Generator().manual_seed(1)
@@ -189,7 +204,7 @@ ROWS = {
 def test_integers_do_not_overflow(algorithm, row, isa):
     """The products of equal rows are the largest that there are, up to the most channels allowed. A sum that left 32
     bits would be wrong by half of its range."""
-    kernel = nc.KERNELS[algorithm][0]
+    kernel = nc.layers(algorithm)[0][0]
     for channels in (2, 31, 256, 4096):
         line = ROWS[row](channels)
         for power in (-60, -2, 0, 20):
@@ -205,8 +220,8 @@ def test_integers_do_not_overflow(algorithm, row, isa):
 @pytest.mark.parametrize("value", [1e-30, 1e-19, 1e-15, 1e15, 1e19, 1e30])
 @pytest.mark.parametrize("algorithm", [*nc.INTEGERS, *nc.PAIRED])
 def test_integers_and_pairs_of_numbers_whose_squares_are_none(algorithm, value, isa):
-    bound = 1e-2 if algorithm in nc.INTEGERS else 1e-4
-    x, weight, *_ = nc.inputs(1, 64, 4, 4, 8, nc.KERNELS[algorithm][0])
+    bound = 1e-2 if algorithm.int16 else 1e-4
+    x, weight, *_ = nc.inputs(1, 64, 4, 4, 8, nc.layers(algorithm)[0][0])
     with native.use_isa(isa):
         unit = nc.convolve(x, weight, algorithm)
         for y in (nc.convolve(x * value, weight, algorithm), nc.convolve(x, weight * value, algorithm)):
@@ -215,7 +230,7 @@ def test_integers_and_pairs_of_numbers_whose_squares_are_none(algorithm, value, 
 
 def test_integers_flush_what_is_too_small():
     for value in (1e-37, 1e-39, 1e-44, 0.0):
-        y = nc.convolve(torch.full((1, 8, 4, 4), value), torch.ones(8, 8, 3, 3), nc.WINOGRAD4_INT16)
+        y = nc.convolve(torch.full((1, 8, 4, 4), value), torch.ones(8, 8, 3, 3), native.ALGORITHMS["winograd4x4-int16"])
         assert y.abs().max() <= 1e-30
 
 
@@ -224,7 +239,7 @@ def test_integers_flush_what_is_too_small():
 @pytest.mark.parametrize(("algorithm", "kernel"), nc.KINDS)
 def test_the_transposed_packing_is_the_adjoint(algorithm, kernel, padding, isa):
     """<A x, dy> = <x, A^T dy> for the convolution A."""
-    if padding >= kernel or (algorithm in nc.UNPADDED and padding) or algorithm in nc.DOUBLING:
+    if padding >= kernel or (kernel, padding) not in nc.layers(algorithm) or algorithm.doubled:
         pytest.skip("has no adjoint of this kind")
     x, weight, *_ = nc.inputs(2, 17, 9, 7, 55, kernel, padding)
     y = nc.defined(x, weight, padding=padding)
@@ -234,7 +249,7 @@ def test_the_transposed_packing_is_the_adjoint(algorithm, kernel, padding, isa):
     assert dx.shape == x.shape
     exact = torch.nn.functional.conv_transpose2d(dy.double(), weight.double(), padding=padding)
     torch.testing.assert_close((y * dy).sum(), (x * exact).sum())
-    bound = 2e-2 if algorithm in nc.INTEGERS else 1e-5
+    bound = 2e-2 if algorithm.int16 else 1e-5
     assert (dx - exact).abs().max() <= bound * exact.abs().max()
 
 
@@ -264,13 +279,13 @@ def uneven():
 def test_pairs_of_uneven_sizes(algorithm, name, isa):
     """The error of each output channel stays near that of one product after another; two terms that outweigh all others
     and are a pair are the worst case."""
-    alone = algorithm - nc.PAIRS
+    usual = nc.variant(algorithm, paired=False)
     x, weight = uneven()[name]
-    weight = weight[:, :, 1:2, 1:2].contiguous() if nc.KERNELS[algorithm] == (1,) else weight
+    weight = weight[:, :, 1:2, 1:2].contiguous() if nc.layers(algorithm) == [(1, 0)] else weight
     with native.use_isa(isa):
-        found, usual = nc.convolve(x, weight, algorithm), nc.convolve(x, weight, alone)
+        found, other = nc.convolve(x, weight, algorithm), nc.convolve(x, weight, usual)
     exact = nc.defined(nc.seen(x, algorithm), weight)
-    error, other = ((y - exact).square().mean((0, 2, 3)).sqrt() for y in (found, usual))
+    error, other = ((y - exact).square().mean((0, 2, 3)).sqrt() for y in (found, other))
     assert (error <= (10 if name == "partners" else 5) * other).all(), (error / other).max()
 
 
@@ -278,7 +293,7 @@ def test_pairs_of_uneven_sizes(algorithm, name, isa):
 @pytest.mark.parametrize("algorithm", nc.PAIRED)
 def test_pairs_with_zeros_sum_to_zero(algorithm, isa):
     """Not to what rounding leaves of the corrections: of an image without light, and of weights that begin as zeros."""
-    x, weight, rows, *_ = nc.inputs(2, 64, 9, 9, 40, nc.KERNELS[algorithm][0], rows=1)
+    x, weight, rows, *_ = nc.inputs(2, 64, 9, 9, 40, nc.layers(algorithm)[0][0], rows=1)
     x[1] = 0
     with native.use_isa(isa):
         y = nc.convolve(x, weight, algorithm, rows)
@@ -291,8 +306,9 @@ def test_pairs_with_zeros_sum_to_zero(algorithm, isa):
 GOOD = {"n": 2, "h": 4, "w": 5, "inputs": 6, "outputs": 8, "kernel": 3, "padding": 1, "bias_rows": 0}
 GOOD |= {"y_pitch": 8, "x_pitch": 6, "residual_pitch": 8}
 BAD = {
-    "no such algorithm": ({}, {"algorithm": 3}),
-    "kernel of the algorithm": ({"kernel": 1, "padding": 0}, {"algorithm": 4}),
+    "no such algorithm": ({}, {"algorithm": len(nc.ALGORITHMS)}),
+    "algorithm before the first": ({}, {"algorithm": -1}),
+    "kernel of the algorithm": ({"kernel": 1, "padding": 0}, {"algorithm": "winograd4x4"}),
     "kernel of 5": ({"kernel": 5}, {}),
     "negative batch": ({"n": -1}, {}),
     "no height": ({"h": 0}, {}),
@@ -307,51 +323,35 @@ BAD = {
     "y pitch": ({"y_pitch": 7}, {}),
     "x pitch": ({"x_pitch": 5}, {}),
     "residual pitch": ({"residual_pitch": 7}, {"residual": True}),
-    "padded integers": ({"kernel": 1}, {"algorithm": nc.INT16}),
-    "padded pairs": ({"kernel": 1}, {"algorithm": nc.PAIRS}),
-    "direct pairs of 3x3": ({}, {"algorithm": nc.PAIRS}),
-    "pairs of integers": ({"kernel": 1, "padding": 0}, {"algorithm": nc.PAIRS + nc.INT16}),
-    "pairs of packed weights": ({}, {"algorithm": nc.PAIRS + nc.WINOGRAD4}),
-    "pairs without room": ({}, {"algorithm": nc.PAIRS + nc.PLAIN4, "workspace": False}),
-    "pairs without balance": ({}, {"algorithm": nc.PAIRS + nc.PLAIN4, "balance": False}),
-    "twice paired": ({}, {"algorithm": 2 * nc.PAIRS + nc.PLAIN4}),
-    "doubling without padding": ({"padding": 0}, {"algorithm": nc.UP4}),
+    "padded integers": ({"kernel": 1}, {"algorithm": "direct-int16"}),
+    "integers of 3x3": ({"padding": 0}, {"algorithm": "direct-int16"}),
+    "padded pairs": ({"kernel": 1}, {"algorithm": "direct-paired"}),
+    "direct pairs of 3x3": ({"padding": 0}, {"algorithm": "direct-paired"}),
+    "pairs without room": ({}, {"algorithm": "winograd4x4-unpacked-paired", "workspace": False}),
+    "pairs without balance": ({}, {"algorithm": "winograd4x4-unpacked-paired", "balance": False}),
+    "doubling without padding": ({"padding": 0}, {"algorithm": "winograd4x4-doubled"}),
     "too many channels for integers": (
         {"kernel": 3, "inputs": 4097, "x_pitch": 4097},
-        {"algorithm": nc.WINOGRAD4_INT16},
+        {"algorithm": "winograd4x4-int16"},
     ),
-    "and after doubling": ({"kernel": 3, "inputs": 4097, "x_pitch": 4097}, {"algorithm": nc.UP4_INT16}),
-    "plain weights of 1x1": ({"kernel": 1, "padding": 0}, {"algorithm": nc.PLAIN4}),
-    "plain weights without room": ({}, {"algorithm": nc.PLAIN4, "workspace": False}),
-    "packed weights to be transposed": ({}, {"algorithm": nc.WINOGRAD4, "transposed": True}),
-    "a norm before packed weights": ({}, {"algorithm": nc.WINOGRAD4, "affine": True}),
-    "no such plain algorithm": ({}, {"algorithm": 100}),
-    "twice plain": ({}, {"algorithm": 204}),
-    "plain doubling without padding": ({"padding": 0}, {"algorithm": nc.PLAIN_UP4}),
-    "packed tiles of 4x8": ({}, {"algorithm": 48}),
+    "and after doubling": ({"kernel": 3, "inputs": 4097, "x_pitch": 4097}, {"algorithm": "winograd4x4-doubled-int16"}),
+    "unpacked weights of 1x1": ({"kernel": 1, "padding": 0}, {"algorithm": "winograd4x4-unpacked"}),
+    "unpacked weights without room": ({}, {"algorithm": "winograd4x4-unpacked", "workspace": False}),
+    "packed weights to be transposed": ({}, {"algorithm": "winograd4x4", "transposed": True}),
+    "a norm before packed weights": ({}, {"algorithm": "winograd4x4", "affine": True}),
+    "unpacked doubling without padding": ({"padding": 0}, {"algorithm": "winograd4x4-doubled-unpacked"}),
     "element type": ({}, {"dtype": 1}),
     "instruction set": ({}, {"isa": len(native.ISAS)}),
 }
 
 
-def run_with(
-    sizes,
-    algorithm=nc.DIRECT,
-    bias=False,
-    residual=False,
-    dtype=0,
-    isa=0,
-    workspace=True,
-    transposed=False,
-    affine=False,
-    balance=True,
-):
+def run_with(sizes, algorithm="direct", dtype=0, isa=0, transposed=False, **present):
     room = torch.zeros(30_000)  # enough for every case, should one be let through
-    address = room.data_ptr()
-    optional = dict(bias=bias, residual=residual, workspace=workspace, affine=affine, balance=balance)
-    tensors = dict(y=address, x=address, weight=address, **{name: address for name, there in optional.items() if there})
-    rest = dict(scale=1.0, transposed=transposed, algorithm=algorithm, isa=isa, threads=1)
-    native.lib.conv2d_fwd_cpu(dtype=dtype, **tensors, **sizes, **rest)
+    present = {"workspace": True, "balance": True, **present}
+    tensors = dict.fromkeys(["y", "x", "weight", *(name for name in present if present[name])], room.data_ptr())
+    rest = dict(scale=1.0, transposed=transposed, isa=isa, threads=1)
+    algorithm = native.ALGORITHMS.get(algorithm, algorithm)
+    native.lib.conv2d_fwd_cpu(dtype=dtype, algorithm=algorithm, **tensors, **sizes, **rest)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -366,30 +366,32 @@ def test_good_arguments_are_not():
     run_with(GOOD)
     run_with({**GOOD, "bias_rows": 1}, bias=True, residual=True)
     run_with({**GOOD, "n": 0})
-    run_with(GOOD, nc.PLAIN4, transposed=True)
+    run_with(GOOD, "winograd4x4-unpacked", transposed=True)
 
 
 def test_bad_packings_are_refused():
     weight, packed = torch.zeros(8, 4, 3, 3), torch.zeros(40_000)
 
-    def pack(outputs, inputs, kernel, transposed, algorithm, dtype=torch.float32):
+    def pack(outputs, inputs, kernel, transposed, name, dtype=torch.float32):
+        algorithm = native.ALGORITHMS.get(name, name)
         sizes = dict(outputs=outputs, inputs=inputs, kernel=kernel, transposed=transposed, algorithm=algorithm)
         native.call("conv2d_pack_cpu", packed=packed.to(dtype), weight=weight.to(dtype), **sizes)
 
     for sizes in (
-        (8, 4, 5, False, 0),
-        (8, 4, 1, False, 4),
-        (0, 4, 3, False, 0),
-        (8, 0, 3, False, 0),
-        (8, 4, 3, False, 3),
-        (8, 4, 3, True, nc.UP4),
-        (8, 4, 3, False, nc.PLAIN4),
-        (8, 4097, 1, False, nc.INT16),
-        (4097, 8, 1, True, nc.INT16),  # the sum runs over 4097
+        (8, 4, 5, False, "direct"),
+        (8, 4, 1, False, "winograd4x4"),
+        (0, 4, 3, False, "direct"),
+        (8, 0, 3, False, "direct"),
+        (8, 4, 3, False, -1),
+        (8, 4, 3, False, len(nc.ALGORITHMS)),
+        (8, 4, 3, True, "winograd4x4-doubled"),
+        (8, 4, 3, False, "winograd4x4-unpacked"),
+        (8, 4097, 1, False, "direct-int16"),
+        (4097, 8, 1, True, "direct-int16"),  # the sum runs over 4097
     ):
         with pytest.raises(RuntimeError, match="bad argument"):
             pack(*sizes)
-    for algorithm, kernel in ((nc.WINOGRAD4, 1), (7, 3)):
+    for algorithm, kernel in ((native.ALGORITHMS["winograd4x4"], 1), (len(nc.ALGORITHMS), 3)):
         assert native.lib.conv2d_packed_size(algorithm=algorithm, outputs=1, inputs=1, kernel=kernel) == -1
     with pytest.raises(RuntimeError, match="element type"):
-        pack(8, 4, 3, False, 0, torch.float64)
+        pack(8, 4, 3, False, "direct", torch.float64)

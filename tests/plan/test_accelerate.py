@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from edm_fast import accelerate, edm_sampler, explain
+from edm_fast import accelerate, edm_sampler, explain, native
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import _algorithms, _tune
+from edm_fast.plan import _tune
 from edm_fast.plan._pool import MAX_PROGRAMS
 from helpers import native_conv as nc
 from helpers.planned_networks import NETWORKS, network, on_algorithm
@@ -43,10 +43,11 @@ def test_close_to_float64(name):
 
 def packed_memory(fast):
     (program,) = next(iter(fast.model.pool.programs.values()))
-    return sum(t.numel() for t in fast.model.planner.weights.packed.values()), program.arena.numel()
+    packed = [prepared.tensor for key, prepared in fast.model.planner.prepared.items() if key[-1] is not None]
+    return sum(t.numel() for t in packed), program.arena.numel()
 
 
-@pytest.mark.parametrize("algorithm", [_algorithms.WINOGRAD4, _algorithms.WINOGRAD4_UP])
+@pytest.mark.parametrize("algorithm", ["winograd4x4", "winograd4x4-doubled"])
 @pytest.mark.parametrize("name", ["ddpmpp", "adm"])
 def test_packed_limit_saves_memory_and_changes_no_bit(name, algorithm):
     net = network(name)
@@ -59,7 +60,7 @@ def test_packed_limit_saves_memory_and_changes_no_bit(name, algorithm):
         assert torch.equal(tight(*call), want)  # its scratch memory serves other layers in between
     (all_of_it, arena), (some, wider), (least, _) = map(packed_memory, (free, tight, none))
     assert least <= some < all_of_it and some - least <= 1.1 * weights
-    assert least < some or algorithm != _algorithms.WINOGRAD4  # a single layer is merged: all of it or nothing
+    assert least < some or algorithm != "winograd4x4"  # a single layer is merged: all of it or nothing
     assert wider + some < arena + all_of_it
     with pytest.raises(UserError, match="packed_limit"):
         accelerate(net, packed_limit=float("nan"))
@@ -85,17 +86,17 @@ def test_layers_of_small_networks_are_measured_in_warm_caches(monkeypatch):
 @pytest.mark.parametrize("name", ["ddpmpp", "adm"])
 @pytest.mark.parametrize(
     ("algorithm", "most"),
-    [(_algorithms.WINOGRAD2_UP, 1e-5), (_algorithms.WINOGRAD4_UP, 1e-5), (_algorithms.WINOGRAD4_UP_INT16, 1e-2)],
+    [("winograd2x2-doubled", 1e-5), ("winograd4x4-doubled", 1e-5), ("winograd4x4-doubled-int16", 1e-2)],
 )
 def test_upsampling_merged_with_its_convolution(name, algorithm, most):
     net = network(name)
     call = inputs(net, 2, 0.7)
     with torch.no_grad():
-        fast, apart = on_algorithm(net, algorithm), on_algorithm(net, _algorithms.DIRECT)
+        fast, apart = on_algorithm(net, algorithm), on_algorithm(net, "direct")
         assert relative_error([fast(*call)], [Exact(net)(*call)]) <= most
         apart(*call)
     (program,), (other,) = (next(iter(f.model.pool.programs.values())) for f in (fast, apart))
-    merged = [shape for shape, found in program.algorithms if found == algorithm]
+    merged = [shape for shape, found in program.algorithms if found.name == algorithm]
     assert merged == [shape for shape, _ in program.algorithms if shape.doubled]
     assert len(merged) == 1 and len(program.steps) == len(other.steps) - 1
 
@@ -104,9 +105,9 @@ def test_many_images_of_a_small_network_run_a_few_at_a_time(monkeypatch):
     net = network("ddpmpp")
     x, sigma, labels = inputs(net, 7, 0.7)
     with torch.no_grad():
-        whole = on_algorithm(net, _algorithms.WINOGRAD4)
+        whole = on_algorithm(net, "winograd4x4")
         whole.model.planner.images_at_once = lambda graph: 7
-        parts, wide = on_algorithm(net, _algorithms.WINOGRAD4), on_algorithm(net, _algorithms.WINOGRAD4)
+        parts, wide = on_algorithm(net, "winograd4x4"), on_algorithm(net, "winograd4x4")
         monkeypatch.setattr(
             "edm_fast.plan._cpu.IMAGES_AT_ONCE", 3 * 4 * 96 * 64
         )  # joined, 96 channels of 8x8: 3 images
@@ -135,7 +136,7 @@ def test_arguments_mean_what_they_do_to_the_network(name):
     assert fast(x[:0], levels[:0]).shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("algorithm", _algorithms.NAMES)
+@pytest.mark.parametrize("algorithm", native.ALGORITHMS)
 def test_an_image_has_the_same_bits_in_every_batch_on_any_threads(algorithm):
     net = network("ddpmpp")
     fast = on_algorithm(net, algorithm)
@@ -161,8 +162,9 @@ def test_plans_of_other_shapes_take_their_own_weights():
     for n in (2, 1, 3, 2, 4, 5, 6, 1):
         x, sigma, labels = inputs(net, n, 0.7)
         assert relative_error([fast(x, sigma, labels)], [net(x, sigma, labels)]) <= 1e-5, n
-    held = [tensor for programs in fast.model.pool.programs.values() for program in programs for tensor in program.kept]
-    assert {key[0] for key in fast.model.planner.weights.packed} <= {tensor.data_ptr() for tensor in held}
+    programs = [program for found in fast.model.pool.programs.values() for program in found]
+    held = {prepared for program in programs for prepared in program.weights.held.values()}
+    assert {*fast.model.planner.prepared.values()} == held
 
 
 def test_a_plan_in_use_is_not_given_to_another_thread():
@@ -180,7 +182,7 @@ def test_a_plan_in_use_is_not_given_to_another_thread():
 
 def test_threads_may_call_at_the_same_time():
     net = network("ddpmpp")
-    fast = on_algorithm(net, _algorithms.WINOGRAD2)
+    fast = on_algorithm(net, "winograd2x2")
     x, sigma, labels = inputs(net, 8, 0.7)
     parts = [slice(i % 6, i % 6 + 1 + i % 3) for i in range(24)]
     want = fast(x, sigma, labels)

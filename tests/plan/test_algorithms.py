@@ -1,6 +1,7 @@
 """The fastest algorithm of a convolution: measured once, kept in a file, one choice for all processes."""
 
 import dataclasses
+import functools
 import json
 import math
 import threading
@@ -8,28 +9,24 @@ import threading
 import pytest
 import torch
 
+from edm_fast import backend, native
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan import _algorithms, _table, _tune
-from edm_fast.plan._algorithms import (
-    DIRECT,
-    MERGED,
-    PAIRED,
-    PAIRS,
-    WINOGRAD2,
-    WINOGRAD4,
-    WINOGRAD4_PLAIN,
-    Shape,
-    fastest,
-    fits,
-)
-from edm_fast.plan._convolutions import chosen
+from edm_fast.plan._algorithms import Shape, fastest, fits
+from edm_fast.plan._convolutions import with_algorithms
+from edm_fast.plan._graph import Graph, Node, Value
 from edm_fast.plan._table import Measurement
-from edm_fast.plan._trace import Node, Value
 from edm_fast.plan._tune import MeasuredAlgorithms
 from helpers import native_conv as nc
 
 pytestmark = nc.needs_native
 SHAPE = Shape(1, 8, 6, 6, 8, 3, 1)
-ALLOWED = [a for a in _algorithms.ALLOWED["fp32"] if fits(a, SHAPE)] if nc.native.lib is not None else []
+NAMES = "direct", "winograd2x2", "winograd4x4", "winograd4x4-unpacked", "winograd4x4-unpacked-paired"
+DIRECT, WINOGRAD2, WINOGRAD4, UNPACKED4, PAIRED4 = map(native.ALGORITHMS.get, NAMES)
+ALLOWED = [a for a in _algorithms.ALLOWED["fp32"] if fits(a, SHAPE)]
+CONV2D = backend.ops()["conv2d"]
+MERGED = [a for a in nc.ALGORITHMS if a.doubled]
 
 
 @pytest.fixture
@@ -64,6 +61,11 @@ def test_the_fastest_that_the_precision_allows(clock, tmp_path):
         DIRECT
     ]  # no other has a kernel for it
     assert clock.calls == 1
+
+
+def test_a_precision_allows_its_error_class_and_those_before_it():
+    classes = [{a.error for a in _algorithms.ALLOWED[precision]} for precision in ("exact", "fp32", "bf16")]
+    assert classes == [{"exact"}, {"exact", "fp32"}, {"exact", "fp32", "bf16"}]
 
 
 def test_small_networks_have_measurements_of_their_own(clock, tmp_path):
@@ -107,7 +109,7 @@ def test_tables_filled_at_the_same_time_agree(clock, tmp_path, monkeypatch):
 
     def measure(shape, algorithms, cold):
         together.wait()
-        return {a: Measurement(float((threading.get_ident() >> 8) % 1000 + a)) for a in algorithms}
+        return {a: Measurement(float((threading.get_ident() >> 8) % 1000 + int(a is DIRECT))) for a in algorithms}
 
     monkeypatch.setattr(_tune, "measure", measure)
     tables = [_table.Table(tmp_path / "table.json") for _ in range(4)]
@@ -189,9 +191,9 @@ def test_measuring_leaves_random_numbers_alone():
 def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
     doubled = dataclasses.replace(SHAPE, doubled=True)
     allowed = [a for a in _algorithms.ALLOWED["bf16"] if fits(a, doubled)]
-    assert {*MERGED} - {*PAIRED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
+    assert {*MERGED} - {*nc.PAIRED} < {*allowed} and not any(fits(a, SHAPE) for a in MERGED)
     assert not any(fits(a, dataclasses.replace(doubled, padding=0)) for a in MERGED)
-    assert not fits(_algorithms.WINOGRAD4_UP_INT16, dataclasses.replace(doubled, channels=4097))
+    assert not fits(native.ALGORITHMS["winograd4x4-doubled-int16"], dataclasses.replace(doubled, channels=4097))
     assert doubled.output() == (SHAPE.n, SHAPE.outputs, 2 * SHAPE.h, 2 * SHAPE.w)
     found = _tune.measure(doubled, allowed)
     assert found.keys() == {*allowed} and all(row.seconds > 0 and not row.fault for row in found.values())
@@ -199,57 +201,53 @@ def test_a_doubled_image_has_merged_algorithms_and_others_have_not(tmp_path):
 
 
 def test_pairs_where_there_are_registers_and_channels_for_them():
+    pointwise = native.ALGORITHMS["direct-paired"]
     for isa in nc.isas():
-        with nc.native.use_isa(isa):
+        with native.use_isa(isa):
             wide, padded = dataclasses.replace(SHAPE, channels=48), dataclasses.replace(SHAPE, channels=48, kernel=1)
-            found = [a for a in PAIRED if fits(a, wide)]
+            found = [a for a in nc.PAIRED if fits(a, wide)]
             assert bool(found) == (isa in ("avx512", "avx512vnni"))
-            assert len(found) == (len([a for a in PAIRED if a not in MERGED]) - 1 if found else 0)  # but for the 1x1
-            assert not any(fits(a, dataclasses.replace(wide, channels=47)) for a in PAIRED)
-            assert not fits(PAIRS + DIRECT, padded)
-            assert fits(PAIRS + DIRECT, dataclasses.replace(padded, padding=0)) == bool(found)
+            assert len(found) == (len([a for a in nc.PAIRED if not a.doubled]) - 1 if found else 0)  # but for the 1x1
+            assert not any(fits(a, dataclasses.replace(wide, channels=47)) for a in nc.PAIRED)
+            assert not fits(pointwise, padded)
+            assert fits(pointwise, dataclasses.replace(padded, padding=0)) == bool(found)
 
 
-def layers(*shapes):
-    """Convolutions on their way into a plan: (channels, height and width), each to as many outputs."""
-    return [
-        Node(
-            "conv2d",
-            None,
-            (),
-            {"x": Value((1, c, size, size)), "weight": torch.empty(c, c, 3, 3)},
-            [Value((1, c, size, size))],
-        )
-        for c, size in shapes
-    ]
+def algorithms_of(sizes, seconds, limit):
+    """Those of convolutions of 64 channels and images of these heights and widths; seconds of each by the height."""
+    nodes, weight = [], torch.empty(64, 64, 3, 3)
+    for size in sizes:
+        nodes.append(Node(CONV2D, Conv2dArgs(Value((1, 64, size, size)), weight), [Value((1, 64, size, size))]))
+    graph = Graph({}, nodes, nodes[-1].output)
+    return [*with_algorithms(graph, lambda shape: seconds[shape.h], limit)[1].values()]
 
 
 def test_packed_weights_stay_within_their_limit():
     """What is given up first saves the least time for its memory; what needs none is taken where it is the fastest."""
     seconds = {
-        32: {DIRECT: 30.0, WINOGRAD4: 10.0, WINOGRAD4_PLAIN: 11.0},
-        16: {DIRECT: 9.0, WINOGRAD4: 2.0, WINOGRAD4_PLAIN: 5.0},
-        8: {DIRECT: 3.0, WINOGRAD4: 1.0, WINOGRAD4_PLAIN: 0.5},
+        32: {DIRECT: 30.0, WINOGRAD4: 10.0, UNPACKED4: 11.0},
+        16: {DIRECT: 9.0, WINOGRAD4: 2.0, UNPACKED4: 5.0},
+        8: {DIRECT: 3.0, WINOGRAD4: 1.0, UNPACKED4: 0.5},
     }
-    nodes = layers((64, 32), (64, 16), (64, 8))
-
-    def found(limit):
-        return [*chosen(nodes, lambda shape: seconds[shape.h], limit).values()]
-
-    assert found(math.inf) == [WINOGRAD4, WINOGRAD4, WINOGRAD4_PLAIN]
-    assert found(8 / 3) == [WINOGRAD4, WINOGRAD4, WINOGRAD4_PLAIN]  # each packs four times its own
-    assert found(7 / 3) == [WINOGRAD4_PLAIN, WINOGRAD4, WINOGRAD4_PLAIN]
-    assert found(1) == found(0) == [WINOGRAD4_PLAIN] * 3
-    assert [*chosen(nodes, lambda shape: {DIRECT: 1.0}, 0).values()] == [DIRECT] * 3  # nothing takes less
-    fast = {DIRECT: 9.0, WINOGRAD4_PLAIN: 2.0, PAIRS + WINOGRAD4_PLAIN: 1.0}
-    assert [*chosen(nodes, lambda shape: fast, 0).values()] == [
-        PAIRS + WINOGRAD4_PLAIN
-    ] * 3  # a few floats do not count
+    found = functools.partial(algorithms_of, (32, 16, 8))
+    assert found(seconds, math.inf) == [WINOGRAD4, WINOGRAD4, UNPACKED4]
+    assert found(seconds, 8 / 3) == [WINOGRAD4, WINOGRAD4, UNPACKED4]  # each packs four times its own
+    assert found(seconds, 7 / 3) == [UNPACKED4, WINOGRAD4, UNPACKED4]
+    assert found(seconds, 1) == found(seconds, 0) == [UNPACKED4] * 3
+    assert found(dict.fromkeys(seconds, {DIRECT: 1.0}), 0) == [DIRECT] * 3  # nothing takes less
+    fast = {DIRECT: 9.0, UNPACKED4: 2.0, PAIRED4: 1.0}
+    assert found(dict.fromkeys(seconds, fast), 0) == [PAIRED4] * 3  # a few floats do not count
 
 
 def test_a_doubled_image_keeps_to_merged_algorithms():
-    (node,) = layers((64, 8))
-    node.kwargs["doubled"] = True
-    seconds = {DIRECT: 0.0, WINOGRAD4: 0.0, _algorithms.WINOGRAD4_UP: 1.0, _algorithms.WINOGRAD4_UP_PLAIN: 2.0}
-    assert chosen([node], lambda shape: seconds, math.inf) == {node: _algorithms.WINOGRAD4_UP}
-    assert chosen([node], lambda shape: seconds, 1) == {node: _algorithms.WINOGRAD4_UP_PLAIN}
+    image, wide, y = (Value((1, 64, size, size)) for size in (8, 16, 16))
+    up = Node(backend.ops()["upfirdn"], UpfirdnArgs(image, torch.ones(2, 2) / 4, 2), [wide])
+    graph = Graph({"x": image}, [up, Node(CONV2D, Conv2dArgs(wide, torch.empty(64, 64, 3, 3)), [y])], y)
+    packed, unpacked = (native.ALGORITHMS[f"winograd4x4-doubled{suffix}"] for suffix in ("", "-unpacked"))
+    for seconds, limit, expected in (
+        ({DIRECT: 2.0, packed: 1.0, unpacked: 3.0}, math.inf, packed),
+        ({DIRECT: 2.0, packed: 1.0, unpacked: 3.0}, 1, unpacked),
+        ({DIRECT: 0.5, packed: 1.0, unpacked: 3.0}, math.inf, DIRECT),
+    ):
+        found, algorithms = with_algorithms(graph, lambda shape, seconds=seconds: seconds, limit)
+        assert [*algorithms.values()] == [expected] and len(found.nodes) == 1 + (expected is DIRECT)

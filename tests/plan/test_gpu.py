@@ -13,7 +13,8 @@ import torch
 from edm_fast import accelerate, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
-from edm_fast.plan import _gpu
+from edm_fast.plan import _gpu_program, _implementations
+from edm_fast.plan._graph import map_tensors
 from helpers import taped_graph
 from helpers.planned_networks import DEVICE, NETWORKS, moved, network, places, planned
 
@@ -53,7 +54,7 @@ def test_exact_is_the_network_to_the_bit(name):
 def reference(net, *args):
     from edm_fast import use_backend
 
-    with use_backend("reference"), _gpu.tensor_float(False):
+    with use_backend("reference"), _gpu_program.tensor_float(False):
         return net(*args)
 
 
@@ -66,18 +67,18 @@ class Checked:
         self.first = None
 
     def __call__(self, key, ways):
-        more = any("given" in name or "statistics" in name for name in ways)  # of the call before
+        more = any("apply" in name or "statistics" in name for name in ways)  # of the call before
         self.first = self.first if more else next(iter(ways.values()))
         if (key, more) not in self.keys:
             self.keys.add((key, more))
-            want = self.first.func(*self.first.args, **_gpu._tensors(torch.Tensor.double, self.first.keywords))
+            want = self.first.func(*map_tensors(torch.Tensor.double, self.first.args))
             for name in ways:
                 if "reference+" in name or "+reference" in name or f"{name}+statistics" in ways:
                     continue  # half of it is a way of another call, or all of it is in another way
                 y, *stats = ways[name]() if name.endswith("statistics") else [ways[name]()]
                 assert relative_error([y.cpu()], [want.cpu()]) < 1e-5, f"{name} {key}"
                 for found in stats:
-                    expected = _gpu._statistics(y, found.shape[2], self.eps)
+                    expected = _implementations.statistics_of(y, found.shape[2], self.eps)
                     assert relative_error([found.cpu()], [expected.cpu()]) < 2e-6, f"{name} {key}"
         return last(key, ways)
 
@@ -88,12 +89,18 @@ def test_every_way_of_every_call(name):
     small = {"img_resolution": 4, "attn_resolutions": [2]}  # the interpreter takes its time
     net = network(name, **small, **({} if name == "adm" else {"model_channels": 16}))  # of 16, ADM would have no head
     x, sigma, labels = moved(*inputs(net, 1, 0.7))
+    clock, kinds = Checked(1e-6) if name == "ddpmpp" else last, set()
+
+    def measure(key, calls):
+        kinds.add(key.split()[2])
+        return clock(key, calls)
+
     with torch.no_grad():
-        fast, other = planned(net, "fp32"), planned(net, "fp32", Checked(1e-6) if name == "ddpmpp" else last)
+        fast, other = planned(net, "fp32"), planned(net, "fp32", measure)
         a, b = fast(x, sigma, labels), other(x, sigma, labels)
-    steps = steps_of(other)
-    assert {"attention", "group_norm_silu", "conv2d", "pair"} <= {s.node.kind for s in steps if len(s.seconds) > 1}
-    assert {"given", "given+merged+statistics", "fused+statistics", "triton"} <= {step.name for step in steps}
+    assert {"attention", "group_norm_silu", "conv2d", "pair"} <= kinds
+    names = {step.choice.name for step in steps_of(other)}
+    assert {"apply", "apply+merged+statistics", "fused+statistics", "triton"} <= names
     assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
 
 
@@ -105,7 +112,7 @@ def test_statistics_of_rounded_images():
     with torch.no_grad():
         fast = planned(net, "fp16", last)
         found = fast(*moved(x, sigma, labels))
-    assert "given+merged+statistics" in {step.name for step in steps_of(fast)}
+    assert "apply+merged+statistics" in {step.choice.name for step in steps_of(fast)}
     assert relative_error([found.cpu()], [want]) <= LIMITS["fp16"]
 
 
@@ -118,7 +125,7 @@ def test_values_are_dropped_after_their_last_use():
     (program,) = next(iter(fast.model.pool.programs.values()))
     dead = [value for step in program.steps for value in step.dead]
     made = {value for step in program.steps for value in (*step.node.inputs(), *step.node.outputs)}
-    assert len(dead) == len(set(dead)) and set(dead) == made - {program.graph.output}
+    assert len(dead) == len(set(dead)) and set(dead) == made - {program.output}
 
 
 def test_embeddings_are_one_product():
@@ -150,15 +157,15 @@ def test_weights_are_cast_once_for_all_programs():
     fast = planned(net, "fp16")
     with torch.no_grad():
         fast(*moved(*inputs(net, 1, 0.7)))
-        made = len(fast.model.planner.made)
+        made = len(fast.model.planner.prepared)
         fast(*moved(*inputs(net, 2, 0.7)))
     separated = sum(1 for m in net.model.modules() if hasattr(m, "qkv") and m.num_heads) * 2  # made by `rewritten`
-    assert len(fast.model.planner.made) - made <= separated
+    assert len(fast.model.planner.prepared) - made <= separated
 
 
 def test_what_a_program_made_goes_with_it(monkeypatch):
     finished = []
-    monkeypatch.setattr(_gpu.Program, "finish", lambda program: finished.append(program.inputs["x"].shape[0]))
+    monkeypatch.setattr(_gpu_program.Program, "finish", lambda program: finished.append(program.inputs["x"].shape[0]))
     net = network("ddpmpp")
     fast = planned(net, "fp16")
     for n in (2, 1, 3, 2, 4, 5, 6, 1):
@@ -168,7 +175,7 @@ def test_what_a_program_made_goes_with_it(monkeypatch):
     held = {
         made for programs in fast.model.pool.programs.values() for p in programs for made in p.weights.held.values()
     }
-    assert {*fast.model.planner.made.values()} == held
+    assert {*fast.model.planner.prepared.values()} == held
     assert finished == [1, 3, 2]  # the last call of a program is over before its memory goes to others
 
 
@@ -236,7 +243,7 @@ def test_sampling_in_half_precision_stays_close():
 
 def test_switches_are_put_back():
     before = torch.backends.cudnn.allow_tf32
-    with contextlib.suppress(ZeroDivisionError), _gpu.tensor_float(not before):
+    with contextlib.suppress(ZeroDivisionError), _gpu_program.tensor_float(not before):
         assert torch.backends.cudnn.allow_tf32 is not before
         raise ZeroDivisionError
     assert torch.backends.cudnn.allow_tf32 is before

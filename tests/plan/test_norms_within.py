@@ -1,12 +1,16 @@
 """Norms that a convolution takes as it reads its image: which they are, and what becomes of the plan."""
 
+import math
+
 import pytest
 import torch
 
-from edm_fast import ops
+from edm_fast import native, ops
 from edm_fast.evaluation._networks import inputs
-from edm_fast.plan import _algorithms as algorithms
-from edm_fast.plan._convolutions import is_convolution, norms_within
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.plan._convolutions import with_algorithms
+from edm_fast.plan._graph import Fused
 from edm_fast.plan._trace import trace
 from helpers import native_conv as nc
 from helpers.planned_networks import network, on_algorithm
@@ -27,25 +31,29 @@ class Module(torch.nn.Module):
 
 def found(function, algorithm):
     graph = trace(Module(function), {"x": (1, 4, 6, 6)})
-    chosen = {node: algorithm for node in graph.nodes if is_convolution(node)}
-    return norms_within(graph.nodes, graph.output, chosen)
+    graph, _ = with_algorithms(graph, lambda shape: {native.ALGORITHMS[algorithm]: 0.0}, math.inf)
+    return [node for node in graph.nodes if isinstance(node, Fused)]
 
 
-@pytest.mark.parametrize("algorithm", [algorithms.WINOGRAD4X8_PLAIN, algorithms.WINOGRAD2_PLAIN])
-def test_of_plain_weights(algorithm):
-    ((conv2d, norm),) = found(lambda m, x: ops.conv2d(x, m.three), algorithm).items()
-    assert (conv2d.kind, norm.kind) == ("conv2d", "group_norm_silu") and conv2d.kwargs["x"] is norm.outputs[0]
+@pytest.mark.parametrize("algorithm", ["winograd4x8-unpacked", "winograd2x2-unpacked"])
+def test_of_unpacked_weights(algorithm):
+    (node,) = found(lambda m, x: ops.conv2d(x, m.three), algorithm)
+    assert node.rule == "norm" and [type(part.args) for part in (node.first, node.second)] == [
+        GroupNormSiluArgs,
+        Conv2dArgs,
+    ]
+    assert node.second.args.x is node.first.output
 
 
 @pytest.mark.parametrize(
     ("function", "algorithm"),
     [
-        (lambda m, x: ops.conv2d(x, m.three), algorithms.WINOGRAD4),
-        (lambda m, x: ops.conv2d(x, m.one), algorithms.DIRECT),
-        (lambda m, x: ops.conv2d(x, m.three, residual=x), algorithms.WINOGRAD4_PLAIN),
-        (lambda m, x: ops.conv2d(x, m.three) + x, algorithms.WINOGRAD4_PLAIN),
-        (lambda m, x: torch.cat([ops.conv2d(x, m.three), ops.conv2d(x, m.one)], 1), algorithms.WINOGRAD4_PLAIN),
-        (lambda m, x: ops.conv2d(2 * x, m.three), algorithms.WINOGRAD4_PLAIN),
+        (lambda m, x: ops.conv2d(x, m.three), "winograd4x4"),
+        (lambda m, x: ops.conv2d(x, m.one), "direct"),
+        (lambda m, x: ops.conv2d(x, m.three, residual=x), "winograd4x4-unpacked"),
+        (lambda m, x: ops.conv2d(x, m.three) + x, "winograd4x4-unpacked"),
+        (lambda m, x: torch.cat([ops.conv2d(x, m.three), ops.conv2d(x, m.one)], 1), "winograd4x4-unpacked"),
+        (lambda m, x: ops.conv2d(2 * x, m.three), "winograd4x4-unpacked"),
     ],
     ids=["packed", "pointwise", "its residual", "added later", "read twice", "something between"],
 )
@@ -54,8 +62,7 @@ def test_not_of(function, algorithm):
 
 
 def test_no_result_is_a_norm_within():
-    graph = trace(Module(lambda m, x: x), {"x": (1, 4, 6, 6)})
-    assert not norms_within(graph.nodes, graph.output, {})
+    assert not found(lambda m, x: x, "direct")
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "adm"])  # adm: with scale and shift of each image
@@ -64,8 +71,8 @@ def test_the_same_bits_from_fewer_steps(name):
     net = network(name)
     call = inputs(net, 3, 0.7)
     with torch.no_grad():
-        before, within = (on_algorithm(net, algorithms.WINOGRAD4, limit) for limit in (float("inf"), 0))
+        before, within = (on_algorithm(net, "winograd4x4", limit) for limit in (float("inf"), 0))
         assert torch.equal(before(*call), within(*call))
     (many,), (few,) = (next(iter(fast.model.pool.programs.values())) for fast in (before, within))
-    used = [algorithm for _, algorithm in few.algorithms if algorithm in algorithms.PLAIN]
+    used = [algorithm for _, algorithm in few.algorithms if not algorithm.packed]
     assert 0 < len(many.steps) - len(few.steps) <= len(used)

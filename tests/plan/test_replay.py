@@ -15,7 +15,7 @@ from edm_fast import StackedRandomGenerator, ablation_sampler, accelerate, edm_s
 from edm_fast.backend import BackendError
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _rows
-from edm_fast.plan import _capture, _gpu
+from edm_fast.plan import _capture, _gpu, _gpu_program
 from edm_fast.sampling import loop, sample
 from helpers import taped_graph
 from helpers.multistep import dpm_solver_2m, trapezoid_pece
@@ -111,8 +111,8 @@ def test_few_graphs_serve_any_number_of_steps(monkeypatch):
     draw(fast, **CHURN)
     draw(fast, **CHURN)
     evaluated = []
-    run = _gpu.Program.run
-    monkeypatch.setattr(_gpu.Program, "run", lambda *args: evaluated.append(1) or run(*args))
+    run = _gpu_program.Program.run
+    monkeypatch.setattr(_gpu_program.Program, "run", lambda *args: evaluated.append(1) or run(*args))
     draw(fast, **CHURN)
     draw(fast, num_steps=40, sigma_max=50, rho=5, **CHURN)
     assert len(replays(fast)) == 3 and not evaluated  # Heun with and without noise, Euler into 0; no evaluation beside
@@ -167,7 +167,7 @@ def test_kinds_beyond_the_bound_are_not_recorded(monkeypatch):
     monkeypatch.setattr(_capture, "MAX_STEP_GRAPHS", 2)
     plain, fast = pair()
     made = []
-    monkeypatch.setattr(_gpu, "StepGraph", lambda *args: made.append(1) or _capture.StepGraph(*args))
+    monkeypatch.setattr(_gpu_program, "StepGraph", lambda *args: made.append(1) or _capture.StepGraph(*args))
     first = loop.slope(4.0, t=4.0, h=-2.0)
     steps = [loop.step(first), loop.step(loop.move(c=1.0, rebase=True), loop.slope(2.0, t=2.0, h=-1.0))]
     steps += [loop.step(loop.slope(0.9, t=0.9, h=-0.4), loop.slope(0.5, t=0.5, h=-0.4, weights=(0.5, 0.5)))]
@@ -184,7 +184,7 @@ def test_kinds_beyond_the_bound_are_not_recorded(monkeypatch):
         assert torch.equal(draw(plain, sampler, num_steps=2), draw(fast, sampler, num_steps=2))
     assert len(made) == 2
     finished = []
-    monkeypatch.setattr(_gpu.Program, "finish", lambda program: finished.append(1))
+    monkeypatch.setattr(_gpu_program.Program, "finish", lambda program: finished.append(1))
     for sampler, kwargs in (METHODS["euler"], METHODS["euler"], METHODS["dpm"], METHODS["dpm"]):
         assert torch.equal(draw(plain, sampler, **kwargs), draw(fast, sampler, **kwargs))
     assert len(replays(fast)) == 2 and len(finished) == len(made) - 2 > 0  # the latest; over before they go
@@ -331,7 +331,7 @@ def test_the_row_of_the_benchmark_that_has_graphs_of_evaluations_alone(monkeypat
     fast = _rows.ROWS["accelerate-fp16-evaluations"].build(types.SimpleNamespace(net=network("ddpmpp")))
     assert torch.equal(draw(fast), draw(fast)) and not replays(fast)
     (program,) = next(iter(fast.model.pool.programs.values()))
-    assert program.graph_of_run is not None
+    assert program.graph is not None
 
 
 def test_an_empty_batch():
@@ -360,4 +360,4 @@ def test_graphs_share_the_memory_of_one():
         draw(fast, **kwargs)
     (program,) = (p for programs in fast.model.pool.programs.values() for p in programs)
     assert len(program.step_graphs) == 3
-    assert {r.graph.graph.pool() for r in replays(fast)} == {program.graph_of_run.graph.pool()}
+    assert {r.graph.graph.pool() for r in replays(fast)} == {program.graph.graph.pool()}

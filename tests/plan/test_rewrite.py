@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from edm_fast import ops
-from edm_fast.plan._rewrite import apart, ask_statistics, norm_of, rewritten
+from edm_fast.plan._graph import LinearArgs, SeparateQKVArgs
+from edm_fast.plan._implementations import norm_of, norm_with, wanted_statistics
+from edm_fast.plan._rewrite import rewritten, separate_rows
 from edm_fast.plan._trace import trace
 
 
@@ -28,19 +30,19 @@ class Module(torch.nn.Module):
 
 
 def kinds(function, shape=(2, 4, 4, 4)):
-    return [node.kind for node in nodes(function, shape)]
+    return [type(node.args).__name__.removesuffix("Args") for node in nodes(function, shape)]
 
 
 def nodes(function, shape=(2, 4, 4, 4)):
-    return rewritten(trace(Module(function), {"x": shape}))
+    return rewritten(trace(Module(function), {"x": shape})).nodes
 
 
 def test_a_product_and_its_bias_are_joined():
     (node,) = nodes(lambda m, x: torch.matmul(x, m.matrix.t()) + m.bias, (2, 4))
-    assert node.kind == "linear" and node.kwargs["weight"].shape == (5, 4) and node.kwargs["bias"].shape == (5,)
-    assert node.outputs[0].shape == (2, 5)
+    assert isinstance(node.args, LinearArgs) and node.args.weight.shape == (5, 4) and node.args.bias.shape == (5,)
+    assert node.output.shape == (2, 5)
     (node,) = nodes(lambda m, x: torch.matmul(x, m.matrix.t()), (2, 4))
-    assert node.kind == "linear" and node.kwargs["bias"] is None
+    assert isinstance(node.args, LinearArgs) and node.args.bias is None
 
 
 def test_a_product_used_twice_keeps_its_bias_outside():
@@ -48,15 +50,15 @@ def test_a_product_used_twice_keeps_its_bias_outside():
         y = torch.matmul(x, m.matrix.t())
         return (y + m.bias) * y
 
-    assert kinds(twice, (2, 4)) == ["linear", "torch", "torch"]
+    assert kinds(twice, (2, 4)) == ["Linear", "Torch", "Torch"]
 
 
-def test_qkv_rows_are_put_apart():
+def test_rows_of_q_k_and_v_are_separated():
     conv2d, attention = nodes(lambda m, x: ops.attention(ops.conv2d(x, m.w), 2))
-    assert attention.kwargs["apart"] and conv2d.kwargs["weight"].shape == (12, 4, 1, 1)
+    assert isinstance(attention.args, SeparateQKVArgs) and conv2d.args.weight.shape == (12, 4, 1, 1)
     rows = torch.arange(12).reshape(2, 2, 3)  # head, channel, which
     want = torch.stack([rows[head, :, which] for which in range(3) for head in range(2)]).flatten()
-    assert torch.equal(apart(torch.arange(12), 2), want)
+    assert torch.equal(separate_rows(torch.arange(12), 2), want)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +71,17 @@ def test_qkv_rows_are_put_apart():
     ids=["three by three", "used twice", "another term"],
 )
 def test_qkv_rows_stay(function):
-    assert not [node for node in nodes(function) if node.kwargs.get("apart")]
+    assert not [node for node in nodes(function) if isinstance(node.args, SeparateQKVArgs)]
 
 
 def test_channels_are_mixed_before_a_box_upsampling():
-    conv2d, upfirdn = nodes(lambda m, x: ops.conv2d(ops.upfirdn(x, m.box, up=2), m.w))
-    assert [conv2d.kind, upfirdn.kind] == ["conv2d", "upfirdn"]
-    assert conv2d.outputs[0].shape == (2, 12, 4, 4) and upfirdn.outputs[0].shape == (2, 12, 8, 8)
-    assert upfirdn.kwargs["x"] is conv2d.outputs[0]
+    def small(m, x):
+        return ops.conv2d(ops.upfirdn(x, m.box, up=2), m.w)
+
+    assert kinds(small) == ["Conv2d", "Upfirdn"]
+    conv2d, upfirdn = nodes(small)
+    assert conv2d.output.shape == (2, 12, 4, 4) and upfirdn.output.shape == (2, 12, 8, 8)
+    assert upfirdn.args.x is conv2d.output
 
 
 @pytest.mark.parametrize(
@@ -90,18 +95,17 @@ def test_channels_are_mixed_before_a_box_upsampling():
     ids=["wider filter", "another filter", "three by three", "used twice"],
 )
 def test_channels_are_mixed_after_upsampling(function):
-    assert kinds(function)[:2] == ["upfirdn", "conv2d"]
+    assert kinds(function)[:2] == ["Upfirdn", "Conv2d"]
 
 
-def test_statistics_are_asked_where_a_norm_reads_a_convolution():
+def test_statistics_are_wanted_where_a_norm_reads_a_convolution():
     def norm(m, y, groups=2, eps=1e-5):
         return ops.group_norm_silu(y, m.row, m.row, groups, eps)
 
     def found(function):
         every = nodes(function)
-        asked = ask_statistics(every)
-        taking = [norm_of(node, asked) is not None for node in every if node.kind == "group_norm_silu"]
-        return [*asked.values()], taking
+        wanted = wanted_statistics(every)
+        return [*wanted.values()], [norm_with(node, wanted) is not None for node in every if norm_of(node) is not None]
 
     assert found(lambda m, x: norm(m, ops.conv2d(x, m.three), 3, 1e-6)) == ([(3, 1e-6)], [True])
     assert found(lambda m, x: norm(m, torch.cat([x] * 3, 1))) == ([], [False])

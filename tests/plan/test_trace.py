@@ -9,8 +9,10 @@ import torch
 
 from edm_fast import ops
 from edm_fast.checkpoint import demo_path
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.plan._graph import map_values
 from edm_fast.plan._shapes import result_of
-from edm_fast.plan._trace import Value, trace
+from edm_fast.plan._trace import trace
 
 
 class Small(torch.nn.Module):
@@ -34,10 +36,8 @@ def traced():
 
 
 def names(graph):
-    return [
-        node.kind if node.kind != "torch" else node.function.__name__.replace("__iadd__", "add_")
-        for node in graph.nodes
-    ]
+    functions = [node.function for node in graph.nodes]
+    return [getattr(f, "name", None) or f.__name__.replace("__iadd__", "add_") for f in functions]
 
 
 def test_nodes_are_the_calls_that_the_output_needs():
@@ -45,22 +45,22 @@ def test_nodes_are_the_calls_that_the_output_needs():
     assert names(graph) == ["conv2d", "add_", "reshape", "mul", "cat"]
     assert list(graph.inputs) == ["x", "scale"] and graph.output.shape == (2, 8, 6, 6)
     conv2d, add = graph.nodes[:2]
-    assert conv2d.args == () and conv2d.kwargs["x"] is graph.inputs["x"]
-    assert conv2d.kwargs["weight"].data_ptr() == module.weight.data_ptr()  # the network's own, not a copy
-    assert conv2d.kwargs["scale"] == 1 and conv2d.kwargs["emb"] is None  # defaults are there by name
+    assert isinstance(conv2d.args, Conv2dArgs) and conv2d.args.x is graph.inputs["x"]
+    assert conv2d.args.weight.data_ptr() == module.weight.data_ptr()  # the network's own, not a copy
+    assert conv2d.args.scale == 1 and conv2d.args.emb is None  # defaults are there by name
 
 
 def test_constants_are_folded():
     _, graph = traced()
-    assert torch.equal(graph.nodes[1].args[1], torch.tensor(3.0))
+    assert torch.equal(graph.nodes[1].args.args[1], torch.tensor(3.0))
 
 
 def test_an_addition_in_place_makes_a_new_value():
     _, graph = traced()
     conv2d, add = graph.nodes[:2]
-    assert add.args[0] is conv2d.outputs[0] and add.outputs[0] is not conv2d.outputs[0]
-    assert graph.nodes[3].args[0] is add.outputs[0]
-    assert graph.nodes[4].args[0] == [add.outputs[0], graph.nodes[3].outputs[0]]
+    assert add.args.args[0] is conv2d.outputs[0] and add.outputs[0] is not conv2d.outputs[0]
+    assert graph.nodes[3].args.args[0] is add.outputs[0]
+    assert graph.nodes[4].args.args[0] == [add.outputs[0], graph.nodes[3].outputs[0]]
 
 
 def test_the_nodes_compute_what_the_module_does():
@@ -68,16 +68,9 @@ def test_the_nodes_compute_what_the_module_does():
     inputs = {"x": torch.randn(2, 3, 6, 6), "scale": torch.randn(2)}
     values = {graph.inputs[name]: tensor for name, tensor in inputs.items()}
 
-    def known(tree):
-        if isinstance(tree, Value):
-            return values[tree]
-        if isinstance(tree, (list, tuple)):
-            return type(tree)(map(known, tree))
-        return {k: known(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
-
     with torch.no_grad():
         for node in graph.nodes:
-            values[node.outputs[0]] = node.run(known(node.args), known(node.kwargs))
+            values[node.output] = node.run(map_values(values.__getitem__, node.args))
         assert torch.equal(values[graph.output], module(**inputs))
 
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from edm_fast import accelerate, backend
+from edm_fast import accelerate, backend, native
 from edm_fast.errors import UserError
-from edm_fast.plan import _algorithms, _table, _tune
-from edm_fast.plan._algorithms import DIRECT, WINOGRAD2, WINOGRAD4, Shape
+from edm_fast.plan import _table, _tune
+from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._tune import MeasuredAlgorithms, MeasuredWays
 from helpers import native_conv as nc
 from helpers.planned_networks import network, planned
@@ -180,16 +180,16 @@ def test_a_plan_for_gpus_finds_its_ways(monkeypatch, planted):
     assert ("cpu" in _table.dropped("group_norm_silu")) == planted
 
 
-ALL = [*_algorithms.NAMES]
+ALL = [*native.ALGORITHMS]
 
 
-def plant(monkeypatch, fault, *algorithms):
+def plant(monkeypatch, fault, *names):
     """Let these algorithms fail in one way or another."""
     bind = _tune.bind
 
     def bound(shape, algorithm, **arguments):
         step = bind(shape, algorithm, **arguments)
-        if algorithm not in algorithms:
+        if algorithm.name not in names:
             return step
         if fault == "does not launch":
             raise RuntimeError("no such kernel")
@@ -218,18 +218,19 @@ def ctypes_floats(address, count):
 @pytest.mark.parametrize("fault", ["does not launch", "raises", "wrong", "nan", "writes nothing"])
 @pytest.mark.parametrize("doubled", [False, True])
 def test_an_algorithm_that_fails_is_dropped(monkeypatch, fault, doubled):
-    plant(monkeypatch, fault, WINOGRAD2, WINOGRAD4, _algorithms.WINOGRAD2_UP)
+    plant(monkeypatch, fault, "winograd2x2", "winograd4x4", "winograd2x2-doubled")
     shape = Shape(2, 8, 6, 6, 8, 3, 1, doubled)
     found = MeasuredAlgorithms("exact")(shape)
-    assert DIRECT in found and not {WINOGRAD2, _algorithms.WINOGRAD2_UP} & found.keys()
-    assert _table.dropped("conv2d")["winograd2"].startswith("dropped while tuning: it")
+    used = {algorithm.name for algorithm in found}
+    assert "direct" in used and not {"winograd2x2", "winograd2x2-doubled"} & used
+    assert _table.dropped("conv2d")["winograd2x2"].startswith("dropped while tuning: it")
     _table._tables.clear()
     monkeypatch.setattr(_tune, "measure", lambda *args: pytest.fail("it was run again"))
     assert MeasuredAlgorithms("exact")(shape) == found
 
 
 @nc.needs_native
-@pytest.mark.parametrize("some", [[WINOGRAD2, _algorithms.WINOGRAD2_PLAIN], ALL], ids=["some", "all"])
+@pytest.mark.parametrize("some", [["winograd2x2", "winograd2x2-unpacked"], ALL], ids=["some", "all"])
 def test_a_plan_runs_without_the_algorithms_that_fail(monkeypatch, some):
     """Down to torch, where there is none left; explain() has the reasons."""
     net = network("ddpmpp")
@@ -243,6 +244,6 @@ def test_a_plan_runs_without_the_algorithms_that_fail(monkeypatch, some):
     got = fast(x, sigma, labels)
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
     (choice,) = [choice for choice in backend.explain(reset=True) if choice.op == "conv2d"]
-    assert "dropped while tuning: its error is" in choice.reasons["winograd2"]
-    used = {a for programs in fast.model.pool.programs.values() for p in programs for _, a in p.algorithms}
-    assert not used & {*some} - {DIRECT}
+    assert "dropped while tuning: its error is" in choice.reasons["winograd2x2"]
+    used = {a.name for programs in fast.model.pool.programs.values() for p in programs for _, a in p.algorithms}
+    assert not used & {*some} - {"direct"}

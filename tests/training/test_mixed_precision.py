@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from edm_fast import distributed, use_backend
 from edm_fast.evaluation._networks import relative_error
-from edm_fast.plan._gpu import tensor_float
+from edm_fast.plan._gpu_program import tensor_float
 from edm_fast.training import EDMLoss
 from helpers.devices import DEVICES
 from helpers.planned_networks import network

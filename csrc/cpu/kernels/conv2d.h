@@ -11,7 +11,7 @@
 #include "../_weights.h"
 #include "../simd/vector.h"
 #include "conv2d_output.h"
-#include "conv2d_plain.h"
+#include "conv2d_unpacked.h"
 #include "conv2d_weights.h"
 #include "matmul.h"
 #include "matmul_int16.h"
@@ -47,7 +47,7 @@ template <class Rows, class Columns>
 static void winograd(const Conv2d& s, const Cut& cut, int64_t first, int64_t last, int64_t panel, int64_t last_panel,
                      float* scratch, Phase phase) {
     constexpr int planes = Rows::kPoints * Columns::kPoints;
-    const bool small = int16_products(s.algorithm);
+    const bool small = kAlgorithms[s.algorithm].int16();
     const int64_t first_panel = phase.index() * panels(s.out);
     const int64_t depth = s.in, pitch = row_pitch(depth), count = last - first, m_step = count * kPanel;
     const int64_t panel_floats = small ? int16_panel(depth) : depth * kPanel;
@@ -103,7 +103,7 @@ static void pointwise_int16(const Conv2d& s, const Cut& cut, int64_t first, int6
 // the same with products in pairs: each pixel scaled by its own factor
 static void pointwise_paired(const Conv2d& s, const Cut& cut, int64_t first, int64_t last, int64_t panel,
                              int64_t last_panel, float* scratch) {
-    const int64_t depth = s.in, count = last - first, pitch = tile_pitch(s.algorithm, depth);
+    const int64_t depth = s.in, count = last - first, pitch = tile_pitch(kAlgorithms[s.algorithm], depth);
     const int64_t behind = corrections_at(depth);
     float *c = scratch, *factors = c + 16 * kPanel, *rows = factors + count;
     const Tail tail(s);
@@ -167,13 +167,15 @@ static void direct(const Conv2d& s, const Cut& cut, int64_t first, int64_t last,
 
 static void convolve(const Conv2d& s, const Cut& cut, int64_t first, int64_t last, int64_t panel, int64_t last_panel,
                      float* scratch) {
-    if (s.algorithm == kInt16) return pointwise_int16(s, cut, first, last, panel, last_panel, scratch);
-    if (s.algorithm == kPaired) return pointwise_paired(s, cut, first, last, panel, last_panel, scratch);
-    if (s.algorithm == kDirect) return direct(s, cut, first, last, panel, last_panel, scratch);
-    with_transforms(s.algorithm, [&](auto rows, auto columns) {
-        for (int p = 0; p < phases(s.algorithm); ++p)
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
+    if (!algorithm.transforms()) {
+        const auto pixels = algorithm.int16() ? pointwise_int16 : algorithm.paired() ? pointwise_paired : direct;
+        return pixels(s, cut, first, last, panel, last_panel, scratch);
+    }
+    with_transforms(algorithm, [&](auto rows, auto columns) {
+        for (int p = 0; p < algorithm.phases(); ++p)
             winograd<decltype(rows), decltype(columns)>(s, cut, first, last, panel, last_panel, scratch,
-                                                        phase_of(s.algorithm, p));
+                                                        phase_of(algorithm, p));
     });
 }
 

@@ -41,20 +41,20 @@ static void merge_taps(const float* g, Phase phase, float* merged) {
         }
 }
 
-// The filters of one panel and of `count` input channels from `first` on, as the algorithm transforms them: g (count,
-// taps, kPanel).
-static void read_panel(const Filters& f, int algorithm, Phase phase, int64_t panel, int64_t first, int64_t count,
+// The filters of one panel and of `count` input channels from `first` on, `merged` for one phase of a doubled image or
+// as they are: g (count, taps, kPanel).
+static void read_panel(const Filters& f, bool merged, Phase phase, int64_t panel, int64_t first, int64_t count,
                        float* g) {
     constexpr int64_t together = 16;  // input channels whose filters are read at once, where they lie side by side
     const int64_t outputs = std::min<int64_t>(kPanel, f.out - panel * kPanel);
     const int64_t by_out = f.by_out(), by_in = f.by_in();
-    const int taps = doubles(algorithm) ? 4 : f.taps;
+    const int taps = merged ? 4 : f.taps;
     float whole[together * 9 * kPanel];
     for (int64_t i = first, end = first + count, some; i < end; i += some, g += some * taps * kPanel) {
         some = f.transposed ? 1 : std::min(together, end - i);
         const float* from = f.weight + panel * kPanel * by_out + i * by_in;
-        read_filters(from, by_out, outputs, int(some) * f.taps, f.transposed, doubles(algorithm) ? whole : g);
-        for (int64_t j = 0; doubles(algorithm) && j < some; ++j)
+        read_filters(from, by_out, outputs, int(some) * f.taps, f.transposed, merged ? whole : g);
+        for (int64_t j = 0; merged && j < some; ++j)
             merge_taps(whole + j * 9 * kPanel, phase, g + j * 4 * kPanel);
         // the rows of a panel lie far apart, each too short to be foreseen
         for (int64_t o = 0; o < outputs; ++o)
@@ -66,19 +66,20 @@ static void read_panel(const Filters& f, int algorithm, Phase phase, int64_t pan
 static void pack_panel(const Conv2dPack& s, Phase phase, int64_t panel, int64_t count, int64_t out, int64_t in,
                        const Balance& balance) {
     const int64_t plane = in * kPanel;
-    const bool small = int16_products(s.algorithm), paired = is_paired(s.algorithm);
+    const Algorithm& algorithm = kAlgorithms[s.algorithm];
+    const bool small = algorithm.int16(), paired = algorithm.paired();
     const int64_t floats = small ? int16_panel(in) : paired ? paired_panel(in) : plane;
     float* packed = static_cast<float*>(s.packed_ptr) + (phase.index() * panels(out) + panel) * count * floats;
     std::vector<float> planes(small || paired ? size_t(count * plane) : 0);
     float* to = small || paired ? planes.data() : packed;
     const Filters filters{static_cast<const float*>(s.weight_ptr), out, in, int(s.kernel * s.kernel), s.transposed};
     std::vector<float> g(size_t(in * filters.taps * kPanel));
-    read_panel(filters, s.algorithm, phase, panel, 0, in, g.data());
-    if (tile_rows(s.algorithm) == 1) {
+    read_panel(filters, algorithm.doubled, phase, panel, 0, in, g.data());
+    if (!algorithm.transforms()) {
         for (int64_t j = 0; j < in * count; ++j)
             std::copy(g.data() + j * kPanel, g.data() + (j + 1) * kPanel, to + j % count * plane + j / count * kPanel);
     } else {
-        with_transforms(s.algorithm, [&](auto rows, auto columns) {
+        with_transforms(algorithm, [&](auto rows, auto columns) {
             using Rows = decltype(rows);
             using Columns = decltype(columns);
             each_of(std::make_integer_sequence<int, Rows::kPoints>(), [&](auto row) {

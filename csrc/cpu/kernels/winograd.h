@@ -118,31 +118,35 @@ struct Powers {
 };
 
 // Ten products for eight outputs where F(4, 3) takes twelve, at five times its rounding error as columns of F(4x8,
-// 3x3).
-template <>
-struct Winograd<8, 3> {
-    static constexpr int kOutputs = 8, kTaps = 3, kPoints = 10, kPasses = 1;
-    static constexpr Powers<kOutputs, 4> powers{{0.4375f, 0.8125f, 1.25f, 2.25f}};
+// 3x3); of two taps nine where F(4, 2) takes ten. Filters of three taps have the point 0 as well.
+template <int R>
+struct Winograd<8, R> {
+    static constexpr int kOutputs = 8, kTaps = R, kPoints = R + 7, kPasses = 1;
+    static constexpr Powers<kOutputs, 4> powers = R == 3 ? Powers<kOutputs, 4>({0.4375f, 0.8125f, 1.25f, 2.25f})
+                                                         : Powers<kOutputs, 4>({0.25f, 0.6875f, 1.125f, 2.125f});
     template <int Pass>
     static inline void input(const V* d, V* v) {
         constexpr float a = square(0), b = square(1), c = square(2), e = square(3);
         const V s1 = set1(a + b + c + e), s2 = set1(a * b + (a + b) * (c + e) + c * e);
         const V s3 = set1(a * b * (c + e) + (a + b) * c * e), s4 = set1(a * b * c * e);
-        v[0] = fma(s4, d[0], fnma(s3, d[2], fma(s2, d[4], fnma(s1, d[6], d[8]))));
-        v[9] = fma(s4, d[1], fnma(s3, d[3], fma(s2, d[5], fnma(s1, d[7], d[9]))));
-        input_at<0, 1, 2, 3>(d, v);
-        input_at<1, 0, 2, 3>(d, v);
-        input_at<2, 0, 1, 3>(d, v);
-        input_at<3, 0, 1, 2>(d, v);
+        const auto product = [&](const V* x) __attribute__((always_inline)) {
+            return fma(s4, x[0], fnma(s3, x[2], fma(s2, x[4], fnma(s1, x[6], x[8]))));
+        };
+        if constexpr (kFirst == 1) v[0] = product(d);
+        v[kPoints - 1] = product(d + kFirst);
+        input_at<0, 1, 2, 3>(d + kFirst, v + kFirst);
+        input_at<1, 0, 2, 3>(d + kFirst, v + kFirst);
+        input_at<2, 0, 1, 3>(d + kFirst, v + kFirst);
+        input_at<3, 0, 1, 2>(d + kFirst, v + kFirst);
     }
     static inline void output(const V* m, V* y) {
         V sum[4], difference[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-            sum[i] = m[1 + 2 * i] + m[2 + 2 * i];
-            difference[i] = m[1 + 2 * i] - m[2 + 2 * i];
+            sum[i] = m[kFirst + 2 * i] + m[kFirst + 1 + 2 * i];
+            difference[i] = m[kFirst + 2 * i] - m[kFirst + 1 + 2 * i];
         }
-        y[0] = (m[0] + sum[0]) + (sum[1] + sum[2]) + sum[3];
+        y[0] = (kFirst ? m[0] + sum[0] : sum[0]) + (sum[1] + sum[2]) + sum[3];
 #pragma GCC unroll 8
         for (int j = 1; j < 8; ++j) {
             const V* of = j % 2 ? difference : sum;
@@ -150,25 +154,28 @@ struct Winograd<8, 3> {
             y[j] = fma(set1(power[0]), of[0],
                        fma(set1(power[1]), of[1], fma(set1(power[2]), of[2], set1(power[3]) * of[3])));
         }
-        y[7] = y[7] + m[9];
+        y[7] = y[7] + m[kPoints - 1];
     }
     static inline void weights(const V* g, V* u) {
-        u[0] = g[0] * set1(float(1 / (double(square(0)) * square(1) * square(2) * square(3))));
+        if constexpr (kFirst == 1)
+            u[0] = g[0] * set1(float(1 / (double(square(0)) * square(1) * square(2) * square(3))));
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
             const double p = powers.of[1][i], q = p * p;
-            double d = 2 * q;
+            double d = 2 * (kFirst ? q : p);
             for (int j = 0; j < 4; ++j)
                 if (j != i) d *= q - square(j);
             d *= size[i];
-            const V even = fma(set1(float(q / d)), g[2], g[0] * set1(float(1 / d))), odd = g[1] * set1(float(p / d));
-            u[1 + 2 * i] = even + odd;
-            u[2 + 2 * i] = odd - even;
+            const V first = g[0] * set1(float(1 / d)), odd = g[1] * set1(float(p / d));
+            const V even = kFirst ? fma(set1(float(q / d)), g[R - 1], first) : first;
+            u[kFirst + 2 * i] = even + odd;
+            u[kFirst + 1 + 2 * i] = kFirst ? odd - even : even - odd;
         }
-        u[9] = g[2];
+        u[kPoints - 1] = g[R - 1];
     }
 
   private:
+    static constexpr int kFirst = R - 2;  // of the pairs: behind the point 0
     // Rows of B^T are multiplied by powers of two, those of G divided by them (and one of each pair has another sign),
     // so that the factors of all products have about the same ratio of their sizes.
     static constexpr float size[4] = {1, 1, 0.5f, 0.125f};
@@ -178,10 +185,10 @@ struct Winograd<8, 3> {
     static inline void input_at(const V* d, V* v) {
         constexpr float a = square(J), b = square(K), c = square(L);
         const V s1 = set1(a + b + c), s2 = set1(a * b + (a + b) * c), s3 = set1(a * b * c);
-        const V even = fnma(s3, d[2], fma(s2, d[4], fnma(s1, d[6], d[8])));
-        const V odd = set1(powers.of[1][I] * size[I]) * fnma(s3, d[1], fma(s2, d[3], fnma(s1, d[5], d[7])));
-        v[1 + 2 * I] = fma(set1(size[I]), even, odd);
-        v[2 + 2 * I] = fnma(set1(size[I]), even, odd);
+        const V even = fnma(s3, d[1], fma(s2, d[3], fnma(s1, d[5], d[7])));
+        const V odd = set1(powers.of[1][I] * size[I]) * fnma(s3, d[0], fma(s2, d[2], fnma(s1, d[4], d[6])));
+        v[2 * I] = fma(set1(size[I]), even, odd);
+        v[1 + 2 * I] = fnma(set1(size[I]), even, odd);
     }
 };
 
@@ -277,18 +284,15 @@ static void transform_weights(const float* filters, int64_t count, float* u, int
     }
 }
 
-// f(Rows(), Columns()) with the transforms of an algorithm
-template <class F>
-static inline void with_transforms(int algorithm, F&& f) {
-    switch (products_of(algorithm)) {
-        case kWinograd2: return f(Winograd<2>(), Winograd<2>());
-        case kWinograd4:
-        case kWinograd4Int16: return f(Winograd<4>(), Winograd<4>());
-        case kWinograd2Up: return f(Winograd<2, 2>(), Winograd<2, 2>());
-        case kWinograd4Up:
-        case kWinograd4UpInt16: return f(Winograd<4, 2>(), Winograd<4, 2>());
-        default: return f(Winograd<4>(), Winograd<8>());
+// f(Rows(), Columns()) with the transforms of an algorithm: the branches are the tiles of the list
+template <size_t Row = 0, class F>
+static inline void with_transforms(const Algorithm& algorithm, F&& f) {
+    constexpr Algorithm row = kAlgorithms[Row];
+    if constexpr (row.transforms() && is_first_of_its_transform(Row)) {
+        if (algorithm.same_transform(row))
+            return f(Winograd<row.tile.rows, row.taps(3)>(), Winograd<row.tile.columns, row.taps(3)>());
     }
+    if constexpr (Row + 1 < std::size(kAlgorithms)) with_transforms<Row + 1>(algorithm, f);
 }
 
 template <class F, int... I>

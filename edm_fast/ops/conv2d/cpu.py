@@ -12,11 +12,10 @@ from edm_fast.ops.conv2d import _kernel
 from edm_fast.ops.conv2d._kernel import channels_last
 from edm_fast.ops.conv2d.reference import Conv2dArgs
 
-DIRECT, WINOGRAD4_PLAIN = 0, 104  # codes of csrc/conv2d.h
 FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
 
 
-def pack(weight: torch.Tensor, algorithm: int, transposed: bool = False) -> torch.Tensor:
+def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = False) -> torch.Tensor:
     """A weight (O, C, k, k) as `conv2d_fwd_cpu` reads it; `transposed`: of the adjoint."""
     outputs, inputs, kernel, _ = weight.shape
     sizes: dict[str, Any] = dict(
@@ -34,13 +33,13 @@ def _convolve(
     outputs, inputs, k, _ = weight.shape
     if transposed:
         inputs, outputs = outputs, inputs
-    x, plain = channels_last(x), k == 3
+    x = channels_last(x)
     n, _, h, w = x.shape
     grow = 2 * padding - k + 1
     y = torch.empty((n, outputs, h + grow, w + grow), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
         return y
-    algorithm = WINOGRAD4_PLAIN if plain else DIRECT
+    algorithm = native.ALGORITHMS["winograd4x4-unpacked" if k == 3 else "direct"]
     rows = None if tail is None else _kernel.rows(tail)
     residual = None if tail is None else tail.residual
     sizes: dict[str, Any] = dict(algorithm=algorithm, n=n, h=h, w=w, inputs=inputs, kernel=k, padding=padding)
@@ -50,7 +49,7 @@ def _convolve(
         **sizes,
         y=y,
         x=x,
-        weight=(weight.contiguous() if plain else pack(weight, algorithm, transposed)).view(-1),
+        weight=(pack(weight, algorithm, transposed) if algorithm.packed else weight.contiguous()).view(-1),
         bias=None if rows is None else rows.contiguous(),
         residual=None if residual is None else channels_last(residual),
         outputs=outputs,
@@ -60,7 +59,7 @@ def _convolve(
         residual_pitch=outputs,
         scale=1.0 if tail is None else float(tail.scale),
         workspace=x.new_empty(native.lib.conv2d_fwd_workspace(**sizes)),
-        transposed=plain and transposed,
+        transposed=transposed and not algorithm.packed,
     )
     return y
 

@@ -54,7 +54,7 @@ static void read_tiles(const Conv2d& s, const Cut& cut, Phase phase, int64_t bas
     if (s.affine_ptr) near.x_ptr = image, near.x_pitch = row_pitch(s.in);
     LaneSums corrections;
     const Balance balance(s.balance_ptr, s.in, s.out);
-    with_transforms(s.algorithm, [&](auto rows, auto columns) {
+    with_transforms(kAlgorithms[s.algorithm], [&](auto rows, auto columns) {
         using Rows = decltype(rows);
         using Columns = decltype(columns);
         constexpr int64_t chunk = chunk_of<Columns, true>();
@@ -70,7 +70,7 @@ static void read_tiles(const Conv2d& s, const Cut& cut, Phase phase, int64_t bas
             }
             float* to = v + t * chunks.pitch;
             const int64_t image_at = s.affine_ptr ? 0 : at.n;
-            if (!is_paired(s.algorithm)) {
+            if (!kAlgorithms[s.algorithm].paired()) {
                 read_tile<Rows, Columns>(near, image_at, y, x, to, step);
                 continue;
             }
@@ -97,7 +97,7 @@ static void multiply_tiles(const Conv2d& s, const Filters& filters, const Cut& c
     const Tail tail(s);
     const Balance balance(s.balance_ptr, s.in, s.out);
     const int64_t output = panel * kPanel;  // the first
-    with_transforms(s.algorithm, [&](auto rows, auto columns) {
+    with_transforms(kAlgorithms[s.algorithm], [&](auto rows, auto columns) {
         using Rows = decltype(rows);
         using Columns = decltype(columns);
         constexpr int P = Rows::kPoints, Q = Columns::kPoints;
@@ -105,7 +105,7 @@ static void multiply_tiles(const Conv2d& s, const Filters& filters, const Cut& c
         int64_t corrections = corrections_at(s.in);  // of the slice, in a row
         for (int64_t k = 0; k < s.in; k += kDepth) {
             const int64_t depth = std::min(kDepth, s.in - k);
-            read_panel(filters, s.algorithm, phase, panel, k, depth, g);
+            read_panel(filters, kAlgorithms[s.algorithm].doubled, phase, panel, k, depth, g);
             each_of(std::make_integer_sequence<int, P>(), [&](auto row) {
                 transform_weights<Rows, Columns, row, Paired>(g, depth, u, kPlaneStep,
                                                               Paired ? balance.weights + k : nullptr,
