@@ -14,7 +14,6 @@ from helpers.golden_samplers import Recorder, analytic, draws, network
 INDEX = g.index("solvers.json")
 # what is not built yet: names of solvers, and entries that are no runs of a solver
 UNBUILT = {
-    "sdm",
     *("solvers/optimised", "solvers/search"),
 }
 GRIDS = {"karras": "karras", "polynomial": "karras", "logsnr": "logsnr", "vp2": "time_uniform"}
@@ -47,6 +46,8 @@ def options(run):
         found["phi"] = {1: 1, 2: 2, 5: 2.5, 7: None}[found.pop("noise_function")]
     if found.pop("denoise_to_zero", False):
         found["ends"] = "denoised"
+    if run["solver"] == "sdm":  # what finds the switch: see solvers/test_sdm.py
+        found = {"switch": found["switch_step"]}
     if "predict_x0" in found:
         found["form"] = "data" if found.pop("predict_x0") else "noise"
     if found.get("lower_order_final") == "only a step to zero":
