@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -18,8 +19,6 @@ MAX_INTS = 10_000_000
 
 def parse_int_list(text: str) -> list[int]:
     """`"1,2,5-10"` -> [1, 2, 5, ..., 10]: both ends included, order and repeats kept, `9-8` is empty."""
-    if isinstance(text, (list, tuple)):
-        return [int(value) for value in text]
     result: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"(\d+)-(\d+)", part)
@@ -33,14 +32,17 @@ def parse_int_list(text: str) -> list[int]:
     return result
 
 
-class IntList(click.ParamType):
-    """Comma-separated integers and ranges."""
+class Parsed(click.ParamType):
+    """What a function makes of text; its UserErrors are told as bad values of the option."""
 
     name = "list"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return parse_int_list(value)
+            return self.parse(value) if isinstance(value, str) else value
         except UserError as error:
             self.fail(str(error), param, ctx)
 
@@ -90,7 +92,7 @@ class UserPath(click.ParamType):
 INPUT_PATH = UserPath()
 INPUT_PATH_OR_URL = UserPath(url=True)
 OUTPUT_PATH = UserPath(output=True)
-INT_LIST = IntList()
+INT_LIST = Parsed(parse_int_list)
 POSITIVE_INT = click.IntRange(min=1)
 NON_NEGATIVE_INT = click.IntRange(min=0)
 POSITIVE = Float(0, min_open=True)

@@ -16,30 +16,33 @@ from typing import Any, TypeVar
 import click
 import torch
 import tqdm
+from click.core import ParameterSource
 
 from edm_fast import distributed, native
 from edm_fast.backend import requested
 from edm_fast.checkpoint import DEMO, load
 from edm_fast.cli import _options as opt
+from edm_fast.cli import _sampler
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._errors import error_line
 from edm_fast.cli._outputs import expect_output
+from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, UserOSError, count
 from edm_fast.files import check_output
 from edm_fast.plan import PRECISIONS as ACCELERATED
 from edm_fast.plan import accelerate
 from edm_fast.sampling import (
-    ablation_sampler,
     check_class,
     deal_missing,
-    edm_sampler,
     sample_seeds,
     save_grid,
     save_png,
     to_uint8,
 )
 from edm_fast.sampling.images import image_name, made_with, read_png
+from edm_fast.sampling.levels import LEVELS
+from edm_fast.sampling.solvers import registry
 
 PRECISIONS = tuple(dict.fromkeys((*ACCELERATED["cuda"], *ACCELERATED["cpu"])))
 MAX_GRID = 10_000
@@ -84,11 +87,40 @@ T = TypeVar("T")
 )
 @click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
 @click.option(
-    "--solver", type=click.Choice(["euler", "heun"]), help="Any of these four: the ablation sampler.  [default: heun]"
+    "--solver",
+    metavar="NAME",
+    type=click.Choice(sorted(registry())),
+    help=f"{', '.join(sorted(registry()))}.  [default: heun]",
 )
-@click.option("--disc", "discretization", type=click.Choice(DISCRETIZATIONS), help="Noise levels.  [default: edm]")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="sigma(t).  [default: linear]")
-@click.option("--scaling", type=click.Choice(SCALINGS), help="s(t).  [default: none]")
+@click.option("--order", metavar="INT", type=opt.POSITIVE_INT, help="Of a solver that has several.")
+@click.option("--nfe", metavar="INT", type=opt.POSITIVE_INT, help="Evaluations per image, in place of --steps.")
+@click.option(
+    "--levels",
+    metavar="NAME|LIST",
+    type=opt.Parsed(_sampler.parse_levels),
+    help=f"Noise levels: {', '.join(LEVELS)}, or numbers such as 80,10,1,0.  [default: karras]",
+)
+@click.option("--guidance", metavar="FLOAT", type=opt.FINITE, help="Weight of guidance; 1 is none.")
+@click.option(
+    "--gnet",
+    metavar="PATH|URL",
+    type=opt.INPUT_PATH_OR_URL,
+    help="Network to guide away from.  [default: the same, without class]",
+)
+@click.option(
+    "--guidance-interval",
+    metavar="LO,HI",
+    type=opt.Parsed(_sampler.parse_interval),
+    help="Guide steps from levels in (LO, HI].  [default: all]",
+)
+@click.option(
+    "--disc",
+    "discretization",
+    type=click.Choice(DISCRETIZATIONS),
+    help="Levels of the ablation sampler.  [default: edm]",
+)
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="Its sigma(t).  [default: linear]")
+@click.option("--scaling", type=click.Choice(SCALINGS), help="Its s(t).  [default: none]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: fp32 on CPUs, as stored on GPUs]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -110,6 +142,8 @@ def command(**options: Any) -> None:
     edm-fast generate --outdir=out --grid=out/grid.png
     torchrun --standalone --nproc_per_node=2 -m edm_fast generate --network=model.pkl --outdir=out
     """
+    source = click.get_current_context().get_parameter_source
+    options["explicit"] = {name for name in options if source(name) is not ParameterSource.DEFAULT}
     check_options(options)
     device = resolve_device(options["device"])
     distributed.init(device)
@@ -124,19 +158,13 @@ def check_options(options: dict[str, Any]) -> None:
     low, high = options["sigma_min"], options["sigma_max"]
     if low is not None and high is not None and low >= high:
         raise UserError(f"--sigma_min {low:g} is not below --sigma_max {high:g}")
+    _sampler.check_guidance(options)
+    sampler_for(options)
     if options["grid"] is not None:
         if Path(options["grid"]).suffix.lower() != ".png":
             raise UserError(f"--grid is {options['grid']!r}; expected the name of a .png file")
         if len(options["seeds"]) > MAX_GRID:
             raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
-
-
-def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """(sampler, its keywords): the ablation sampler if any of its own four is set. What is not set is not passed."""
-    names = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise")
-    own = ("solver", "discretization", "schedule", "scaling")
-    kwargs = {name: options[name] for name in (*names, *own) if options[name] is not None}
-    return (ablation_sampler if any(name in kwargs for name in own) else edm_sampler), kwargs
 
 
 def way_to_draw(precision: str | None, device: torch.device) -> str:
@@ -163,15 +191,17 @@ def prepared(net: Any, way: str) -> Any:
     return accelerate(net, precision) if how == "accelerated" else net
 
 
-def fingerprint(net: torch.nn.Module, device: torch.device, options: dict[str, Any]) -> str:
-    """Names the settings that decide an image besides its seed: network, sampler, class, way to draw, kind of device.
+def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any]) -> str:
+    """Names the settings that decide an image besides its seed: networks, sampler, guidance, class, way to draw, kind
+    of device.
 
     Stored in every PNG, so that --skip-existing keeps nothing made otherwise.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for each in (net, *([] if gnet is None else [gnet])):
+        for name, value in sorted(each.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     sampler, kwargs = sampler_for(options)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
@@ -180,6 +210,9 @@ def fingerprint(net: torch.nn.Module, device: torch.device, options: dict[str, A
         "way": way_to_draw(options["precision"], device),
         "device": device.type,
     }
+    if options["guidance"] is not None:
+        network = None if gnet is None else [type(gnet).__name__, getattr(gnet, "init_kwargs", None)]
+        settings["guidance"] = [options["guidance"], options["guidance_interval"], network]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]
 
@@ -191,10 +224,14 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     check_channels(net)
     check_class(net, options["class_idx"])
     sampler, kwargs = sampler_for(options)
-    sampler.solver(net, None, **kwargs)  # complains before anything is written
+    solver = sampler.solver(net, None, **kwargs)  # complains before anything is written
+    gnet = None if options["gnet"] is None else load_network(device, options["gnet"])
+    guidance = _sampler.guidance_for(options, gnet and prepared(gnet, way))
+    if guidance is not None:
+        guidance.check(net)
     seeds, outdir = options["seeds"], Path(options["outdir"])
     names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
-    mark = on_first_rank(lambda: fingerprint(net, device, options))
+    mark = on_first_rank(lambda: fingerprint(net, gnet, device, options))
     finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
     world = distributed.world_size()
     parts = deal_missing([*names], finished, options["max_batch_size"], world)[distributed.rank() :: world]
@@ -202,11 +239,12 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     run = prepared(net, way)
     with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
         for part in parts:
-            x = sample_seeds(run, sampler, part, options["class_idx"], device, **kwargs)
+            x = sample_seeds(run, _sampler.guided(sampler, guidance), part, options["class_idx"], device, **kwargs)
             save_images(x, part, outdir, names, mark)
             progress.update(len(part))
     wait_for_others()
-    report(len(names) - len(finished), len(finished), time.perf_counter() - start, outdir)
+    cost = _sampler.evaluations(solver, guidance)
+    report(len(names) - len(finished), len(finished), time.perf_counter() - start, cost, outdir)
     if options["grid"] is not None:
         on_first_rank(lambda: write_grid(options["grid"], [outdir / names[seed] for seed in seeds]))
 
@@ -308,9 +346,11 @@ def naming(path: Path) -> Iterator[None]:
         raise UserOSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def report(made: int, kept: int, seconds: float, outdir: Path) -> None:
+def report(made: int, kept: int, seconds: float, cost: str, outdir: Path) -> None:
     rate = f"{made / seconds:.2f} images/s" if seconds > 0 else ""
-    text = f"{count(made, 'image')} in {seconds:.1f} s ({rate})" + (f", {kept} kept from before" if kept else "")
+    text = f"{count(made, 'image')} in {seconds:.1f} s ({rate}), {cost}" + (
+        f", {kept} kept from before" if kept else ""
+    )
     distributed.print0(f"{text}: {outdir}{os.sep}")
 
 

@@ -19,7 +19,7 @@ from edm_fast import accelerate, checkpoint, native, use_backend
 from edm_fast.cli import generate, main
 from edm_fast.errors import UserError
 from edm_fast.networks import build
-from edm_fast.sampling import edm_sampler, images, sample_seeds, to_uint8
+from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, images, sample, sample_seeds, to_uint8
 
 UNET = {
     "model_type": "SongUNet",
@@ -92,6 +92,50 @@ def test_images_are_those_of_the_sampler(conditional, tmp_path):
     assert sorted(contents(tmp_path)) == ["000000/000000.png", "000000/000002.png", "001000/001002.png"]
     want = to_uint8(sample_seeds(checkpoint.load(conditional), edm_sampler, [0, 2, 1002], num_steps=3))
     assert np.abs(pixels(tmp_path) - want).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "sampler", "settings", "cost"),
+    [
+        ([], edm_sampler, {}, "35 evaluations per image"),
+        (["--solver=heun"], ablation_sampler, {"solver": "heun"}, "35 evaluations per image"),
+        (["--solver=euler", "--disc=ve"], ablation_sampler, {"solver": "euler", "discretization": "ve"}, "18 eval"),
+        (["--solver=heun", "--nfe=7"], sample, {"solver": "heun", "nfe": 7}, "7 evaluations per image"),
+        (["--solver=dpmpp", "--steps=5", "--order=2"], sample, {"solver": "dpmpp", "order": 2, "num_steps": 5}, "5 ev"),
+        (["--solver=ipndm", "--levels=logsnr"], sample, {"solver": "ipndm", "levels": "logsnr"}, "18 evaluations"),
+        (["--levels=40,3,0.5,0"], sample, {"levels": [40, 3, 0.5, 0]}, "5 evaluations per image"),
+        (["--solver=unipc", "--nfe=6", "--rho=5"], sample, {"solver": "unipc", "nfe": 6, "rho": 5}, "6 evaluations"),
+        (["--guidance=2"], edm_sampler, {"guidance": Guidance(2)}, "35 evaluations per image and 35 for guidance"),
+        (["--guidance=1"], edm_sampler, {}, "35 evaluations per image: "),
+        (
+            ["--solver=dpmpp", "--nfe=8", "--guidance=2", "--guidance-interval=0.1,5"],
+            sample,
+            {"solver": "dpmpp", "nfe": 8, "guidance": Guidance(2, None, (0.1, 5))},
+            "8 evaluations per image and 3 for guidance: ",
+        ),
+    ],
+)
+def test_every_sampler(args, sampler, settings, cost, conditional, tmp_path):
+    with use_backend("reference"):
+        result = succeed(f"--network={conditional}", f"--outdir={tmp_path}", "--seeds=0-2", *args)
+        if sampler is edm_sampler and settings:  # it has no guidance; Heun's bits are the same
+            sampler = sample
+        want = to_uint8(sample_seeds(checkpoint.load(conditional), sampler, [0, 1, 2], **settings))
+    assert cost in result.output
+    np.testing.assert_array_equal(pixels(tmp_path), want)
+
+
+def test_a_second_network_guides(conditional, tmp_path):
+    other = make(label_dim=4, model_channels=8)
+    checkpoint.save(other, tmp_path / "other.safetensors")
+    options = (f"--network={conditional}", "--seeds=0-2", "--nfe=7", "--skip-existing", "--guidance=2")
+    with use_backend("reference"):
+        succeed(*options, f"--outdir={tmp_path / 'out'}", f"--gnet={tmp_path / 'other.safetensors'}")
+        want = sample_seeds(checkpoint.load(conditional), sample, [0, 1, 2], nfe=7, guidance=Guidance(2, other))
+        np.testing.assert_array_equal(pixels(tmp_path / "out"), to_uint8(want))
+        for changed in ([], [f"--gnet={conditional}"], [f"--gnet={tmp_path / 'other.safetensors'}", "--guidance=3"]):
+            result = run(*options, f"--outdir={tmp_path / 'out'}", *changed)
+            assert result.exit_code == 2 and "was not made" in result.stderr
 
 
 def test_one_channel_is_saved_as_gray(gray, tmp_path):
@@ -346,6 +390,25 @@ BAD = {
     "empty network": (["--network={tmp}/empty.pkl"], "empty.pkl"),
     "class out of range": (["--class=4"], "expected 0 to 3"),
     "class without classes": (["--network={gray}", "--class=0"], "unconditional"),
+    "unknown solver": (["--solver=huen"], "huen"),
+    "disc of another solver": (["--solver=dpmpp", "--disc=vp"], "--disc does not go with --solver=dpmpp"),
+    "schedule with nfe": (["--nfe=5", "--schedule=vp"], "--schedule does not go with"),
+    "churn of another solver": (["--solver=dpmpp", "--S_churn=3"], "--S_churn does not go with --solver=dpmpp"),
+    "steps and nfe": (["--steps=18", "--nfe=9"], "expected one of them"),
+    "nfe that cannot be spent": (["--solver=heun", "--nfe=8"], "expected 7 or 9"),
+    "order of a solver without": (["--solver=heun", "--order=2"], "no option order"),
+    "unknown levels": (["--levels=cosine"], "'cosine' is no list of numbers"),
+    "levels that rise": (["--levels=1,2,0"], "sigma_min < sigma_max"),
+    "levels and steps": (["--levels=9,1,0", "--steps=18"], "num_steps is 18; with these 3 levels it is 2"),
+    "levels and sigma_max": (["--levels=9,1,0", "--sigma_max=9"], "--sigma_max does not go with a list"),
+    "gnet without guidance": (["--gnet={gray}"], "--gnet needs --guidance"),
+    "interval without guidance": (["--guidance-interval=1,2"], "--guidance-interval needs --guidance"),
+    "interval of one": (["--guidance=2", "--guidance-interval=1"], "'1' is not LO,HI"),
+    "interval upside down": (["--guidance=2", "--guidance-interval=2,1"], "sigma_lo < sigma_hi"),
+    "guidance nan": (["--guidance=nan"], "not a finite number"),
+    "guidance without classes": (["--network={gray}", "--guidance=2"], "unconditional"),
+    "gnet of other images": (["--gnet={gray}", "--guidance=2"], "1 channels and the network of 3"),
+    "no such gnet": (["--gnet={tmp}/none.pkl", "--guidance=2"], "none.pkl"),
     "empty seeds": (["--seeds=5-2"], "empty list"),
     "no seeds": (["--seeds=a"], "'a' is not an integer"),
     "too many seeds": (["--seeds=0-99999999999"], "more than"),

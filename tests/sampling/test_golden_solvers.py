@@ -14,8 +14,6 @@ from helpers.golden_samplers import Recorder, analytic, draws, network
 INDEX = g.index("solvers.json")
 # what is not built yet: names of solvers, and entries that are no runs of a solver
 UNBUILT = {
-    *("euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"),
-    *("sa_solver", "er_sde", "restart", "sdm"),
     *("solvers/optimised", "solvers/search"),
 }
 GRIDS = {"karras": "karras", "polynomial": "karras", "logsnr": "logsnr", "vp2": "time_uniform"}
@@ -43,8 +41,13 @@ def options(run):
     if run["solver"] in ("adams", "deis_tab"):  # ours has the exact integrals and the published clock
         for name in ("quadrature_points", "clock_sigma_min", "clock_sigma_max"):
             found.pop(name, None)
+    found.pop("float32_times", None)  # ours are float64
+    if "noise_function" in found:
+        found["phi"] = {1: 1, 2: 2, 5: 2.5, 7: None}[found.pop("noise_function")]
     if found.pop("denoise_to_zero", False):
         found["ends"] = "denoised"
+    if run["solver"] == "sdm":  # what finds the switch: see solvers/test_sdm.py
+        found = {"switch": found["switch_step"]}
     if "predict_x0" in found:
         found["form"] = "data" if found.pop("predict_x0") else "noise"
     if found.get("lower_order_final") == "only a step to zero":
@@ -102,11 +105,12 @@ def test_golden(entry, run):
     with torch.no_grad():
         out = sample(net, latents, labels, recorded, guidance=guide, **settings)
     entry = {**entry, "tolerance": run.get("tolerance", entry["tolerance"])}
-    np.testing.assert_allclose(
-        sample.solver(net, None, **settings).levels[: len(arrays[f"{name}/grid"])], arrays[f"{name}/grid"], rtol=1e-9
-    )
+    # a restart goes up, and down again to where it was
+    lowest = np.unique(np.minimum.accumulate(sample.solver(net, None, **settings).levels))[::-1]
+    np.testing.assert_allclose(lowest[: len(arrays[f"{name}/grid"])], arrays[f"{name}/grid"], rtol=1e-9)
     assert len(net.sigmas) == run["evaluations"] == sample.solver(net, None, **settings).evaluations
-    np.testing.assert_allclose(net.sigmas, arrays[f"{name}/sigmas"], rtol=1e-9)
+    rtol = 1e-6 if run["options"].get("float32_times") else 1e-9
+    np.testing.assert_allclose(net.sigmas, arrays[f"{name}/sigmas"], rtol=rtol)
     if guide is not None:
         steps = sample.solver(net, None, **settings)
         expected = [] if guide.weight == 1 else arrays.get(f"{name}/reference_sigmas", net.sigmas)
@@ -114,7 +118,9 @@ def test_golden(entry, run):
         assert steps.guided_evaluations(guide) == len(expected)
     g.check(entry, f"{name}/x", torch.stack(net.x), arrays[f"{name}/x"])
     if f"{name}/noise" in arrays:
-        np.testing.assert_allclose(torch.stack(noise), arrays[f"{name}/noise"], rtol=1e-6, atol=1e-6)
+        # diffusers draws in a step to 0, too, without a use
+        drawn = arrays[f"{name}/noise"][: -1 if run["package"] == "diffusers" and run["ends"] == "zero" else None]
+        np.testing.assert_allclose(torch.stack(noise), drawn, rtol=1e-6, atol=1e-6)
     else:
         assert not noise
     g.check(entry, f"{name}/out", out, arrays[f"{name}/out"])

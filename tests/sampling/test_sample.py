@@ -7,7 +7,7 @@ import torch
 
 import edm_fast
 from edm_fast.errors import UserError
-from edm_fast.sampling import StopSampling, sample
+from edm_fast.sampling import StackedRandomGenerator, StopSampling, sample
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
 from helpers.analytic_denoisers import Gauss
@@ -32,10 +32,15 @@ def test_nfe_is_spent_exactly_or_refused_with_the_nearest(name):
                 sample(net, latents(), solver=name, nfe=nfe)
 
 
+def randn_like(seeds):
+    return StackedRandomGenerator("cpu", seeds).randn_like
+
+
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_an_image_does_not_depend_on_its_batch(name):
-    together = sample(gauss(), latents(), solver=name, num_steps=6)
-    alone = sample(gauss(), latents()[3:4], solver=name, num_steps=6)
+    seeds = range(len(latents()))
+    together = sample(gauss(), latents(), None, randn_like(seeds), solver=name, num_steps=6)
+    alone = sample(gauss(), latents()[3:4], None, randn_like(seeds[3:4]), solver=name, num_steps=6)
     assert together.dtype == torch.float64 and torch.equal(together[3:4], alone)
 
 
@@ -90,7 +95,7 @@ def test_levels_outside_the_network_s_range():
     net = Gauss(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 0.5, sigma_min=0.1, sigma_max=20)
     levels = sample.solver(net, None, num_steps=4).levels
     assert (levels[0], *levels[-2:]) == (pytest.approx(20), pytest.approx(0.1), 0)
-    with pytest.raises(UserError, match="sigma"):
+    with pytest.raises(UserError, match="the network has 0.1 to 20"):
         sample(net, latents(), levels=[30.0, 1.0, 0.0])
 
 

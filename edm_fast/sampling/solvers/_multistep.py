@@ -16,9 +16,9 @@ MAX_ORDER = 8
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
-def checked_order(order: Any, most: int = MAX_ORDER) -> int:
+def checked_order(order: Any, most: int = MAX_ORDER, name: str = "order") -> int:
     if isinstance(order, bool) or order not in range(1, most + 1):
-        raise UserError(f"order is {order!r}; expected an integer from 1 to {most}")
+        raise UserError(f"{name} is {order!r}; expected an integer from 1 to {most}")
     return int(order)
 
 

@@ -63,10 +63,14 @@ def sample(
     lo, hi = _arguments.limits(net, sigma_min, sigma_max)
     rho = _arguments.positive("rho", rho)
     n = _arguments.steps(18 if num_steps is None else num_steps)
+    zero = [0.0] if ends == "zero" else []
+
+    def grid(n: int) -> Tensor:
+        return LEVELS[levels](n + 1 - len(zero), lo, hi, rho)
+
     if nfe is not None:
-        n = _steps_of(nfe, solver, lambda n: method(_geometric(n, lo, hi, ends)).evaluations)
-    sigmas = loop.round_sigma(net, LEVELS[levels](n + (ends != "zero"), lo, hi, rho)).tolist()
-    return method(_falling([*sigmas, 0.0] if ends == "zero" else sigmas))
+        n = _steps_of(nfe, solver, lambda n: method([*grid(n).tolist(), *zero]).evaluations)
+    return method(_falling([*loop.round_sigma(net, grid(n)).tolist(), *zero]))
 
 
 def _method(name: str, order: int | None, options: dict[str, Any]) -> Callable[..., loop.Solver]:
@@ -113,13 +117,6 @@ def _falling(levels: list[float]) -> list[float]:
         if not sigma > sigma_next >= 0:
             raise UserError(f"levels {i} and {i + 1} are {sigma:g} and {sigma_next:g}; expected falling levels")
     return levels
-
-
-def _geometric(n: int, lo: float, hi: float, ends: str) -> list[float]:
-    """Levels of n steps that cost nothing to compute, to count evaluations on."""
-    count = n if ends == "zero" else n + 1
-    levels = [hi * (lo / hi) ** (i / count) for i in range(count)]
-    return [*levels, 0.0] if ends == "zero" else levels
 
 
 def _steps_of(nfe: Any, solver: str, evaluations: Callable[[int], int]) -> int:

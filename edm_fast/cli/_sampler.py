@@ -1,0 +1,119 @@
+"""The sampler that the options of generate ask for, and its guidance."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from edm_fast.errors import UserError
+from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, run, sample
+from edm_fast.sampling.levels import LEVELS
+from edm_fast.sampling.solvers import registry
+
+OPTIONS = {  # names of options on the command line where they differ
+    "num_steps": "--steps",
+    "discretization": "--disc",
+}
+ABLATION = ("solver", "discretization", "schedule", "scaling")
+NUMBERS = ("num_steps", "sigma_min", "sigma_max", "rho")
+CHURN = ("S_churn", "S_min", "S_max", "S_noise")
+Sampler = Callable[..., torch.Tensor]
+
+
+def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(sampler, its keywords). What is not set is not passed.
+
+    edm_fast.sample for every solver but euler and heun, and for --order, --nfe and --levels; otherwise the ablation
+    sampler if any of its own four is set, and the EDM sampler if none is. UserError for options that do not combine.
+    """
+    if options.get("solver") in (None, "euler", "heun") and all(
+        options.get(name) is None for name in ("order", "nfe", "levels")
+    ):
+        kwargs = {name: options[name] for name in (*NUMBERS, *CHURN, *ABLATION) if options[name] is not None}
+        return (ablation_sampler if any(name in kwargs for name in ABLATION) else edm_sampler), kwargs
+    return sample, _of_sample(options)
+
+
+def _of_sample(options: dict[str, Any]) -> dict[str, Any]:
+    solver, explicit = options["solver"] or "heun", options["explicit"]
+    known = inspect.signature(registry()[solver]).parameters
+    for name in ABLATION[1:]:
+        if name in explicit:
+            raise UserError(
+                f"{_option(name)} does not go with --solver={solver}, --order, --nfe or --levels; expected "
+                "--solver=euler or heun alone, with --steps"
+            )
+    for name in (name for name in CHURN if name in explicit and name not in known):
+        raise UserError(f"{_option(name)} does not go with --solver={solver} and its options")
+    if "nfe" in explicit and "num_steps" in explicit:
+        raise UserError(f"--steps is {options['num_steps']} and --nfe is {options['nfe']}; expected one of them")
+    if not isinstance(options["levels"], (str, type(None))):
+        for name in (name for name in ("sigma_min", "sigma_max", "rho") if name in explicit):
+            raise UserError(f"{_option(name)} does not go with a list of --levels")
+    names = [name for name in (*NUMBERS, *CHURN, "order", "nfe", "levels") if name in explicit]
+    return {"solver": solver, **{name: options[name] for name in names}}
+
+
+def _option(name: str) -> str:
+    return OPTIONS.get(name, f"--{name}")
+
+
+def check_guidance(options: dict[str, Any]) -> None:
+    """UserError for what decides how to guide without --guidance."""
+    for name, option in (("gnet", "--gnet"), ("guidance_interval", "--guidance-interval")):
+        if options[name] is not None and options["guidance"] is None:
+            raise UserError(f"{option} needs --guidance, the weight")
+
+
+def guidance_for(options: dict[str, Any], gnet: Any) -> Guidance | None:
+    """gnet: the network of --gnet, ready to run, or None."""
+    if options["guidance"] is None:
+        return None
+    interval = options["guidance_interval"]
+    return Guidance(options["guidance"], gnet, *([] if interval is None else [interval]))
+
+
+def guided(sampler: Any, guidance: Guidance | None) -> Sampler:
+    """Any sampler of steps, guided."""
+    if guidance is None:
+        return sampler
+
+    def sampled(net: Any, latents: Any, class_labels: Any, randn_like: Any, **kwargs: Any) -> torch.Tensor:
+        return run(
+            net,
+            latents,
+            sampler.solver(net, latents, class_labels, randn_like, **kwargs),
+            class_labels,
+            randn_like,
+            guidance=guidance,
+        )
+
+    return sampled
+
+
+def evaluations(solver: Any, guidance: Guidance | None) -> str:
+    """How many evaluations an image costs, in words."""
+    second = solver.guided_evaluations(guidance)
+    return f"{solver.evaluations} evaluations per image" + (f" and {second} for guidance" if second else "")
+
+
+def parse_levels(text: str) -> str | list[float]:
+    """A name, or numbers such as 80,10,1,0."""
+    if text in LEVELS:
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{text!r} is no list of numbers such as 80,10,1,0, and none of {', '.join(LEVELS)}") from None
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """LO,HI"""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{text!r} is not LO,HI: two noise levels such as 0.2,1.6") from None
+    return low, high
