@@ -19,6 +19,8 @@ MAX_INTS = 10_000_000
 
 def parse_int_list(text: str) -> list[int]:
     """`"1,2,5-10"` -> [1, 2, 5, ..., 10]: both ends included, order and repeats kept, `9-8` is empty."""
+    if isinstance(text, (list, tuple)):
+        return [int(value) for value in text]
     result: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"(\d+)-(\d+)", part)

@@ -92,15 +92,17 @@ T = TypeVar("T")
     type=click.Choice(sorted(registry())),
     help=f"{', '.join(sorted(registry()))}.  [default: heun]",
 )
-@click.option("--order", metavar="INT", type=opt.POSITIVE_INT, help="Of a solver that has several.")
-@click.option("--nfe", metavar="INT", type=opt.POSITIVE_INT, help="Evaluations per image, in place of --steps.")
+@click.option(
+    "--order", metavar="INT", type=opt.POSITIVE_INT, help="Of the solver, if it has several.  [default: its own]"
+)
+@click.option("--nfe", metavar="INT", type=opt.POSITIVE_INT, help="Evaluations per image.  [default: by --steps]")
 @click.option(
     "--levels",
     metavar="NAME|LIST",
     type=opt.Parsed(_sampler.parse_levels),
     help=f"Noise levels: {', '.join(LEVELS)}, or numbers such as 80,10,1,0.  [default: karras]",
 )
-@click.option("--guidance", metavar="FLOAT", type=opt.FINITE, help="Weight of guidance; 1 is none.")
+@click.option("--guidance", metavar="FLOAT", type=opt.FINITE, help="Weight of guidance.  [default: 1, none]")
 @click.option(
     "--gnet",
     metavar="PATH|URL",
