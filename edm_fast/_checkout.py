@@ -27,13 +27,14 @@ class CheckoutWarning(UserWarning):
 
 def digest(folder: str) -> str:
     """Names the native sources in a folder, whatever their line ends; setup.py puts it into the compiled part."""
-    import hashlib  # late: every start of the program would wait for it
+    import glob  # late, both: every start of the program would wait for them
+    import hashlib
 
-    names = [os.path.join(where, name) for where, _, files in os.walk(folder) for name in files]
+    names = glob.glob("**/*.*", root_dir=folder, recursive=True)
     found = hashlib.sha256()
-    for name in sorted(name for name in names if name.endswith((".h", ".inc", ".cpp", ".cu"))):
-        with open(name, "rb") as file:
-            found.update(os.path.relpath(name, folder).replace(os.sep, "/").encode() + b"\0")
+    for name in sorted(name.replace(os.sep, "/") for name in names if name.endswith((".h", ".cpp", ".cu"))):
+        with open(os.path.join(folder, name), "rb") as file:
+            found.update(name.encode() + b"\0")
             found.update(file.read().replace(b"\r\n", b"\n") + b"\0")
     return found.hexdigest()
 

@@ -2,7 +2,8 @@
 
 A native function takes numbers by name (csrc/arguments.h), so everything a wrong pointer could break is verified first:
 device, dtype, memory layout. CPU functions get the instruction set and torch's thread count, CUDA functions the device
-and the stream.
+and the stream. That is `call`. `bind`, for plans, takes addresses: its caller lays out all memory itself, as float32,
+and `window` checks the images in it.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ struct Algorithm {
     bool packed;        // the weight is transformed beforehand, by conv2d_pack_cpu; otherwise at each call, as the
                         // network stores it (the bits are the same)
     bool doubled;       // each pixel of x stands for 2x2 of them, padded by 1: four 2x2 convolutions of x
-    const char* error;  // "exact": that of torch or less; "fp32": within thirty times torch's best; "bf16": less than
-                        // what rounding the operands to bfloat16 costs
+    const char* error;  // the error class, the first precision that allows it. "exact": the error of torch or less;
+                        // "fp32": within thirty times that of torch; "bf16": less than rounding to bfloat16 costs
 
     constexpr bool paired() const { return products == Products::kPaired; }
     constexpr bool int16() const { return products == Products::kInt16; }

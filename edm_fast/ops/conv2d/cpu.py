@@ -39,6 +39,7 @@ def _convolve(
     y = torch.empty((n, outputs, h + grow, w + grow), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
         return y
+    # always the same: outside of plans nothing is measured
     algorithm = native.ALGORITHMS["winograd4x4-unpacked" if k == 3 else "direct"]
     rows = None if tail is None else _kernel.rows(tail)
     residual = None if tail is None else tail.residual
