@@ -121,12 +121,17 @@ def _falling(levels: list[float]) -> list[float]:
 
 
 def _steps_of(nfe: Any, solver: str, evaluations: Callable[[int], int]) -> int:
-    """The number of steps that costs nfe evaluations, which grow with it."""
+    """The number of steps that costs nfe evaluations. They grow with it, but for a few grids that restart less."""
     wanted = _arguments.steps(nfe, "nfe")
     n = bisect.bisect_left(range(1, wanted + 1), wanted, key=evaluations) + 1
-    above = evaluations(n)
-    if above != wanted:
-        below = [evaluations(n - 1)] if n > 1 else []
-        nearest = " or ".join(map(str, [*below, above]))
-        raise UserError(f"nfe is {wanted}, which solver {solver} cannot spend exactly; expected {nearest}")
-    return n
+    if evaluations(n) == wanted:
+        return n
+    found = {evaluations(n): n for n in range(1, 2 * n + 1)}
+    if wanted not in found:
+        nearest = [
+            max((few for few in found if few < wanted), default=None),
+            min(more for more in found if more > wanted),
+        ]
+        expected = " or ".join(str(number) for number in nearest if number is not None)
+        raise UserError(f"nfe is {wanted}, which solver {solver} cannot spend exactly; expected {expected}")
+    return found[wanted]

@@ -69,18 +69,37 @@ def ablation_sampler(
     # round trips t(sigma(t)) may come out slightly below where they started
     variance = (sigma_hat**2 - level**2).clip(min=0)
     noise = variance.sqrt() * scale.s(sigma_hat) * S_noise
-    growth = scale.s(sigma_hat) / scale.s(level)
-
-    starts, ends = t_hat.tolist(), [*t[1:].tolist(), 0.0]
-    inner = [] if solver == "euler" else [here + alpha * (end - here) for here, end in zip(starts[:-1], ends)]
-    scaled = scaling != "none"
-    at = _slopes(process, scale, scaled, [*starts, *inner]).__getitem__
-    steps = []
-    for i, (here, end, a, c) in enumerate(zip(starts, ends, growth.tolist(), noise.tolist())):
-        churn = [loop.move(c=c, rebase=True, **({"a": a} if scaled else {}))] if c != 0 or a != 1 else []
-        stages = second_order(at, here, end, alpha, inner[i]) if i < len(inner) else first_order(at, here, end)
-        steps.append(loop.step(*churn, *stages, draws=1))
+    growth = (scale.s(sigma_hat) / scale.s(level)).tolist() if scaling != "none" else None
+    second = None if solver == "euler" else alpha
+    steps = _steps(process, scale, second, t_hat.tolist(), [*t[1:].tolist(), 0.0], growth, noise.tolist())
     return loop.Solver([*level.tolist(), 0.0], steps, (level[0] * scale.s(level[0])).item())
+
+
+def _steps(
+    process: grids.Schedule,
+    scale: grids.Scaling,
+    alpha: float | None,
+    starts: list[float],
+    ends: list[float],
+    growth: list[float] | None,
+    noise: list[float],
+) -> list[loop.Step]:
+    """growth a and noise c: x = a x + c eps before a step. alpha: of Heun's family, None is Euler; into 0 it is Euler.
+
+    growth: None without a scaling.
+    """
+    inner = [] if alpha is None else [here + alpha * (end - here) for here, end in zip(starts[:-1], ends)]
+    at = _slopes(process, scale, growth is not None, [*starts, *inner]).__getitem__
+    steps = []
+    for i, (here, end, c) in enumerate(zip(starts, ends, noise)):
+        a: dict[str, Any] = {} if growth is None else {"a": growth[i]}
+        churn = [loop.move(c=c, rebase=True, **a)] if c != 0 or a.get("a", 1) != 1 else []
+        if alpha is None or i == len(inner):
+            stages = first_order(at, here, end)
+        else:
+            stages = second_order(at, here, end, alpha, inner[i])
+        steps.append(loop.step(*churn, *stages, draws=1))
+    return steps
 
 
 def _one_by_one(function: grids.Function, values: Tensor) -> Tensor:
