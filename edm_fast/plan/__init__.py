@@ -250,8 +250,8 @@ class PlannedUNet(torch.nn.Module):
         with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
             program = self.planner(trace(self.reference[0], dict(shapes)))
         for name in program.calls:
-            plain = dict.fromkeys(backend.ops()[name].implementations, "the network is accelerated and runs as one plan")
-            self.reasons[name] = {**plain, **dropped(name)}
+            reasons = dict.fromkeys(backend.ops()[name].implementations, "the network runs as one accelerated plan")
+            self.reasons[name] = {**reasons, **dropped(name)}
         return program
 
     def note(self, program: Program) -> None:

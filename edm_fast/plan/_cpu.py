@@ -166,9 +166,9 @@ class _Builder:
         for value in (*graph.inputs.values(), graph.output):
             self.place(value)
         for index, task in enumerate(tasks):
-            for value in (*task.reads, *task.writes):
-                if isinstance(value, Value):
-                    self.place(value).region.use(index)
+            for item in (*task.reads, *task.writes):
+                if isinstance(item, Value):
+                    self.place(item).region.use(index)
         for value in graph.inputs.values():
             self.places[value].region.use(0)
         self.places[graph.output].region.use(len(tasks))
