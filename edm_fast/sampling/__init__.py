@@ -4,6 +4,7 @@ from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
 from edm_fast.sampling.loop import Solver, StopSampling, run
 from edm_fast.sampling.seeds import StackedRandomGenerator, check_class, deal_missing, deal_seeds, sample_seeds
+from edm_fast.sampling.solvers._gits import gits
 from edm_fast.sampling.solvers._sample import sample
 from edm_fast.sampling.solvers.ablation import ablation_sampler
 from edm_fast.sampling.solvers.edm import edm_sampler
@@ -19,6 +20,7 @@ __all__ = [
     "deal_missing",
     "deal_seeds",
     "edm_sampler",
+    "gits",
     "run",
     "sample",
     "sample_seeds",
