@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import Parameter
 
 from edm_fast import native
 from edm_fast.ops.solver_update.reference import Result, SolverUpdateArgs
@@ -29,6 +30,9 @@ def common_reason(args: SolverUpdateArgs) -> str | None:
         return f"it takes {MAX_TERMS} terms, not {len(args.terms)}"
     if torch.compiler.is_compiling():
         return "torch.compile fuses the plain formula itself"
+    # this is no op of torch's: it cannot be recorded, nor run on a tensor that only stands for another
+    if torch._C._len_torch_dispatch_stack() or any([type(t) not in (torch.Tensor, Parameter) for t in args.tensors()]):
+        return "a dispatch mode or a subclass of tensors needs the plain formula"
     return None
 
 
@@ -46,7 +50,6 @@ def native_forward(args: SolverUpdateArgs) -> Result:
     Takes coefficients that are numbers, and tensors of one layout.
     """
     y, d = results(args)
-    layout = native.layout_of(y, *args.terms) or torch.contiguous_format
     name = f"solver_update_fwd_{y.device.type}"
-    native.call(name, layout=layout, y=y, d=d, size=y.numel(), **args._asdict())
+    native.call(name, layout=native.dense_layout(y), y=y, d=d, size=y.numel(), **args._asdict())
     return y, d
