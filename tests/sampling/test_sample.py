@@ -125,6 +125,16 @@ def test_levels_outside_the_network_s_range():
         sample(net, latents(), levels=[30.0, 1.0, 0.0])
 
 
+@pytest.mark.parametrize("grid", sorted(LEVELS))
+@pytest.mark.parametrize("limits", [(0.002, 80), (0.1, 20), (0.0064223, 152.16697692871094)])
+def test_levels_by_name_serve_as_a_list(grid, limits):
+    """Their ends may be rounded to just outside of the network's range."""
+    net = Gauss(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 0.5, sigma_min=limits[0], sigma_max=limits[1])
+    for ends in ("zero", "sigma_min"):
+        levels = sample.solver(net, None, levels=grid, sigma_min=1e-3, sigma_max=1e3, ends=ends).levels
+        assert sample.solver(net, None, levels=levels).levels == levels
+
+
 @pytest.mark.parametrize("name", ["heun", "dpmpp", "unipc", "adams"])
 def test_a_callback_sees_every_step(name):
     found = []

@@ -104,7 +104,8 @@ def _on_list(net: Any, method: Callable[..., loop.Solver], levels: Any, num_step
     inner = sigmas[:-1] if sigmas[-1] == 0 else sigmas
     _arguments.limits(net, inner[-1], sigmas[0]) if len(inner) > 1 else None
     own = float(net.sigma_min), float(net.sigma_max)
-    if not bool(((inner >= own[0]) & (inner <= own[1])).all()):
+    low, high = own[0] * (1 - _arguments.ROUNDING), own[1] * (1 + _arguments.ROUNDING)
+    if not bool(((inner >= low) & (inner <= high)).all()):
         raise UserError(f"levels go from {sigmas[0]:g} to {inner[-1]:g}; the network has {own[0]:g} to {own[1]:g}")
     made = method(_falling([*loop.round_sigma(net, inner).tolist(), *([0.0] if sigmas[-1] == 0 else [])]))
     for name, wanted, found in (("num_steps", num_steps, len(made.steps)), ("nfe", nfe, made.evaluations)):
