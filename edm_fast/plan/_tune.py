@@ -29,13 +29,13 @@ from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
 from edm_fast.plan._select import Candidate
-from edm_fast.plan._table import HOPELESS, Measurement, Table, file_name, table
+from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
 COLD_ROUNDS, WARM_ROUNDS, WAY_ROUNDS = 5, 15, 9  # of algorithms, and of ways
 MORE_ROUNDS, LIMIT = 3, 1.0  # while times disagree: times as many rounds in all, begun within so many seconds
 WAY_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated, so that their launch hides behind the calls before
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
-ALGORITHM_VERSION, WAY_VERSION = 8, 2  # of the kernels: another one makes old measurements void
+ALGORITHM_VERSION, WAY_VERSION = 8, 3  # of the kernels: another one makes old measurements void
 
 FACTORS = {1: 2.0, 2: 2.0, 4: 8.0, 8: 40.0}  # times torch's error: of tiles by their columns
 
@@ -252,7 +252,7 @@ class MeasuredWays:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         except RuntimeError:
-            known.keep({name: Measurement(fault=fault)}, known.stored())
+            known.keep({name: Measurement(fault=fault, count=MAX_COUNT)}, known.stored())  # or it stops others later
             raise UserError(
                 f"the GPU stopped when {name.split()[0]} was tried: {fault}; it is dropped now, start again"
             ) from None

@@ -151,6 +151,8 @@ def test_a_gpu_that_stops_is_one_line_and_the_next_process_knows(monkeypatch):
     _table._tables.clear()
     assert MeasuredWays(CPU, clock=clock)("conv2d 1", ways(raises, fused)).keys() == {"torch_way", "fused"}
     assert "shared memory" in _table.dropped("conv2d")["raises"]
+    with _table.at_once():  # not even then: it would stop every process that tries it
+        MeasuredWays(CPU, clock=clock)("conv2d 1", {**ways(fused), "raises": functools.partial(pytest.fail, "tried")})
 
 
 @pytest.mark.parametrize("planted", [False, True])
