@@ -25,7 +25,7 @@ def reason(args: SolverUpdateArgs) -> str | None:
 
 
 def slower(args: SolverUpdateArgs) -> str | None:
-    return _kernel.fused_reason(args, on_device=False)
+    return _kernel.one_pass_reason(args, on_device=False)
 
 
 def forward(args: SolverUpdateArgs) -> Result:
