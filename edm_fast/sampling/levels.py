@@ -1,11 +1,11 @@
 """Noise levels for `edm_fast.sample`: n of them from hi down to lo, (n,) float64 on the host.
 
-In the formulas tau = j/(n-1), j = 0..n-1, and S(t) is sigma of the VP process, S(eps) = lo, S(1) = hi, eps = 1e-3. Not
-every grid has a use for rho.
+In the formulas tau = j/(n-1), j = 0..n-1, and S(t) is sigma of the VP process, S(eps) = lo, S(1) = hi, eps = 1e-3.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -22,9 +22,9 @@ def karras(n: int, lo: float, hi: float, rho: float = 7) -> Tensor:
     return schedule.edm_sigmas(n, lo, hi, rho)
 
 
-def logsnr(n: int, lo: float, hi: float, rho: float = 7) -> Tensor:
+def logsnr(n: int, lo: float, hi: float) -> Tensor:
     """exp(ln hi + tau (ln lo - ln hi)). Lu et al. 2022 (DPM-Solver)."""
-    return polyexponential(n, lo, hi, 1)
+    return polyexponential(n, lo, hi)
 
 
 def polyexponential(n: int, lo: float, hi: float, rho: float = 1) -> Tensor:
@@ -37,7 +37,7 @@ def time_uniform(n: int, lo: float, hi: float, rho: float = 2) -> Tensor:
     return vp_clock(lo, hi).sigma((1 + _spread(n) * (EPSILON ** (1 / rho) - 1)) ** rho)
 
 
-def vp(n: int, lo: float, hi: float, rho: float = 7) -> Tensor:
+def vp(n: int, lo: float, hi: float) -> Tensor:
     """sigma(t) with beta_d = 19.9, beta_min = 0.1, uniform in t between the times of hi and lo. Song et al. 2021."""
     clock = schedule.make_schedule("vp", 19.9, 0.1)
     start, end = clock.sigma_inv(torch.tensor([hi, lo], dtype=torch.float64, device="cpu"))
@@ -49,7 +49,7 @@ def vp_clock(lo: float, hi: float) -> schedule.Schedule:
     return schedule.make_schedule("vp", *schedule.vp_betas(lo, hi, EPSILON))
 
 
-LEVELS: dict[str, Callable[[int, float, float, float], Tensor]] = {
+LEVELS: dict[str, Callable[..., Tensor]] = {
     "karras": karras,
     "logsnr": logsnr,
     "exponential": logsnr,
@@ -57,6 +57,11 @@ LEVELS: dict[str, Callable[[int, float, float, float], Tensor]] = {
     "time_uniform": time_uniform,
     "vp": vp,
 }
+
+
+def has_rho(name: str) -> bool:
+    """Whether the shape of these levels depends on rho."""
+    return "rho" in inspect.signature(LEVELS[name]).parameters
 
 
 def _spread(n: int) -> Tensor:
