@@ -75,7 +75,14 @@ T = TypeVar("T")
 )
 @click.option("--sigma_min", metavar="FLOAT", type=opt.POSITIVE, help="Lowest noise level.  [default: by sampler]")
 @click.option("--sigma_max", metavar="FLOAT", type=opt.POSITIVE, help="Highest noise level.  [default: by sampler]")
-@click.option("--rho", metavar="FLOAT", type=opt.POSITIVE, default=7, show_default=True, help="Exponent of the grid.")
+@click.option(
+    "--rho",
+    metavar="FLOAT",
+    type=opt.POSITIVE,
+    default=7,
+    show_default=True,
+    help="Exponent of the grid; --levels have defaults of their own.",
+)
 @click.option(
     "--S_churn", "S_churn", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True, help="Fresh noise."
 )

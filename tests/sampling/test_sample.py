@@ -7,7 +7,7 @@ import torch
 
 import edm_fast
 from edm_fast.errors import UserError
-from edm_fast.sampling import StackedRandomGenerator, StopSampling, sample
+from edm_fast.sampling import StackedRandomGenerator, StopSampling, optimised_levels, sample
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
 from helpers.analytic_denoisers import Gauss
@@ -51,6 +51,20 @@ def test_levels_fall_from_end_to_end(grid):
         levels = sample.solver(gauss(), None, **settings).levels
         assert len(levels) == 6 + (ends == "denoised") and levels[0] == pytest.approx(50)
         assert levels[-len(last) :] == pytest.approx(last) and levels == sorted(levels, reverse=True)
+
+
+def test_rho_is_that_of_the_levels_unless_set():
+    settings = {"num_steps": 5, "sigma_min": 0.02, "sigma_max": 50}
+    for grid, own in (("karras", 7), ("time_uniform", 2), ("polyexponential", 1)):
+        levels = sample.solver(gauss(), None, levels=grid, **settings).levels
+        assert levels == sample.solver(gauss(), None, levels=grid, rho=own, **settings).levels
+        assert levels != sample.solver(gauss(), None, levels=grid, rho=own + 1, **settings).levels
+
+
+@pytest.mark.parametrize("options", [(33,), (5, 2, 1), (5, 1, 2, 3), (5, 1, 2, 1, -1), (0,)])
+def test_optimised_levels_refuse_bad_options(options):
+    with pytest.raises(UserError, match="expected"):
+        optimised_levels(*options)
 
 
 def test_levels_as_a_list():

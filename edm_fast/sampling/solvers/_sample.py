@@ -34,7 +34,7 @@ def sample(
     levels: str | Sequence[float] | Tensor = "karras",
     sigma_min: float = 0.002,
     sigma_max: float = 80,
-    rho: float = 7,
+    rho: float | None = None,
     guidance: Guidance | None = None,
     callback: loop.Callback | None = None,
     ends: str = "zero",
@@ -44,8 +44,8 @@ def sample(
 
     solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own.
     num_steps (18 if neither is given) or nfe: steps, or evaluations of `net` for an image, guidance apart.
-    levels: a name of `edm_fast.sampling.levels`, cut to the network's own range, with its rho; or the levels
-    themselves, one more than steps, falling, from sigma_max down to the last, which may be 0.
+    levels: a name of `edm_fast.sampling.levels`, cut to the network's own range, or the levels themselves, one more
+    than steps, falling, from sigma_max down to the last, which may be 0. rho: None for the default of levels by name.
     ends: where levels by name end. "zero": num_steps levels, then 0. "sigma_min": num_steps + 1 levels.
     "denoised": these, and then x = D(x; sigma_min), one evaluation more.
     guidance: see `edm_fast.Guidance`. callback: see `edm_fast.sampling.run`. UserError for bad options.
@@ -61,12 +61,12 @@ def sample(
     if levels not in LEVELS:
         raise UserError(f"levels is {levels!r}; expected numbers or one of {', '.join(LEVELS)}")
     lo, hi = _arguments.limits(net, sigma_min, sigma_max)
-    rho = _arguments.positive("rho", rho)
+    exponent = [] if rho is None else [_arguments.positive("rho", rho)]
     n = _arguments.steps(18 if num_steps is None else num_steps)
     zero = [0.0] if ends == "zero" else []
 
     def grid(n: int) -> Tensor:
-        return LEVELS[levels](n + 1 - len(zero), lo, hi, rho)
+        return LEVELS[levels](n + 1 - len(zero), lo, hi, *exponent)
 
     if nfe is not None:
         n = _steps_of(nfe, solver, lambda n: method([*grid(n).tolist(), *zero]).evaluations)
