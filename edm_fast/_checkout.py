@@ -67,6 +67,10 @@ def compiled(name: str) -> ModuleSpec:
 
 
 def install() -> None:
-    """Add the finder where this is a checkout. The usual one comes after it, and would take any _C on the path."""
-    if os.path.isdir(NATIVE) and os.path.isfile(os.path.join(KERNELS, "__init__.py")):
+    """Add the finder where this is a checkout. The usual one comes after it, and would take any _C on the path.
+
+    Beside an installed package, which has its kernels inside, there may be a kernels/ of someone else.
+    """
+    inside = os.path.isdir(os.path.join(PACKAGE, "kernels"))
+    if not inside and os.path.isdir(NATIVE) and os.path.isfile(os.path.join(KERNELS, "__init__.py")):
         sys.meta_path.insert(sys.meta_path.index(PathFinder), Finder)  # type: ignore[arg-type]

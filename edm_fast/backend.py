@@ -36,7 +36,7 @@ class Implementation:
     name: str
     device: str  # "cpu", "cuda", or "any"
     forward: Callable[[Any], Any]
-    reason: Callable[[Any], str | None] | None = None  # of the reference, which takes every call, None
+    reason: Callable[[Any], str | None] | None = None  # None: it can take every call, as the reference can
     slower: Callable[[Any], str | None] | None = None
     differentiable: bool = False
     budget: float = 2.0
@@ -167,8 +167,8 @@ class Op:
         self.check = check
         self.like = like
         names = [implementation.name for implementation in implementations]
-        plain = Implementation("reference", "any", reference, differentiable=True)
-        self.implementations = {i.name: i for i in (*implementations, plain)}
+        last = Implementation("reference", "any", reference, differentiable=True)
+        self.implementations = {i.name: i for i in (*implementations, last)}
         # of each request by name: why no other backend was tried
         self._others = {
             request: {name: f"{request!r} was asked for by name" for name in names if name != request}
@@ -230,8 +230,8 @@ class Op:
 
     def note(self, backend: str, reasons: dict[str, str], calls: int = 1) -> None:
         """Remember, for `explain`, that the op ran on this backend and why on no other."""
+        self._reasons[backend] = reasons  # first: another thread's explain() looks for those of every call
         self._calls[backend] = self._calls.get(backend, 0) + calls
-        self._reasons[backend] = reasons
 
     def explain(self) -> list[Choice]:
         """One Choice per backend that has run since the last reset, with the reasons of its latest call."""

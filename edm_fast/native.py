@@ -41,11 +41,11 @@ lib: Any = None
 ISAS: tuple[str, ...] = ("portable",)
 ALGORITHMS: dict[str, Algorithm] = {}  # by name
 _failure = ""
-_isa = MAX_TERMS = 0
+_isa = 0
 try:
     from edm_fast import _C
 
-    _isa, MAX_TERMS, ISAS = _C.BEST_ISA, _C.MAX_TERMS, tuple(row["name"] for row in _C.ISAS)
+    _isa, ISAS = _C.BEST_ISA, tuple(row["name"] for row in _C.ISAS)
     ALGORITHMS = {row["name"]: Algorithm(**row) for row in _C.ALGORITHMS}
     lib = _C
 except ImportError as error:
@@ -107,6 +107,11 @@ def layout_of(*tensors: torch.Tensor) -> torch.memory_format | None:
     if all([t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors]):
         return torch.channels_last
     return None
+
+
+def dense_layout(x: torch.Tensor) -> torch.memory_format:
+    """The memory layout of x; contiguous where x has gaps."""
+    return layout_of(x) or torch.contiguous_format
 
 
 def window(image: torch.Tensor) -> tuple[int, int]:
@@ -171,6 +176,9 @@ def _verified(
             raise UserError(f"{name} got tensors on {device} and {tensor.device}, of {dtype} and {tensor.dtype}")
         if not (tensor.is_contiguous(memory_format=layout) if tensor.ndim == 4 else tensor.is_contiguous()):
             raise UserError(f"{name} got a tensor with strides {tensor.stride()}; expected {layout}")
-        return tensor.data_ptr()
+        at = tensor.data_ptr()
+        if not at and tensor.numel():
+            raise UserError(f"{name} got a tensor without memory")
+        return at
 
     return device, codes[dtype], address

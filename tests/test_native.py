@@ -21,6 +21,13 @@ def update(y, base, *, name="solver_update_fwd_cpu", **kwargs):
     native.call(name, y=y, base=base, size=base.numel(), **ONES, **kwargs)
 
 
+def without_memory(*shape):
+    """Its numbers were given back, as sharded training does."""
+    x = torch.zeros(*shape)
+    x.untyped_storage().resize_(0)
+    return x
+
+
 @needs_native
 def test_call_passes_addresses():
     x, y = torch.randn(5), torch.empty(5)
@@ -37,6 +44,7 @@ def test_call_passes_addresses():
         (torch.empty(4), torch.zeros(8)[::2], {}, "strides"),
         (torch.empty(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), {"layout": torch.channels_last}, "strides"),
         (torch.empty(4), torch.zeros(4, device="meta"), {}, "meta"),
+        (torch.empty(4), without_memory(4), {}, "without memory"),
         (torch.empty(4), torch.zeros(4), {"name": "solver_update_fwd_cuda"}, "cpu"),
         (torch.empty(4), torch.zeros(4), {"terms": [torch.zeros(8)[::2]], "weights": [1.0]}, "strides"),
     ],

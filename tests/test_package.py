@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,21 @@ def test_the_compiled_part_names_its_sources():
         pytest.skip(str(native.cpu_reason()))
     digest = _checkout.digest(str(ROOT / "csrc"))
     assert digest.encode() in Path(native.lib.__file__).read_bytes(), "csrc/ has changed since it was compiled"
+
+
+def test_beside_an_installed_package_lies_no_checkout(monkeypatch, tmp_path):
+    """There, kernels/ and csrc/ may be those of someone else."""
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    for name, path in (("PACKAGE", "edm_fast"), ("NATIVE", "csrc"), ("KERNELS", "kernels")):
+        monkeypatch.setattr(_checkout, name, str(tmp_path / path))
+        (tmp_path / path).mkdir()
+    (tmp_path / "kernels/__init__.py").touch()
+    _checkout.install()
+    assert sys.meta_path == [_checkout.Finder, PathFinder]
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    (tmp_path / "edm_fast/kernels").mkdir()
+    _checkout.install()
+    assert sys.meta_path == [PathFinder]
 
 
 @pytest.mark.slow

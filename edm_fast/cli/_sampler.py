@@ -10,7 +10,7 @@ import torch
 
 from edm_fast.errors import UserError
 from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, run, sample
-from edm_fast.sampling.levels import LEVELS
+from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers import registry
 
 OPTIONS = {  # names of options on the command line where they differ
@@ -50,6 +50,8 @@ def _of_sample(options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{_option(name)} does not go with --solver={solver} and its options")
     if "nfe" in explicit and "num_steps" in explicit:
         raise UserError(f"--steps is {options['num_steps']} and --nfe is {options['nfe']}; expected one of them")
+    if isinstance(options["levels"], str) and "rho" in explicit and not has_rho(options["levels"]):
+        raise UserError(f"--rho does not go with --levels={options['levels']}")
     if not isinstance(options["levels"], (str, type(None))):
         for name in (name for name in ("sigma_min", "sigma_max", "rho") if name in explicit):
             raise UserError(f"{_option(name)} does not go with a list of --levels")

@@ -80,8 +80,7 @@ T = TypeVar("T")
     metavar="FLOAT",
     type=opt.POSITIVE,
     default=7,
-    show_default=True,
-    help="Exponent of the grid; --levels have defaults of their own.",
+    help="Of the levels.  [default: 7; time_uniform 2, polyexponential 1]",
 )
 @click.option(
     "--S_churn", "S_churn", metavar="FLOAT", type=opt.NON_NEGATIVE, default=0, show_default=True, help="Fresh noise."

@@ -20,24 +20,25 @@ DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
 SCHEDULES = ("vp", "ve", "linear")
 SCALINGS = ("vp", "none")
 Function = Callable[[Tensor], Tensor]
+Function2 = Callable[[Tensor, Tensor], Tensor]
 T = TypeVar("T", float, Tensor)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """sigma(t), its derivative, and its inverse t(sigma)."""
+    """sigma(t), its derivative as a function of t and sigma(t), and its inverse t(sigma)."""
 
     sigma: Function
-    sigma_deriv: Function
+    sigma_deriv: Function2
     sigma_inv: Function
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """s(t) and its derivative."""
+    """s as a function of sigma(t), and its derivative in t as one of sigma and sigma'."""
 
     s: Function
-    s_deriv: Function
+    s_deriv: Function2
 
 
 def vp_sigma(t: T, beta_d: float = 19.9, beta_min: float = 0.1) -> T:
@@ -108,28 +109,25 @@ def iddpm_sigmas(num_steps: int, sigma_min: float, sigma_max: float, C_1: float,
 def make_schedule(name: str, beta_d: float, beta_min: float) -> Schedule:
     """One of SCHEDULES; the betas matter to "vp" only."""
     if name == "vp":
-
-        def sigma_deriv(t: Tensor) -> Tensor:
-            sigma = vp_sigma(t, beta_d, beta_min)
-            return 0.5 * (beta_min + beta_d * t) * (sigma + 1 / sigma)
-
         return Schedule(
-            lambda t: vp_sigma(t, beta_d, beta_min), sigma_deriv, lambda sigma: vp_t(sigma, beta_d, beta_min)
+            lambda t: vp_sigma(t, beta_d, beta_min),
+            lambda t, sigma: 0.5 * (beta_min + beta_d * t) * (sigma + 1 / sigma),
+            lambda sigma: vp_t(sigma, beta_d, beta_min),
         )
     if name == "ve":
-        return Schedule(lambda t: t.sqrt(), lambda t: 0.5 / t.sqrt(), lambda sigma: sigma**2)
-    return Schedule(lambda t: t, torch.ones_like, lambda sigma: sigma)
+        return Schedule(lambda t: t.sqrt(), lambda t, sigma: 0.5 / t.sqrt(), lambda sigma: sigma**2)
+    return Schedule(lambda t: t, lambda t, sigma: torch.ones_like(t), lambda sigma: sigma)
 
 
-def make_scaling(name: str, schedule: Schedule) -> Scaling:
-    """One of SCALINGS, for this schedule. "vp": s = 1 / sqrt(1 + sigma^2), s' = -sigma sigma' s^3."""
+def make_scaling(name: str) -> Scaling:
+    """One of SCALINGS. "vp": s = 1 / sqrt(1 + sigma^2), s' = -sigma sigma' s^3."""
     if name == "vp":
 
-        def s(t: Tensor) -> Tensor:
-            return 1 / (1 + schedule.sigma(t) ** 2).sqrt()
+        def s(sigma: Tensor) -> Tensor:
+            return 1 / (1 + sigma**2).sqrt()
 
-        return Scaling(s, lambda t: -schedule.sigma(t) * schedule.sigma_deriv(t) * s(t) ** 3)
-    return Scaling(torch.ones_like, torch.zeros_like)
+        return Scaling(s, lambda sigma, sigma_deriv: -sigma * sigma_deriv * s(sigma) ** 3)
+    return Scaling(torch.ones_like, lambda sigma, sigma_deriv: torch.zeros_like(sigma))
 
 
 def _steps(num_steps: int) -> Tensor:

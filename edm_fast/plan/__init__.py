@@ -198,6 +198,7 @@ class PlannedUNet(torch.nn.Module):
         self.pool: Pool[Program] = Pool()
         self.most_images: dict[Shapes, int] = {}  # evaluated at once, by the shapes of one
         self.evaluated_shapes = EvaluatedShapes()
+        self.reasons: dict[str, dict[str, str]] = {}  # by op: why each of its implementations is passed over
         self.signature = signature(model)
         self.training = False
 
@@ -245,15 +246,18 @@ class PlannedUNet(torch.nn.Module):
 
     def program(self, shapes: Shapes) -> Program:
         """A new program for inputs of these shapes."""
-        with torch.inference_mode(False):  # or the program could be used in inference mode alone
-            return self.planner(trace(self.reference[0], dict(shapes)))
+        # in inference mode the program could be used there alone; autocast would change what is timed and recorded
+        with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
+            program = self.planner(trace(self.reference[0], dict(shapes)))
+        for name in program.calls:
+            reasons = dict.fromkeys(backend.ops()[name].implementations, "the network runs as one accelerated plan")
+            self.reasons[name] = {**reasons, **dropped(name)}
+        return program
 
     def note(self, program: Program) -> None:
         """For `explain`: the ops of one evaluation have run, in a plan."""
         for name, calls in program.calls.items():
-            op = backend.ops()[name]
-            reasons = dict.fromkeys(op.implementations, "the network is accelerated and runs as one plan")
-            op.note(f"accelerated {self.how[0]}", {**reasons, **dropped(name)}, calls)
+            backend.ops()[name].note(f"accelerated {self.how[0]}", self.reasons[name], calls)
 
     def replayer(self, net: Any) -> Callable[[Hashable, Step, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
         """What a sampler gives its steps to: replay(structure, step, row, tensors) is step(denoise, row, *tensors).

@@ -34,7 +34,7 @@ from edm_fast.plan._tune import MeasuredAlgorithms
 from edm_fast.plan._weights import Prepared, Weights
 
 Step = Callable[[int], None]  # called with the number of threads
-View = Callable[[Value], torch.Tensor]
+View = Callable[[Value | torch.Tensor], torch.Tensor]
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
 PACKED_LIMIT = 1.0  # of larger networks: the most memory for packed weights, in that of their own
 IMAGES_AT_ONCE = 2 * 2**20  # bytes of the widest layer's images (benchmarks/NOTES.md)
@@ -43,7 +43,7 @@ IMAGES_AT_ONCE = 2 * 2**20  # bytes of the widest layer's images (benchmarks/NOT
 class Task(NamedTuple):
     """A node on its way to a step: what it touches, and how to bind it once every tensor has its place."""
 
-    reads: Sequence[Value]
+    reads: Sequence[Value | torch.Tensor]
     writes: Sequence[Value]
     bind: Callable[[View], Step]
 
@@ -83,9 +83,11 @@ def is_small(graph: Graph) -> bool:
     return 4 * sum(sizes) <= SMALL_NETWORK
 
 
-def _prepare(tensor: torch.Tensor, algorithm: Algorithm | None) -> torch.Tensor:
+def _prepare(tensor: torch.Tensor, layout: Algorithm | torch.memory_format | None) -> torch.Tensor:
     tensor = tensor.detach().to(torch.float32)
-    return tensor.contiguous() if algorithm is None else pack(tensor, algorithm)
+    if isinstance(layout, Algorithm):
+        return pack(tensor, layout)
+    return tensor.contiguous(memory_format=layout or torch.contiguous_format)
 
 
 class Program:
@@ -133,7 +135,9 @@ class _Builder:
         tasks = [self.task(node) for node in graph.nodes]
         arena = torch.empty(self.lay_out(graph, tasks), dtype=torch.float32, device="cpu")
 
-        def view(value: Value) -> torch.Tensor:
+        def view(value: Value | torch.Tensor) -> torch.Tensor:
+            if isinstance(value, torch.Tensor):  # computed of the network's own tensors while it was traced
+                return self.weights(value, torch.channels_last if value.ndim == 4 else None)
             return self.places[value].view(arena)
 
         inputs = {name: view(value) for name, value in graph.inputs.items()}
@@ -162,8 +166,9 @@ class _Builder:
         for value in (*graph.inputs.values(), graph.output):
             self.place(value)
         for index, task in enumerate(tasks):
-            for value in (*task.reads, *task.writes):
-                self.place(value).region.use(index)
+            for item in (*task.reads, *task.writes):
+                if isinstance(item, Value):
+                    self.place(item).region.use(index)
         for value in graph.inputs.values():
             self.places[value].region.use(0)
         self.places[graph.output].region.use(len(tasks))
@@ -275,7 +280,7 @@ class _Builder:
                 steps.insert(0, functools.partial(add, rows, bias, vector))
             return steps[0] if len(steps) == 1 else functools.partial(in_turn, steps)
 
-        reads: list[Value] = [
+        reads: list[Value | torch.Tensor] = [
             x,
             *(v for v in (emb, residual) if v is not None),
             *(before.reads if before is not None else []),

@@ -21,7 +21,7 @@ from edm_fast.plan._gpu_program import Numerics, Program, Step, Values, tensor_f
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, map_tensors
 from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
 from edm_fast.plan._select import Candidate, fastest, with_statistics
-from edm_fast.plan._tune import Measure, MeasuredWays, time_choices
+from edm_fast.plan._tune import Measure, MeasuredImplementations, time_choices
 from edm_fast.plan._weights import Prepared, Weights
 
 PRECISIONS = {
@@ -44,7 +44,7 @@ class Planner:
     def __init__(self, precision: str, device: torch.device, cuda_graph: bool, measure: Measure | None = None) -> None:
         self.numerics, self.device = PRECISIONS[precision], device
         self.captured = cuda_graph and captures(device)
-        self.measure = measure or MeasuredWays(device)
+        self.measure = measure or MeasuredImplementations(device)
         self.prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
     def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:

@@ -138,7 +138,9 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """The same structure of lists, tuples, records and dicts with function(leaf) for all else."""
     if isinstance(tree, (list, tuple)):
         items = [map_leaves(function, item) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+        if hasattr(tree, "_fields"):
+            return type(tree)(*items)
+        return items if isinstance(tree, list) else tuple(items)  # a torch.Size holds nothing but numbers
     if isinstance(tree, dict):
         return {key: map_leaves(function, item) for key, item in tree.items()}
     return function(tree)

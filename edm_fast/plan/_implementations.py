@@ -207,7 +207,7 @@ def described(node: AnyNode, args: Any) -> str:
         return "torch"
     if isinstance(node, Fused):
         return f"pair ({described(node.first, args[0])}) ({described(node.second, args[1])})"
-    parts = [node.function.name if isinstance(node.function, backend.Op) else "attention"]
+    parts = [node.function.name if isinstance(node.function, backend.Op) else "attention separate"]
     for name, value in args._asdict().items():
         if value is not None:
             shape = "x".join(map(str, value.shape)) if isinstance(value, torch.Tensor) else value

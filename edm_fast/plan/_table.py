@@ -69,7 +69,7 @@ class Measurement:
     def again(self, later: Measurement) -> Measurement:
         """After another measurement: the better one, or the later one where either is a fault."""
         best = later if self.fault or later.fault else min(self, later, key=lambda row: (row.spread, row.seconds))
-        return dataclasses.replace(best, date=later.date, count=self.count + 1)
+        return dataclasses.replace(best, date=later.date, count=self.count + later.count)
 
 
 FIELDS = [field.name for field in dataclasses.fields(Measurement)]

@@ -27,17 +27,17 @@ class Recorder(TorchFunctionMode):
     def __init__(self, known: Mapping[torch.Tensor, torch.Tensor], device: torch.device) -> None:
         super().__init__()
         self.device = device
-        # by identity; the tensors are kept so that no number is given twice
+        # by identity; `metas` keeps the tensors alive, so that none gets the identity of another
         self.real = {id(meta): real for meta, real in known.items()}
         self.values: dict[int, Value] = {}
-        self.kept: list[Any] = [*known]
+        self.metas: list[Any] = [*known]
         self.nodes: list[Node] = []
         self.writes = 0  # into tensors
         self.paused = False
 
     def value(self, meta: torch.Tensor, name: str = "") -> Value:
         """A new Value for a meta tensor; an older one of the same tensor is no longer what it holds."""
-        self.kept.append(meta)
+        self.metas.append(meta)
         found = self.values[id(meta)] = Value(tuple(meta.shape), name, meta.dtype)
         self.real.pop(id(meta), None)
         return found
@@ -45,7 +45,7 @@ class Recorder(TorchFunctionMode):
     def constant(self, real: torch.Tensor) -> torch.Tensor:
         """A meta tensor that stands for numbers known now."""
         meta = torch.empty(real.shape, dtype=real.dtype, device="meta")
-        self.kept.append(meta)
+        self.metas.append(meta)
         self.real[id(meta)] = real
         return meta
 
@@ -57,7 +57,7 @@ class Recorder(TorchFunctionMode):
         self.writes += 1
         self.record(with_items, TorchArgs((tensor, *what), {}), tensor, inplace=True)
 
-    def watched(self, hook: Callable[..., Any], where: str, before: bool) -> Callable[..., Any]:
+    def with_effect(self, hook: Callable[..., Any], where: str, before: bool) -> Callable[..., Any]:
         """A hook that must have an effect on what is computed; one `before` a forward may set attributes for it."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Gra
         for where, part in twin.named_modules():
             for name in ("_forward_hooks", "_forward_pre_hooks"):
                 for key, hook in (hooks := getattr(part, name)).items():
-                    hooks[key] = recorder.watched(hook, where, before="pre" in name)
+                    hooks[key] = recorder.with_effect(hook, where, before="pre" in name)
         with torch.no_grad(), backend.recording(recorder.op), recorder:
             result = twin(*positional, **inputs)
         output = recorder.values[id(result)]
@@ -166,23 +166,23 @@ def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Gra
 def _folded(nodes: list[Node]) -> list[Node]:
     """The nodes that depend on an input; what is made of the network's own tensors alone is computed now."""
     constant: dict[Value, torch.Tensor] = {}
-    kept = []
+    dependent = []
     with torch.no_grad():
         for node in nodes:
             node.args = map_values(lambda value: constant.get(value, value), node.args)
             if node.inputs():
-                kept.append(node)
+                dependent.append(node)
                 continue
             result = node.run(node.args)
             constant.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
-    return kept
+    return dependent
 
 
 def _needed(nodes: list[Node], output: Value) -> list[Node]:
     """The nodes the output depends on."""
-    wanted, kept = {output}, []
+    wanted, needed = {output}, []
     for node in reversed(nodes):
         if wanted.intersection(node.outputs):
-            kept.append(node)
+            needed.append(node)
             wanted.update(node.inputs())
-    return kept[::-1]
+    return needed[::-1]

@@ -1,4 +1,4 @@
-"""Autotuning: which algorithms of a CPU's convolutions and which ways of a GPU's calls work, and their seconds.
+"""Autotuning: which algorithms of a CPU's convolutions and which implementations on a GPU work, and their seconds.
 
 Each candidate runs once before it is timed, and its result is compared with plain torch's: one that raises, or errs
 beyond its budget, is dropped, and the reason is recorded. The others are timed by turns; the least time of each counts,
@@ -29,18 +29,18 @@ from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
 from edm_fast.plan._select import Candidate
-from edm_fast.plan._table import HOPELESS, Measurement, Table, file_name, table
+from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
-COLD_ROUNDS, WARM_ROUNDS, WAY_ROUNDS = 5, 15, 9  # of algorithms, and of ways
+COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 9  # of algorithms, and on a GPU
 MORE_ROUNDS, LIMIT = 3, 1.0  # while times disagree: times as many rounds in all, begun within so many seconds
-WAY_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated, so that their launch hides behind the calls before
+GPU_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated, so that their launch hides behind the calls before
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
-ALGORITHM_VERSION, WAY_VERSION = 8, 2  # of the kernels: another one makes old measurements void
+ALGORITHM_VERSION, GPU_VERSION = 8, 3  # of the kernels: another one makes old measurements void
 
 FACTORS = {1: 2.0, 2: 2.0, 4: 8.0, 8: 40.0}  # times torch's error: of tiles by their columns
 
 Calls = Mapping[str, functools.partial[Any]]
-Measure = Callable[[str, Calls], Mapping[str, float]]  # seconds of the ways of a call
+Measure = Callable[[str, Calls], Mapping[str, float]]  # seconds of the implementations of a call
 
 
 def fault_of(result: Any, plain: torch.Tensor, exact: torch.Tensor, factor: float, eps: float = 0.0) -> str:
@@ -194,25 +194,25 @@ def time_choices(choices: Sequence[Candidate], calls: Calls, key: str, measure: 
     return [dataclasses.replace(c, seconds=seconds[c.name]) for c in choices if c.name in seconds]
 
 
-class MeasuredWays:
-    """Seconds by the GPU's clock of the ways of a call that work. The first way is torch's own, and never dropped."""
+class MeasuredImplementations:
+    """Seconds by the GPU's clock of the implementations of a call that work. The first, torch's, is never dropped."""
 
     def __init__(self, device: torch.device, folder: Path | None = None, clock: timing.Clock | None = None) -> None:
         self.device, self.folder = device, folder
         self.clock = clock or timing.clock_of(device)
 
-    def __call__(self, key: str, ways: Calls) -> dict[str, float]:
-        names = {f"{name} {key}": name for name in ways}
+    def __call__(self, key: str, implementations: Calls) -> dict[str, float]:
+        names = {f"{name} {key}": name for name in implementations}
         known = table(self.folder, self._name())
 
         def measured(missing: list[str]) -> dict[str, Measurement]:
             rows: dict[str, Measurement] = {}
             calls: dict[str, Callable[[], Any]] = {}
-            first = next(iter(ways))
+            first = next(iter(implementations))
             with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-                wrong = self._judge(ways[first])
+                wrong = self._judge(implementations[first])
                 for name in missing:
-                    call = ways[names[name]]
+                    call = implementations[names[name]]
                     try:
                         fault = wrong(call()) if names[name] != first else ""
                     except Exception as error:
@@ -222,26 +222,25 @@ class MeasuredWays:
                         rows[name] = Measurement(fault=fault)
                     else:
                         calls[name] = call
-                most = MORE_ROUNDS * WAY_ROUNDS
-                times = timing.by_turns(calls, WAY_ROUNDS, WAY_TURN, self.clock, most=most, limit=LIMIT)
+                most = MORE_ROUNDS * GPU_ROUNDS
+                times = timing.by_turns(calls, GPU_ROUNDS, GPU_TURN, self.clock, most=most, limit=LIMIT)
             return {**rows, **{name: Measurement(min(found), timing.spread(found)) for name, found in times.items()}}
 
         return {names[name]: seconds for name, seconds in known.seconds([*names], measured).items()}
 
     def _judge(self, first: functools.partial[Any]) -> Callable[[Any], str]:
-        """Why the result of a way is wrong, or nothing."""
-        plain = first()
+        """What says why a result is wrong, or nothing."""
+        plain, eps = first(), 2.0**-10 if torch.backends.cuda.matmul.allow_tf32 else 0.0  # roundings of products
         dtype = torch.float64 if plain.dtype == torch.float32 else torch.float32
         try:
             exact = first.func(*widened(first.args, dtype), **widened(first.keywords, dtype))
-        except torch.cuda.OutOfMemoryError:  # the floor of the budget must do
-            exact = plain
+        except RuntimeError:  # no memory, or no kernel for such a size; torch's own error is not known then
+            exact, eps = plain, max(eps, 2.0**-17)
         every = [implementation for op in backend.ops().values() for implementation in op.implementations.values()]
         factor = max(implementation.budget for implementation in every if implementation.device in ("any", "cuda"))
 
         def wrong(result: Any) -> str:
             image, *statistics = result if isinstance(result, tuple) else (result,)
-            eps = 2.0**-10 if torch.backends.cuda.matmul.allow_tf32 else 0.0  # roundings of products
             return fault_of(image, plain, exact, factor, eps) or next(map(_odd_statistics, [plain], statistics), "")
 
         return wrong
@@ -252,14 +251,14 @@ class MeasuredWays:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         except RuntimeError:
-            known.keep({name: Measurement(fault=fault)}, known.stored())
+            known.keep({name: Measurement(fault=fault, count=MAX_COUNT)}, known.stored())  # or it stops others later
             raise UserError(
                 f"the GPU stopped when {name.split()[0]} was tried: {fault}; it is dropped now, start again"
             ) from None
 
     def _name(self) -> str:
         chip = torch.cuda.get_device_name(self.device)
-        return file_name(f"gpu-{WAY_VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}")
+        return file_name(f"gpu-{GPU_VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}")
 
 
 def _odd_statistics(image: torch.Tensor, found: torch.Tensor) -> str:

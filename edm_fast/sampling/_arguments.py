@@ -12,6 +12,7 @@ from edm_fast.errors import UserError
 from edm_fast.networks._inputs import described
 
 MAX_STEPS = 100_000
+ROUNDING = 1e-9  # relative; a level that is an end of a range counts as one however it was computed
 LEVELS = 1e-30, 1e18  # float32 holds their squares, as networks need
 
 

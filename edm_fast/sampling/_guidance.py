@@ -13,8 +13,6 @@ from torch import Tensor
 from edm_fast.errors import UserError
 from edm_fast.sampling import _arguments
 
-ROUNDING = 1e-9  # relative; a level that is an end of the interval counts as one however it was computed
-
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
@@ -54,7 +52,7 @@ class Guidance:
 
     def active(self, sigma: float) -> bool:
         """Whether the step that starts at sigma is guided."""
-        low, high = (end * (1 + ROUNDING) for end in self.interval)
+        low, high = (end * (1 + _arguments.ROUNDING) for end in self.interval)
         return self.weight != 1 and low < sigma <= high
 
     def check(self, net: Any, class_labels: Any = True) -> None:

@@ -1,11 +1,11 @@
 """Noise levels for `edm_fast.sample`: n of them from hi down to lo, (n,) float64 on the host.
 
-In the formulas tau = j/(n-1), j = 0..n-1, and S(t) is sigma of the VP process, S(eps) = lo, S(1) = hi, eps = 1e-3. Not
-every grid has a use for rho.
+In the formulas tau = j/(n-1), j = 0..n-1, and S(t) is sigma of the VP process, S(eps) = lo, S(1) = hi, eps = 1e-3.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -23,9 +23,9 @@ def karras(n: int, lo: float, hi: float, rho: float = 7) -> Tensor:
     return schedule.edm_sigmas(n, lo, hi, rho)
 
 
-def logsnr(n: int, lo: float, hi: float, rho: float = 7) -> Tensor:
+def logsnr(n: int, lo: float, hi: float) -> Tensor:
     """exp(ln hi + tau (ln lo - ln hi)). Lu et al. 2022 (DPM-Solver)."""
-    return polyexponential(n, lo, hi, 1)
+    return polyexponential(n, lo, hi)
 
 
 def polyexponential(n: int, lo: float, hi: float, rho: float = 1) -> Tensor:
@@ -38,14 +38,14 @@ def time_uniform(n: int, lo: float, hi: float, rho: float = 2) -> Tensor:
     return vp_clock(lo, hi).sigma((1 + _spread(n) * (EPSILON ** (1 / rho) - 1)) ** rho)
 
 
-def vp(n: int, lo: float, hi: float, rho: float = 7) -> Tensor:
+def vp(n: int, lo: float, hi: float) -> Tensor:
     """sigma(t) with beta_d = 19.9, beta_min = 0.1, uniform in t between the times of hi and lo. Song et al. 2021."""
     clock = schedule.make_schedule("vp", 19.9, 0.1)
     start, end = clock.sigma_inv(torch.tensor([hi, lo], dtype=torch.float64, device="cpu"))
     return clock.sigma(start + _spread(n) * (end - start))
 
 
-def optimised(n: int, lo: float, hi: float, rho: float = 1) -> Tensor:
+def optimised(n: int, lo: float, hi: float) -> Tensor:
     """The least bound on the error, `edm_fast.sampling.optimised_levels` with its defaults. Xue et al. 2024."""
     found = optimised_levels(n - 1, lo, hi) if n > 1 else [hi]
     return torch.tensor(found, dtype=torch.float64, device="cpu")
@@ -65,6 +65,11 @@ LEVELS: dict[str, Callable[..., Tensor]] = {
     "vp": vp,
     "optimised": optimised,
 }
+
+
+def has_rho(name: str) -> bool:
+    """Whether the shape of these levels depends on rho."""
+    return "rho" in inspect.signature(LEVELS[name]).parameters
 
 
 def _spread(n: int) -> Tensor:

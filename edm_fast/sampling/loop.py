@@ -160,6 +160,8 @@ class Solver:
                         f"step {i} of {len(self.steps)} would evaluate the network at noise level {numbers['sigma']}; "
                         "expected a positive number (check sigma_min, sigma_max, rho and alpha)"
                     )
+            if not all(map(math.isfinite, step.row)):
+                raise UserError(f"step {i} of {len(self.steps)} has a coefficient that is no finite number")
         if missing := self._entries()[0]:
             raise UserError(f"the steps sum {missing} more entries of the history than there are by then")
 

@@ -400,6 +400,7 @@ BAD = {
     "unknown levels": (["--levels=cosine"], "'cosine' is no list of numbers"),
     "levels that rise": (["--levels=1,2,0"], "sigma_min < sigma_max"),
     "levels and steps": (["--levels=9,1,0", "--steps=18"], "num_steps is 18; with these 3 levels it is 2"),
+    "rho of levels without": (["--levels=logsnr", "--rho=5"], "--rho does not go with --levels=logsnr"),
     "levels and sigma_max": (["--levels=9,1,0", "--sigma_max=9"], "--sigma_max does not go with a list"),
     "gnet without guidance": (["--gnet={gray}"], "--gnet needs --guidance"),
     "interval without guidance": (["--guidance-interval=1,2"], "--guidance-interval needs --guidance"),

@@ -16,16 +16,16 @@ def test_inverse_and_derivative(name):
     torch.testing.assert_close(process.sigma_inv(process.sigma(T)), T, rtol=1e-9, atol=0)
     h = 1e-6
     slope = (process.sigma(T + h) - process.sigma(T - h)) / (2 * h)
-    torch.testing.assert_close(process.sigma_deriv(T), slope, rtol=1e-6, atol=0)
+    torch.testing.assert_close(process.sigma_deriv(T, process.sigma(T)), slope, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", grids.SCALINGS)
 @pytest.mark.parametrize("schedule", grids.SCHEDULES)
 def test_scaling_derivative(name, schedule):
-    scaling = grids.make_scaling(name, grids.make_schedule(schedule, beta_d=19.9, beta_min=0.1))
-    h = 1e-6
-    slope = (scaling.s(T + h) - scaling.s(T - h)) / (2 * h)
-    torch.testing.assert_close(scaling.s_deriv(T), slope, rtol=1e-6, atol=1e-9)
+    scaling, process = grids.make_scaling(name), grids.make_schedule(schedule, beta_d=19.9, beta_min=0.1)
+    sigma, h = process.sigma(T), 1e-6
+    slope = (scaling.s(process.sigma(T + h)) - scaling.s(process.sigma(T - h))) / (2 * h)
+    torch.testing.assert_close(scaling.s_deriv(sigma, process.sigma_deriv(T, sigma)), slope, rtol=1e-6, atol=1e-9)
 
 
 def test_refitted_betas_meet_the_limits():

@@ -1,11 +1,16 @@
 """solver_update: each special case of the formula, and bit-identity of every backend with the reference."""
 
+import warnings
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import solver_update
+from edm_fast.ops.solver_update import _kernel
 from helpers import op_checks
 
 reference = op_checks.forced("solver_update", "reference")
@@ -53,6 +58,37 @@ def test_coefficients_on_the_device_are_the_same_numbers():
     calls = [(numbers, [0.61]), (on_device, [torch.tensor(0.61, dtype=torch.float64)])]
     found = [solver_update(x, x, D, terms=[term], weights=w, noise=noise, **n) for n, w in calls]
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@needs_native
+def test_coefficients_of_each_image():
+    cpu, x = op_checks.forced("solver_update", "cpu"), torch.randn(3, 4)
+    for base, t in ((x, torch.rand(3, 1)), (x[:0], torch.rand(0, 1)), (x, torch.rand(1)), (x[0, 0], torch.tensor(0.5))):
+        same_bits(cpu, ((base, base, 2 * base), {"t": t}))
+    for base, t in ((x, torch.rand(1, 1, 1)), (x[0, 0], torch.rand(1))):  # these make the result larger
+        with pytest.raises(backend.BackendError, match="of more numbers than one for each image"):
+            cpu(base, base, base, t=t)
+
+
+def test_the_most_terms():
+    x = torch.ones(2)
+    assert native.lib is None or native.lib.MAX_TERMS == _kernel.MAX_TERMS
+    assert "it takes 8 terms, not 9" in str(op_checks.choose("solver_update", x, terms=[x] * 9, weights=[1.0] * 9))
+
+
+def test_what_torch_records_is_the_formula():
+    """Native code is no op of torch's: it would read fake tensors at address 0, and no graph would hold it."""
+    x = torch.ones(2)
+    graph = make_fx(lambda x: solver_update(x, a=2.0)[0])(x)
+    assert torch.equal(graph(3 * x), 6 * x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        assert torch.equal(torch.jit.trace(lambda x: solver_update(x, a=2.0)[0], x)(3 * x), 6 * x)
+    with FakeTensorMode() as mode:
+        assert solver_update(torch.ones(2))[0].shape == (2,)
+    assert solver_update(mode.from_tensor(x))[0].shape == (2,)
+    with pytest.raises(backend.BackendError, match="subclass"):
+        op_checks.forced("solver_update", "cpu")(mode.from_tensor(x))
 
 
 @needs_native

@@ -49,6 +49,10 @@ def louder_in_a_part(module, args, output):
     output[output < 0] = torch.zeros(())
 
 
+def constant(module, args, output):
+    return torch.linspace(-1, 1, output[0].numel()).expand(len(output), -1).reshape(output.shape)
+
+
 def mixed_by_a_layer(net):
     """A layer that is no part of the network, and so no tensor of it."""
     torch.manual_seed(0)
@@ -198,6 +202,10 @@ CHANGES = {
     "hook with a mask": lambda net: parts(net, "UNetBlock")[2].register_forward_hook(louder_by_a_mask),
     "hook that sets a part": lambda net: parts(net, "UNetBlock")[2].register_forward_hook(louder_in_a_part),
     "hook with a layer of its own": mixed_by_a_layer,
+    "hooks that give a constant vector": on_all("Linear", lambda layer: layer.register_forward_hook(constant)),
+    "hooks that give a constant image": lambda net: [
+        module.register_forward_hook(constant) for name, module in net.model.named_modules() if name.endswith("skip")
+    ],
 }
 
 

@@ -10,11 +10,12 @@ import threading
 import pytest
 import torch
 
-from edm_fast import accelerate, edm_sampler
+from edm_fast import accelerate, backend, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
+from edm_fast.ops.attention import AttentionArgs
 from edm_fast.plan import _gpu_program, _implementations
-from edm_fast.plan._graph import map_tensors
+from edm_fast.plan._graph import Node, SeparateQKVArgs, map_tensors, separate_attention
 from helpers import taped_graph
 from helpers.planned_networks import DEVICE, NETWORKS, moved, network, places, planned
 
@@ -114,6 +115,13 @@ def test_statistics_of_rounded_images():
         found = fast(*moved(x, sigma, labels))
     assert "apply+merged+statistics" in {step.choice.name for step in steps_of(fast)}
     assert relative_error([found.cpu()], [want]) <= LIMITS["fp16"]
+
+
+def test_attention_in_two_orders_of_channels_is_two_rows_of_a_table():
+    qkv = torch.empty(1, 12, 2, 2)
+    nodes = [Node(backend.ops()["attention"], AttentionArgs(qkv, 2), [])]
+    nodes.append(Node(separate_attention, SeparateQKVArgs(qkv, 2), []))
+    assert len({_implementations.described(node, node.args) for node in nodes}) == 2
 
 
 def test_values_are_dropped_after_their_last_use():

@@ -296,6 +296,18 @@ def test_inference_mode_and_out_of_it():
             assert torch.equal(draw(fast), want)
 
 
+def test_a_program_that_is_made_for_a_step_inside_of_autocast():
+    _, fast = pair()
+    call = moved(torch.ones(2, 3, 8, 8), torch.tensor(0.7), torch.eye(4)[:2])
+    with torch.no_grad():
+        draw(fast, num_steps=2)
+        want = fast(*call)
+        fast.model.pool.programs.clear()
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            draw(fast, num_steps=2)
+        assert replays(fast) and torch.equal(fast(*call), want)
+
+
 def _refused(D):
     raise UserError("refused")
 

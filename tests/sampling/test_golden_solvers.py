@@ -131,7 +131,8 @@ def test_levels(entry, run):
     if kind == "vp":
         clock = levels.schedule.make_schedule("vp", 19.9, 0.1)
         limits = clock.sigma(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()
-    found = levels.LEVELS[kind](n, *limits, run.get("rho") or 7).tolist()
+    rho = [run["rho"]] if run.get("rho") and levels.has_rho(kind) else []
+    found = levels.LEVELS[kind](n, *limits, *rho).tolist()
     g.check(entry, f"{run['name']}/grid", np.array([*found, *[0.0] * run["append_zero"]]))
 
 

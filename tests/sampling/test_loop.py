@@ -1,10 +1,12 @@
 """The loop: what a structure is, how noise, history and guidance enter a step, and what it refuses."""
 
+import math
+
 import pytest
 import torch
 
 from edm_fast.errors import UserError
-from edm_fast.sampling import Solver, ablation_sampler, edm_sampler, loop, run, sample
+from edm_fast.sampling import Guidance, Solver, ablation_sampler, edm_sampler, loop, run, sample
 from helpers.convergence import gauss, latents
 
 X = torch.tensor([[[[1.0]]], [[[-2.0]]]], dtype=torch.float64)
@@ -79,20 +81,8 @@ def test_a_restart_goes_up_again():
     assert torch.equal(out, X + 3) and [sigma for _, sigma in net.calls] == [1, 1]
 
 
-class Doubled:
-    """Guidance above level 1: twice D."""
-
-    net = None
-
-    def active(self, sigma):
-        return sigma > 1
-
-    def __call__(self, denoise, x, sigma, labels):
-        return 2 * denoise(x, sigma, labels)
-
-
 def test_guidance_is_decided_by_the_level_a_step_starts_from():
-    guidance, net = Doubled(), gauss()
+    guidance, net = Guidance(2, lambda x, sigma, labels: torch.zeros_like(x), (1, math.inf)), gauss()
     solver = sample.solver(net, None, levels=[8.0, 2.0, 0.5, 0.0])
     structures = solver.structures(guidance)
     assert [s.guidance is guidance for s in structures] == [True, True, False]
@@ -122,6 +112,7 @@ def test_a_limit_of_D_is_used_and_kept():
         ([1.0, 0.5], [loop.step(loop.move([1.0]))], "sum 1 more entries"),
         ([1.0, 0.5], [loop.step(loop.data(0.0))], "noise level 0.0; expected a positive"),
         ([1.0, 0.5], [loop.step(loop.data(float("nan")))], "noise level nan"),
+        ([1.0, 0.5], [loop.step(loop.data(1.0, [float("inf")]))], "no finite number"),
     ],
 )
 def test_what_no_run_could_do(levels, steps, words):

@@ -53,18 +53,27 @@ def test_levels_fall_from_end_to_end(grid):
         assert levels[-len(last) :] == pytest.approx(last) and levels == sorted(levels, reverse=True)
 
 
-def test_rho_is_that_of_the_levels_unless_set():
-    settings = {"num_steps": 5, "sigma_min": 0.02, "sigma_max": 50}
-    for grid, own in (("karras", 7), ("time_uniform", 2), ("polyexponential", 1)):
-        levels = sample.solver(gauss(), None, levels=grid, **settings).levels
-        assert levels == sample.solver(gauss(), None, levels=grid, rho=own, **settings).levels
-        assert levels != sample.solver(gauss(), None, levels=grid, rho=own + 1, **settings).levels
-
-
 @pytest.mark.parametrize("options", [(33,), (5, 2, 1), (5, 1, 2, 3), (5, 1, 2, 1, -1), (0,)])
 def test_optimised_levels_refuse_bad_options(options):
     with pytest.raises(UserError, match="expected"):
         optimised_levels(*options)
+
+
+@pytest.mark.parametrize(("grid", "rho"), [("karras", 7), ("time_uniform", 2), ("polyexponential", 1)])
+def test_each_grid_has_a_rho_of_its_own(grid, rho):
+    default, same, other = (
+        sample.solver(gauss(), None, levels=grid, **settings).levels for settings in ({}, {"rho": rho}, {"rho": 3})
+    )
+    assert default == same != other
+
+
+@pytest.mark.parametrize("solver", ["dpmpp", "unipc", "exp_ab_x", "dpmpp_2m_sde", "sa_solver"])
+def test_lower_order_final_as_a_number(solver):
+    yes, one, no = (
+        sample.solver(gauss(), None, solver=solver, num_steps=6, ends="sigma_min", lower_order_final=value).steps
+        for value in (True, 1, 0)
+    )
+    assert yes == one != no
 
 
 def test_levels_as_a_list():
@@ -95,6 +104,15 @@ def test_levels_as_a_list():
         ({"levels": [3.0, 1.0, 0.0], "nfe": 5}, "nfe is 5; with these 3 levels it is 3"),
         ({"ends": "x"}, "ends is 'x'"),
         ({"rho": 0}, "rho is 0"),
+        ({"solver": "gradient_estimation", "gamma": "x"}, "gamma is 'x'"),
+        ({"solver": "gradient_estimation", "gamma": math.nan}, "step 1 of 18 has a coefficient"),
+        ({"solver": "dpm2", "r": "x"}, "r is 'x'"),
+        ({"solver": "dpmpp_sde", "r": 2}, "r is 2"),
+        ({"solver": "unipc", "disable_corrector": 0}, "disable_corrector is 0"),
+        ({"solver": "sa_solver", "lower_order_final": "short"}, "lower_order_final is 'short'"),
+        ({"solver": "exp_ab_x", "order": 99, "num_steps": 1}, "order is 99"),
+        ({"solver": "exp_ab_eps", "lower_order_final": 2, "num_steps": 1}, "lower_order_final is 2"),
+        ({"solver": "dpmpp", "lower_order_final": "x", "num_steps": 1}, "lower_order_final is 'x'"),
         ({"sigma_min": 3, "sigma_max": 2}, "sigma_min < sigma_max"),
         ({"callback": lambda *args: 3}, "callback returned"),
     ],
@@ -111,6 +129,16 @@ def test_levels_outside_the_network_s_range():
     assert (levels[0], *levels[-2:]) == (pytest.approx(20), pytest.approx(0.1), 0)
     with pytest.raises(UserError, match="the network has 0.1 to 20"):
         sample(net, latents(), levels=[30.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("grid", sorted(LEVELS))
+@pytest.mark.parametrize("limits", [(0.002, 80), (0.1, 20), (0.0064223, 152.16697692871094)])
+def test_levels_by_name_serve_as_a_list(grid, limits):
+    """Their ends may be rounded to just outside of the network's range."""
+    net = Gauss(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 0.5, sigma_min=limits[0], sigma_max=limits[1])
+    for ends in ("zero", "sigma_min"):
+        levels = sample.solver(net, None, levels=grid, sigma_min=1e-3, sigma_max=1e3, ends=ends).levels
+        assert sample.solver(net, None, levels=levels).levels == levels
 
 
 @pytest.mark.parametrize("name", ["heun", "dpmpp", "unipc", "adams"])

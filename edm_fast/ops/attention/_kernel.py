@@ -19,20 +19,17 @@ Forward = Callable[[AttentionArgs], tuple[torch.Tensor, torch.Tensor]]
 Backward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionArgs], torch.Tensor]
 
 
-def layout_of(args: AttentionArgs) -> torch.memory_format:
-    return native.layout_of(args.qkv) or torch.contiguous_format
-
-
 def fresh(args: AttentionArgs, stats_dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for the result and the statistics, these by default in the dtype of qkv."""
     qkv = args.qkv
     n, channels, h, w = qkv.shape
-    a = torch.empty((n, channels // 3, h, w), dtype=qkv.dtype, device=qkv.device, memory_format=layout_of(args))
+    layout = native.dense_layout(qkv)
+    a = torch.empty((n, channels // 3, h, w), dtype=qkv.dtype, device=qkv.device, memory_format=layout)
     return a, qkv.new_empty((2, n, args.num_heads * h * w), dtype=stats_dtype)
 
 
 def fresh_gradient(args: AttentionArgs) -> torch.Tensor:
-    return torch.empty_like(args.qkv, memory_format=layout_of(args))
+    return torch.empty_like(args.qkv, memory_format=native.dense_layout(args.qkv))
 
 
 def on_kernel(

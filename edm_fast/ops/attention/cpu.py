@@ -40,14 +40,14 @@ def _sizes(args: AttentionArgs, layout: torch.memory_format) -> dict[str, Any]:
 
 
 def _forward(args: AttentionArgs) -> tuple[torch.Tensor, torch.Tensor]:
-    layout, (a, stats) = _kernel.layout_of(args), _kernel.fresh(args)
+    layout, (a, stats) = native.dense_layout(args.qkv), _kernel.fresh(args)
     qkv = args.qkv.contiguous(memory_format=layout)
     native.call("attention_fwd_cpu", qkv=qkv, a=a, stats=stats, **_sizes(args, layout))
     return a, stats
 
 
 def _backward(da: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, args: AttentionArgs) -> torch.Tensor:
-    layout, dqkv = _kernel.layout_of(args), _kernel.fresh_gradient(args)
+    layout, dqkv = native.dense_layout(args.qkv), _kernel.fresh_gradient(args)
     qkv, da, a = (t.contiguous(memory_format=layout) for t in (args.qkv, da, a))
     native.call("attention_bwd_cpu", qkv=qkv, a=a, stats=stats, da=da, dqkv=dqkv, **_sizes(args, layout))
     return dqkv

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from edm_fast import native
 from edm_fast.backend import Implementation
 from edm_fast.ops import _triton
 from edm_fast.ops.attention import _kernel
@@ -13,13 +14,13 @@ from edm_fast.ops.attention.reference import AttentionArgs
 def _forward(args: AttentionArgs) -> tuple[torch.Tensor, torch.Tensor]:
     from edm_fast.kernels import attention as kernels  # late: a missing triton is a reason, not a crash
 
-    return kernels.forward(args.qkv.contiguous(memory_format=_kernel.layout_of(args)), args.num_heads)
+    return kernels.forward(args.qkv.contiguous(memory_format=native.dense_layout(args.qkv)), args.num_heads)
 
 
 def _backward(da: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, args: AttentionArgs) -> torch.Tensor:
     from edm_fast.kernels import attention as kernels
 
-    layout = _kernel.layout_of(args)
+    layout = native.dense_layout(args.qkv)
     qkv, da, a = (t.contiguous(memory_format=layout) for t in (args.qkv, da, a))
     return kernels.backward(da, qkv, a, stats, args.num_heads)
 

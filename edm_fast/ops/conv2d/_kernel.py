@@ -29,6 +29,10 @@ def rows(args: Conv2dArgs) -> torch.Tensor | None:
     return (args.bias[None] if args.emb is None else args.emb + args.bias).to(args.x.dtype)
 
 
+def fresh_adjoint(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
+    return torch.empty(args.x.shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+
+
 def fresh_weight_gradient(args: Conv2dArgs) -> torch.Tensor:
     return args.x.new_empty(args.weight.shape)
 
@@ -37,13 +41,9 @@ def on_kernel(
     name: str, device: str, forward: Callable[[Conv2dArgs], torch.Tensor], adjoint: Backward, weight_gradient: Backward
 ) -> Callable[[Conv2dArgs], torch.Tensor]:
     """The op on a kernel, as torch.ops.edm_fast.conv2d_NAME."""
-
-    def fake_adjoint(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
-        return torch.empty(args.x.shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
-
     name = f"conv2d_{name}"
     forward_op = torch_op(name, device, Conv2dArgs, forward, fresh)
-    adjoint_op = torch_op(f"{name}_adjoint", device, Conv2dArgs, adjoint, fake_adjoint, before=["dy"])
+    adjoint_op = torch_op(f"{name}_adjoint", device, Conv2dArgs, adjoint, fresh_adjoint, before=["dy"])
     weight_op = torch_op(
         f"{name}_weight_gradient",
         device,

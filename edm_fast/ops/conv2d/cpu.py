@@ -10,7 +10,7 @@ from edm_fast import native
 from edm_fast.backend import Implementation
 from edm_fast.ops.conv2d import _kernel
 from edm_fast.ops.conv2d._kernel import channels_last
-from edm_fast.ops.conv2d.reference import Conv2dArgs
+from edm_fast.ops.conv2d.reference import Conv2dArgs, fresh
 
 FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
 
@@ -27,16 +27,16 @@ def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = F
 
 
 def _convolve(
-    x: torch.Tensor, weight: torch.Tensor, padding: int, transposed: bool, tail: Conv2dArgs | None = None
+    y: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    padding: int,
+    transposed: bool = False,
+    tail: Conv2dArgs | None = None,
 ) -> torch.Tensor:
-    """The convolution, or its adjoint, with the terms and the scale of `tail`."""
-    outputs, inputs, k, _ = weight.shape
-    if transposed:
-        inputs, outputs = outputs, inputs
-    x = channels_last(x)
-    n, _, h, w = x.shape
-    grow = 2 * padding - k + 1
-    y = torch.empty((n, outputs, h + grow, w + grow), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    """The convolution, or its adjoint, with the terms and the scale of `tail`: written to y, which it returns."""
+    x, k = channels_last(x), weight.shape[-1]
+    (n, inputs, h, w), outputs = x.shape, y.shape[1]
     if y.numel() == 0:
         return y
     algorithm = native.ALGORITHMS["winograd4x4-unpacked" if k == 3 else "direct"]
@@ -65,11 +65,12 @@ def _convolve(
 
 
 def _forward(args: Conv2dArgs) -> torch.Tensor:
-    return _convolve(args.x, args.weight, args.pad(), transposed=False, tail=args)
+    return _convolve(fresh(args), args.x, args.weight, args.pad(), tail=args)
 
 
 def _adjoint(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
-    return _convolve(dy, args.weight, args.weight.shape[-1] - 1 - args.pad(), transposed=True)
+    dx = _kernel.fresh_adjoint(dy, args)
+    return _convolve(dx, dy, args.weight, args.weight.shape[-1] - 1 - args.pad(), transposed=True)
 
 
 def _weight_gradient(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
@@ -94,7 +95,7 @@ def reason(args: Conv2dArgs) -> str | None:
     if any([t.device.type != "cpu" for t in tensors]):
         return "it needs CPU tensors"
     if any([t.dtype != torch.float32 for t in tensors]):
-        return f"it takes float32 alone, not {args.x.dtype}"
+        return f"it takes float32 alone, not {next(t.dtype for t in tensors if t.dtype != torch.float32)}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast wants another dtype"
     return _kernel.reason(args) or native.cpu_reason()

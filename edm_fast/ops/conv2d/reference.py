@@ -25,6 +25,10 @@ class Conv2dArgs(NamedTuple):
         """The rows and columns of zeros on each side of the image."""
         return self.weight.shape[-1] // 2 if self.padding is None else self.padding
 
+    def size(self) -> list[int]:
+        """Height and width of the result."""
+        return [n + 2 * self.pad() - self.weight.shape[-1] + 1 for n in self.x.shape[2:]]
+
 
 def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
     """y + term in the dtype of y."""
@@ -46,26 +50,24 @@ def reference(args: Conv2dArgs) -> torch.Tensor:
 
 def check(args: Conv2dArgs) -> None:
     op = "conv2d"
-    x, weight, bias, emb, residual, _, padding = args
+    x, weight, bias, emb, residual, *_ = args
     _check.floating(op, "x", x, 4)
     _check.floating(op, "weight", weight, 4)
     outputs, inputs, k, k2 = weight.shape
-    if k != k2:
-        raise UserError(f"{op}: weight has shape {tuple(weight.shape)}; expected a square kernel")
+    if k != k2 or weight.numel() == 0:
+        raise UserError(f"{op}: weight has shape {tuple(weight.shape)}; expected square kernels of one channel or more")
     if x.shape[1] != inputs:
         raise UserError(f"{op}: x has {x.shape[1]} channels; the weight expects {inputs}")
-    pad = k // 2 if padding is None else padding
-    height, width = (n + 2 * pad - k + 1 for n in x.shape[2:])
-    if pad < 0 or min(height, width) < 1:
+    pad, size = args.pad(), args.size()
+    if pad < 0 or min(*size, *x.shape[2:]) < 1:
         raise UserError(f"{op}: images of {tuple(x.shape[2:])} are too small for kernel {k} with padding {pad}")
     _check.shape(op, "bias", bias, (outputs,))
-    _check.shape(op, "residual", residual, (x.shape[0], outputs, height, width))
+    _check.shape(op, "residual", residual, (x.shape[0], outputs, *size))
     if emb is not None and tuple(emb.shape) not in {(x.shape[0], outputs), (1, outputs)}:
         raise UserError(f"{op}: emb has shape {tuple(emb.shape)}; expected {(x.shape[0], outputs)}")
 
 
 def fresh(args: Conv2dArgs) -> torch.Tensor:
     """Memory for the result, channels last."""
-    (n, _, h, w), outputs, grow = args.x.shape, args.weight.shape[0], 2 * args.pad() - args.weight.shape[-1] + 1
-    shape = (n, outputs, h + grow, w + grow)
+    shape = (args.x.shape[0], args.weight.shape[0], *args.size())
     return torch.empty(shape, dtype=args.x.dtype, device=args.x.device, memory_format=torch.channels_last)

@@ -21,17 +21,13 @@ Forward = Callable[[GroupNormSiluArgs], Pair]
 Backward = Callable[[torch.Tensor, torch.Tensor, GroupNormSiluArgs], Pair]  # of dy and statistics
 
 
-def layout_of(x: torch.Tensor) -> torch.memory_format:
-    return native.layout_of(x) or torch.contiguous_format
-
-
 def channels_are_last(x: torch.Tensor, layout: torch.memory_format) -> bool:
     """Whether channels are next to each other, as in vectors, too."""
     return layout == torch.channels_last or math.prod(x.shape[2:]) == 1
 
 
 def fresh(x: torch.Tensor, layout: torch.memory_format | None = None) -> torch.Tensor:
-    return torch.empty_like(x, memory_format=layout or layout_of(x))
+    return torch.empty_like(x, memory_format=layout or native.dense_layout(x))
 
 
 def rows_of(args: GroupNormSiluArgs) -> tuple[int, int]:
@@ -107,6 +103,6 @@ def arguments_of(args: GroupNormSiluArgs, layout: torch.memory_format) -> dict[s
         shift_rows=shift_rows,
         eps=args.eps,
         silu=args.silu,
-        channels_last=layout == torch.channels_last or math.prod(space) == 1,
+        channels_last=channels_are_last(x, layout),
         layout=layout,
     )

@@ -16,7 +16,7 @@ def _statistics(args: GroupNormSiluArgs) -> torch.Tensor:
 
 
 def _forward(args: GroupNormSiluArgs) -> _kernel.Pair:
-    layout = _kernel.layout_of(args.x)
+    layout = native.dense_layout(args.x)
     y, stats = _kernel.fresh(args.x, layout), _statistics(args)
     if y.numel() == 0:
         return y, stats.zero_()
@@ -26,7 +26,7 @@ def _forward(args: GroupNormSiluArgs) -> _kernel.Pair:
 
 
 def _backward(dy: torch.Tensor, stats: torch.Tensor, args: GroupNormSiluArgs) -> _kernel.Pair:
-    (dx, dparams), layout = _kernel.fresh_gradients(args), _kernel.layout_of(args.x)
+    (dx, dparams), layout = _kernel.fresh_gradients(args), native.dense_layout(args.x)
     if dx.numel() == 0:
         return dx, dparams.zero_()
     arguments, dy = _kernel.arguments_of(args, layout), dy.contiguous(memory_format=layout)

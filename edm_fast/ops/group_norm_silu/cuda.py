@@ -12,7 +12,7 @@ from edm_fast.ops.group_norm_silu.reference import GroupNormSiluArgs
 
 
 def _forward(args: GroupNormSiluArgs) -> torch.Tensor:
-    x, y, layout = args.x, _kernel.fresh(args.x), _kernel.layout_of(args.x)
+    x, y, layout = args.x, _kernel.fresh(args.x), native.dense_layout(args.x)
     if y.numel() == 0:
         return y
     arguments = dict(_kernel.arguments_of(args, layout), y=y, x_pitch=x.shape[1])

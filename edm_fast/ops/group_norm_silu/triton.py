@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from edm_fast import native
 from edm_fast.backend import Implementation
 from edm_fast.ops import _triton
 from edm_fast.ops.group_norm_silu import _kernel
@@ -22,7 +23,7 @@ def _forward(args: GroupNormSiluArgs) -> _kernel.Pair:
     from edm_fast.kernels import group_norm_silu as kernels  # late: a missing triton is a reason, not a crash
 
     x, weight, bias, groups, eps, scale, shift, silu = args
-    layout = _kernel.layout_of(x)
+    layout = native.dense_layout(x)
     x = x.contiguous(memory_format=layout)
     if x.numel() == 0:
         return torch.empty_like(x), _statistics(args).zero_()
@@ -34,7 +35,7 @@ def _backward(dy: torch.Tensor, stats: torch.Tensor, args: GroupNormSiluArgs) ->
     from edm_fast.kernels import group_norm_silu as kernels
 
     x, weight, bias, groups, _, scale, shift, silu = args
-    layout = _kernel.layout_of(x)
+    layout = native.dense_layout(x)
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     if x.numel() == 0:
         dx, dparams = _kernel.fresh_gradients(args, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import Parameter
 
 from edm_fast import native
 from edm_fast.ops.solver_update.reference import Result, SolverUpdateArgs
@@ -10,9 +11,8 @@ from edm_fast.ops.solver_update.reference import Result, SolverUpdateArgs
 MAX_TERMS = 8  # of csrc/solver_update.h and kernels/solver_update.py
 
 
-def fused_reason(args: SolverUpdateArgs, on_device: bool) -> str | None:
-    """Why a kernel does not take these arguments, whatever the device and the dtype. on_device: whether it reads
-    coefficients there."""
+def one_pass_reason(args: SolverUpdateArgs, on_device: bool) -> str | None:
+    """Why one pass over memory does not do. on_device: whether the kernel reads coefficients there."""
     numbers, base = args.on_device(), args.base
     if numbers and not on_device:
         return "a coefficient is a tensor"
@@ -21,14 +21,20 @@ def fused_reason(args: SolverUpdateArgs, on_device: bool) -> str | None:
         return "a coefficient is a tensor of another dtype or device, or of more numbers than one"
     if native.layout_of(*args.tensors()) is None:
         return "the tensors do not share one dense memory layout"
-    return common_reason(args)
+    return None
 
 
 def common_reason(args: SolverUpdateArgs) -> str | None:
+    """Why no kernel takes these arguments, whatever the device and the dtype."""
     if len(args.terms) > MAX_TERMS:
         return f"it takes {MAX_TERMS} terms, not {len(args.terms)}"
     if torch.compiler.is_compiling():
         return "torch.compile fuses the plain formula itself"
+    # this is no op of torch's: it cannot be recorded, nor run on a tensor that only stands for another
+    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+        return "a dispatch mode or a trace needs the plain formula"
+    if any([type(t) not in (torch.Tensor, Parameter) for t in args.tensors()]):
+        return "a subclass of tensors needs the plain formula"
     return None
 
 
@@ -46,7 +52,6 @@ def native_forward(args: SolverUpdateArgs) -> Result:
     Takes coefficients that are numbers, and tensors of one layout.
     """
     y, d = results(args)
-    layout = native.layout_of(y, *args.terms) or torch.contiguous_format
     name = f"solver_update_fwd_{y.device.type}"
-    native.call(name, layout=layout, y=y, d=d, size=y.numel(), **args._asdict())
+    native.call(name, layout=native.dense_layout(y), y=y, d=d, size=y.numel(), **args._asdict())
     return y, d

@@ -17,19 +17,22 @@ def reason(args: SolverUpdateArgs) -> str | None:
     if base.device.type != "cpu":
         return "it needs CPU tensors"
     for number in args.on_device():
+        one = number.numel() == 1 and number.ndim <= base.ndim
         each = base.ndim > 0 and number.shape == (base.shape[0], *[1] * (base.ndim - 1))
-        if number.dtype != base.dtype or number.device != base.device or not (each or number.numel() == 1):
+        if number.dtype != base.dtype or number.device != base.device or not (each or one):
             return "a coefficient is a tensor of another dtype or device, or of more numbers than one for each image"
     return native.cpu_reason() or _kernel.native_reason(base) or _kernel.common_reason(args)
 
 
 def slower(args: SolverUpdateArgs) -> str | None:
-    return _kernel.fused_reason(args, on_device=False)
+    return _kernel.one_pass_reason(args, on_device=False)
 
 
 def forward(args: SolverUpdateArgs) -> Result:
     """Takes any layout, and coefficients that are tensors of one number, or of one for each image."""
     numbers = args.on_device()
+    if args.base.numel() == 0:
+        return _kernel.results(args)
     if native.layout_of(*args.tensors()) is None:
         args = _each_tensor(args, torch.Tensor.contiguous)
     elif not numbers:

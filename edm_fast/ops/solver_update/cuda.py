@@ -11,7 +11,8 @@ from edm_fast.ops.solver_update.reference import SolverUpdateArgs
 def reason(args: SolverUpdateArgs) -> str | None:
     if args.base.device.type != "cuda":
         return "it needs CUDA tensors"
-    return native.cuda_reason() or _kernel.native_reason(args.base) or _kernel.fused_reason(args, on_device=False)
+    why = native.cuda_reason() or _kernel.native_reason(args.base) or _kernel.one_pass_reason(args, on_device=False)
+    return why or _kernel.common_reason(args)
 
 
 cuda = Implementation("cuda", "cuda", _kernel.native_forward, reason)

@@ -10,7 +10,8 @@ from edm_fast.ops.solver_update.reference import Result, SolverUpdateArgs
 
 def reason(args: SolverUpdateArgs) -> str | None:
     # in this order, as on a CPU the first is soon done
-    return _triton.reason(*args.tensors(), dtypes=_triton.DTYPES64) or _kernel.fused_reason(args, on_device=True)
+    why = _triton.reason(*args.tensors(), dtypes=_triton.DTYPES64) or _kernel.one_pass_reason(args, on_device=True)
+    return why or _kernel.common_reason(args)
 
 
 def slower(args: SolverUpdateArgs) -> str | None:

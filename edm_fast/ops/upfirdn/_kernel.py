@@ -21,15 +21,15 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool, int, int, flo
 
 def _fresh(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(N, C, *size) in the memory layout of x (N, C, H, W)."""
-    layout = native.layout_of(x) or torch.contiguous_format
-    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
+    shape = (*x.shape[:2], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=native.dense_layout(x))
 
 
 def on_kernel(name: str, device: str, kernel: Kernel) -> Callable[[UpfirdnArgs], torch.Tensor]:
     """The op on a kernel, as torch.ops.edm_fast.upfirdn_NAME."""
 
     def resample(x: torch.Tensor, args: UpfirdnArgs, up: bool, size: Sequence[int]) -> torch.Tensor:
-        y, layout = _fresh(x, size), native.layout_of(x) or torch.contiguous_format
+        y, layout = _fresh(x, size), native.dense_layout(x)
         if y.numel():
             x, f, factor = x.contiguous(memory_format=layout), args.f.to(x.dtype).contiguous(), max(args.up, args.down)
             kernel(y, x, f, up, factor, args.padding, float(args.up**2), layout == torch.channels_last)

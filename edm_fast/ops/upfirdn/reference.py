@@ -45,7 +45,7 @@ def check(args: UpfirdnArgs) -> None:
         raise UserError(f"upfirdn: f has shape {tuple(f.shape)}; expected a square filter")
     if up < 1 or down < 1 or (up > 1 and down > 1) or padding < 0:
         raise UserError(f"upfirdn: up={up}, down={down}, padding={padding}; expected one factor >= 1 and the other 1")
-    if min(args.size()) < 1:
+    if min(*args.size(), *x.shape[2:]) < 1:
         raise UserError(f"upfirdn: images of {tuple(x.shape[2:])} are too small for a filter of {f.shape[0]} taps")
 
 

@@ -24,6 +24,10 @@ def trajectories(
     settings: those of `edm_fast.sample`.
     """
     steps = sample.solver(net, latents, class_labels, **settings)  # type: ignore[attr-defined]
+    if any(sum(stage.evaluates for stage in step.stages) != 1 for step in steps.steps):
+        raise UserError(
+            "the teacher evaluates the network more or less than once a step; expected a solver such as ipndm"
+        )
     states, slopes = [latents.to(torch.float64) * steps.levels[0]], []
 
     def watch(i: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
@@ -31,7 +35,7 @@ def trajectories(
         states.append(x)
 
     with torch.no_grad():
-        loop.run(net, latents, steps, class_labels, callback=watch)
+        loop.run(net, latents, steps, class_labels, guidance=settings.get("guidance"), callback=watch)
     return [*steps.levels], torch.stack(states), torch.stack(slopes)
 
 
@@ -108,7 +112,10 @@ def gits(
     """
     settings = {"solver": "ipndm", "order": 4, "num_steps": teacher_levels - 1, "ends": "sigma_min", **settings}
     total, levels = torch.zeros(teacher_levels, teacher_levels, dtype=torch.float64), [0.0]
-    parts = range(0, len(latents), batch)
+    _arguments.check_latents(latents)
+    if not len(latents):
+        raise UserError("latents is empty; expected warm-up images, a few dozen or more")
+    parts = range(0, len(latents), _arguments.steps(batch, "batch"))
     for start in parts:
         labels = class_labels if class_labels is None else class_labels[start : start + batch]
         levels, states, slopes = trajectories(net, latents[start : start + batch], labels, **settings)

@@ -27,13 +27,18 @@ def checked_choice(name: str, value: Any, known: Sequence[Any]) -> None:
         raise UserError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
 
 
+def checked_lowering(value: Any, known: Sequence[Any] = (True, False, "short")) -> bool | str:
+    """lower_order_final, see `points`."""
+    checked_choice("lower_order_final", value, known)
+    return value if isinstance(value, str) else bool(value)
+
+
 def points(order: int, i: int, steps: int, lower_order_final: bool | str = False) -> int:
     """How many points step i of `steps` uses, itself included: `order` once there are as many.
 
     lower_order_final: at most as many as steps are left; "short": in runs of fewer than 15 steps, as in diffusers.
     """
-    checked_choice("lower_order_final", lower_order_final, (True, False, "short"))
-    lowered = lower_order_final is True or (lower_order_final == "short" and steps < 15)
+    lowered = steps < 15 if lower_order_final == "short" else lower_order_final
     return min(order, i + 1, steps - i if lowered else order)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edm_fast.sampling import loop
+from edm_fast.errors import UserError
+from edm_fast.sampling import _arguments, loop
 
 At = Callable[[float], dict[str, Any]]  # the coefficients of a slope at a time: sigma, and those of s, p, q, t not 1
 Parts = list[tuple[loop.Stage, list[float]]]
@@ -14,6 +15,21 @@ Parts = list[tuple[loop.Stage, list[float]]]
 def dx_dsigma(sigma: float) -> dict[str, Any]:
     """d = (x - D)/sigma: the clock is sigma itself."""
     return {"sigma": sigma, "t": sigma}
+
+
+def checked_ratio(r: Any) -> float:
+    """r of an inner evaluation at sigma^{1-r} sigma'^r."""
+    found = _arguments.number("r", r)
+    if not 0 < found <= 1:
+        raise UserError(f"r is {r}; expected a number from 0 to 1, 0 excluded")
+    return found
+
+
+def heun_step(sigma: float, sigma_next: float) -> Parts:
+    """Heun's along dx/dsigma; to level 0 it is Euler's, x = D. Karras et al. 2022, Alg. 1."""
+    if sigma_next == 0:
+        return first_order(dx_dsigma, sigma, sigma_next)
+    return second_order(dx_dsigma, sigma, sigma_next, t_prime=sigma_next)
 
 
 def first_order(at: At, t: float, t_next: float) -> Parts:

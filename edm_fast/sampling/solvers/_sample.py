@@ -14,7 +14,7 @@ from torch import Tensor
 from edm_fast.errors import UserError, near
 from edm_fast.sampling import _arguments, loop
 from edm_fast.sampling._guidance import Guidance
-from edm_fast.sampling.levels import LEVELS
+from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers._registry import registry
 
 ENDS = ("zero", "sigma_min", "denoised")
@@ -44,10 +44,11 @@ def sample(
 
     solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own.
     num_steps (18 if neither is given) or nfe: steps, or evaluations of `net` for an image, guidance apart.
-    levels: a name of `edm_fast.sampling.levels`, cut to the network's own range, or the levels themselves, one more
-    than steps, falling, from sigma_max down to the last, which may be 0. rho: None for the default of levels by name.
+    levels: a name of `edm_fast.sampling.levels`, cut to the network's own range; or the levels
+    themselves, one more than steps, falling, from sigma_max down to the last, which may be 0.
     ends: where levels by name end. "zero": num_steps levels, then 0. "sigma_min": num_steps + 1 levels.
     "denoised": these, and then x = D(x; sigma_min), one evaluation more.
+    rho: of levels by name that have one; None: 7 for "karras", 2 for "time_uniform", 1 for "polyexponential".
     guidance: see `edm_fast.Guidance`. callback: see `edm_fast.sampling.run`. UserError for bad options.
     """
     _arguments.check_network(net)
@@ -61,12 +62,12 @@ def sample(
     if levels not in LEVELS:
         raise UserError(f"levels is {levels!r}; expected numbers or one of {', '.join(LEVELS)}")
     lo, hi = _arguments.limits(net, sigma_min, sigma_max)
-    exponent = [] if rho is None else [_arguments.positive("rho", rho)]
+    exponent = {} if rho is None else {"rho": _arguments.positive("rho", rho)}
     n = _arguments.steps(18 if num_steps is None else num_steps)
     zero = [0.0] if ends == "zero" else []
 
     def grid(n: int) -> Tensor:
-        return LEVELS[levels](n + 1 - len(zero), lo, hi, *exponent)
+        return LEVELS[levels](n + 1 - len(zero), lo, hi, **(exponent if has_rho(levels) else {}))
 
     if nfe is not None:
         n = _steps_of(nfe, solver, lambda n: method([*grid(n).tolist(), *zero]).evaluations)
@@ -103,7 +104,8 @@ def _on_list(net: Any, method: Callable[..., loop.Solver], levels: Any, num_step
     inner = sigmas[:-1] if sigmas[-1] == 0 else sigmas
     _arguments.limits(net, inner[-1], sigmas[0]) if len(inner) > 1 else None
     own = float(net.sigma_min), float(net.sigma_max)
-    if not bool(((inner >= own[0]) & (inner <= own[1])).all()):
+    low, high = own[0] * (1 - _arguments.ROUNDING), own[1] * (1 + _arguments.ROUNDING)
+    if not bool(((inner >= low) & (inner <= high)).all()):
         raise UserError(f"levels go from {sigmas[0]:g} to {inner[-1]:g}; the network has {own[0]:g} to {own[1]:g}")
     made = method(_falling([*loop.round_sigma(net, inner).tolist(), *([0.0] if sigmas[-1] == 0 else [])]))
     for name, wanted, found in (("num_steps", num_steps, len(made.steps)), ("nfe", nfe, made.evaluations)):
@@ -120,12 +122,17 @@ def _falling(levels: list[float]) -> list[float]:
 
 
 def _steps_of(nfe: Any, solver: str, evaluations: Callable[[int], int]) -> int:
-    """The number of steps that costs nfe evaluations, which grow with it."""
+    """The number of steps that costs nfe evaluations. They grow with it, but for a few grids that restart less."""
     wanted = _arguments.steps(nfe, "nfe")
     n = bisect.bisect_left(range(1, wanted + 1), wanted, key=evaluations) + 1
-    above = evaluations(n)
-    if above != wanted:
-        below = [evaluations(n - 1)] if n > 1 else []
-        nearest = " or ".join(map(str, [*below, above]))
-        raise UserError(f"nfe is {wanted}, which solver {solver} cannot spend exactly; expected {nearest}")
-    return n
+    if evaluations(n) == wanted:
+        return n
+    found = {evaluations(n): n for n in range(1, 2 * n + 1)}
+    if wanted not in found:
+        nearest = [
+            max((few for few in found if few < wanted), default=None),
+            min(more for more in found if more > wanted),
+        ]
+        expected = " or ".join(str(number) for number in nearest if number is not None)
+        raise UserError(f"nfe is {wanted}, which solver {solver} cannot spend exactly; expected {expected}")
+    return found[wanted]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from edm_fast.diffusion import schedule as grids
 from edm_fast.errors import UserError
 from edm_fast.sampling import _arguments, loop
-from edm_fast.sampling.solvers._runge_kutta import At, first_order, second_order
+from edm_fast.sampling.solvers._runge_kutta import first_order, second_order
 
 METHODS = ("euler", "heun")
 
@@ -61,43 +59,65 @@ def ablation_sampler(
     if len(sigmas) == 0:
         raise UserError(f"no entry of the iddpm table lies between sigma_min {lo:g} and sigma_max {hi:g}")
     process = grids.make_schedule(schedule, *grids.vp_betas(lo, hi, epsilon_s))
-    scale = grids.make_scaling(scaling, process)
+    scale = grids.make_scaling(scaling)
 
     t = process.sigma_inv(loop.round_sigma(net, sigmas))  # (N,)
-    level = process.sigma(t)
+    level = _one_by_one(process.sigma, t)
     gamma, S_noise = _arguments.churn(level, num_steps, S_churn, S_min, S_max, S_noise)
-    t_hat = process.sigma_inv(loop.round_sigma(net, level + gamma * level))
+    t_hat = _one_by_one(process.sigma_inv, loop.round_sigma(net, level + gamma * level))
+    sigma_hat = _one_by_one(process.sigma, t_hat)
     # round trips t(sigma(t)) may come out slightly below where they started
-    variance = (process.sigma(t_hat) ** 2 - level**2).clip(min=0)
-    noise = variance.sqrt() * scale.s(t_hat) * S_noise
-    rescale = scale.s(t_hat) / scale.s(t)
-
-    at = functools.partial(_slope, process, scale, scaling != "none")
-    growth: list[dict[str, Any]] = [{} if scaling == "none" else {"a": a} for a in rescale.tolist()]
-    slopes = None if solver == "euler" else alpha
-    steps = [*_steps(at, slopes, t_hat.tolist(), [*t[1:].tolist(), 0.0], growth, noise.tolist())]
-    return loop.Solver([*level.tolist(), 0.0], steps, (level[0] * scale.s(t[0])).item())
+    variance = (sigma_hat**2 - level**2).clip(min=0)
+    noise = variance.sqrt() * scale.s(sigma_hat) * S_noise
+    growth = (scale.s(sigma_hat) / scale.s(level)).tolist() if scaling != "none" else None
+    second = None if solver == "euler" else alpha
+    steps = _steps(process, scale, second, t_hat.tolist(), [*t[1:].tolist(), 0.0], growth, noise.tolist())
+    return loop.Solver([*level.tolist(), 0.0], steps, (level[0] * scale.s(level[0])).item())
 
 
 def _steps(
-    at: At, alpha: float | None, t_hat: Sequence[float], t_next: Sequence[float], growth: Any, noise: Sequence[float]
-) -> Iterator[loop.Step]:
-    """Noise from t to t_hat, with x growing by `a` of `growth`; then Euler where alpha is None, and into 0."""
-    for i, (here, there, grown, c) in enumerate(zip(t_hat, t_next, growth, noise, strict=True)):
-        churn = [loop.move(c=c, rebase=True, **grown)] if c != 0 or grown.get("a", 1) != 1 else []
-        if alpha is None or i == len(t_hat) - 1:
-            stages = first_order(at, here, there)
+    process: grids.Schedule,
+    scale: grids.Scaling,
+    alpha: float | None,
+    starts: list[float],
+    ends: list[float],
+    growth: list[float] | None,
+    noise: list[float],
+) -> list[loop.Step]:
+    """growth a and noise c: x = a x + c eps before a step. alpha: of Heun's family, None is Euler; into 0 it is Euler.
+
+    growth: None without a scaling.
+    """
+    inner = [] if alpha is None else [here + alpha * (end - here) for here, end in zip(starts[:-1], ends)]
+    at = _slopes(process, scale, growth is not None, [*starts, *inner]).__getitem__
+    steps = []
+    for i, (here, end, c) in enumerate(zip(starts, ends, noise)):
+        a: dict[str, Any] = {} if growth is None else {"a": growth[i]}
+        churn = [loop.move(c=c, rebase=True, **a)] if c != 0 or a.get("a", 1) != 1 else []
+        if alpha is None or i == len(inner):
+            stages = first_order(at, here, end)
         else:
-            stages = second_order(at, here, there, alpha)
-        yield loop.step(*churn, *stages, draws=1)
+            stages = second_order(at, here, end, alpha, inner[i])
+        steps.append(loop.step(*churn, *stages, draws=1))
+    return steps
 
 
-def _slope(process: grids.Schedule, scale: grids.Scaling, scaled: bool, time: float) -> dict[str, Any]:
-    """d = (sigma'/sigma + s'/s) x - (sigma' s/sigma) D, all at `time`."""
-    t = torch.tensor(time, dtype=torch.float64, device="cpu")
-    sigma, sigma_deriv, s, s_deriv = process.sigma(t), process.sigma_deriv(t), scale.s(t), scale.s_deriv(t)
-    p, q = sigma_deriv / sigma + s_deriv / s, sigma_deriv * s / sigma
-    return {"sigma": sigma.item(), "p": p.item(), "q": q.item(), **({"s": s.item()} if scaled else {})}
+def _one_by_one(function: grids.Function, values: Tensor) -> Tensor:
+    """function(values) (N,), computed as the published loop does: torch rounds powers in a vector otherwise."""
+    return torch.stack([function(value) for value in values])
+
+
+def _slopes(
+    process: grids.Schedule, scale: grids.Scaling, scaled: bool, times: list[float]
+) -> dict[float, dict[str, float]]:
+    """By time: d = (sigma'/sigma + s'/s) x - (sigma' s/sigma) D."""
+    t = torch.tensor(times, dtype=torch.float64, device="cpu")
+    sigma = _one_by_one(process.sigma, t)
+    sigma_deriv, s = process.sigma_deriv(t, sigma), scale.s(sigma)
+    p, q = sigma_deriv / sigma + scale.s_deriv(sigma, sigma_deriv) / s, sigma_deriv * s / sigma
+    columns = {"sigma": sigma, "p": p, "q": q, **({"s": s} if scaled else {})}
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return {time: dict(zip(columns, row)) for time, row in zip(times, rows)}
 
 
 def _check(solver: str, discretization: str, schedule: str, scaling: str, alpha: float, epsilon_s: float) -> None:

@@ -24,7 +24,8 @@ def deis_tab(levels: Sequence[float], *, order: int = 4) -> loop.Solver:
     times = clock.sigma_inv(torch.tensor(levels, dtype=torch.float64, device="cpu")).tolist()
 
     def density(t: np.ndarray) -> np.ndarray:
-        return clock.sigma_deriv(torch.from_numpy(t)).numpy()
+        times = torch.from_numpy(t)
+        return clock.sigma_deriv(times, clock.sigma(times)).numpy()
 
     steps = []
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):

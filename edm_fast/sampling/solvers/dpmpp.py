@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from edm_fast.sampling import loop
 from edm_fast.sampling.solvers._multistep import (
     checked_choice,
+    checked_lowering,
     checked_order,
     dynamic_threshold,
     phi_weights,
@@ -35,6 +36,7 @@ def dpmpp(
     order = checked_order(order, 3)
     checked_choice("solver_type", solver_type, ("midpoint", "heun"))
     checked_choice("form", form, ("data", "noise"))
+    lower_order_final = checked_lowering(lower_order_final)
     steps = []
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         n = 1 if sigma_next == 0 else points(order, i, len(levels) - 1, lower_order_final)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edm_fast.errors import UserError
 from edm_fast.sampling import loop
-from edm_fast.sampling.solvers._multistep import checked_choice, checked_order, phi_weights, points
+from edm_fast.sampling.solvers._multistep import checked_choice, checked_lowering, checked_order, phi_weights, points
 from edm_fast.sampling.solvers._noise import ancestral, checked_amount, noise
+from edm_fast.sampling.solvers._runge_kutta import checked_ratio
 
 
 def dpmpp_sde(levels: Sequence[float], *, r: float = 0.5, eta: float = 1, s_noise: float = 1) -> loop.Solver:
@@ -20,9 +20,8 @@ def dpmpp_sde(levels: Sequence[float], *, r: float = 0.5, eta: float = 1, s_nois
     y = (v1/sigma) x + (1 - v1/sigma) D + u1 eps1,
     x' = (v2/sigma) x + (1 - v2/sigma) ((1 - f) D + f D(y; mu)) + u2 eps2, f = 1/(2r). The variance is of first order.
     """
-    if not 0 < r <= 1:
-        raise UserError(f"r is {r}; expected a number from 0 to 1, 0 excluded")
-    eta, s_noise, f = checked_amount("eta", eta), checked_amount("s_noise", s_noise), 1 / (2 * r)
+    eta, s_noise, r = checked_amount("eta", eta), checked_amount("s_noise", s_noise), checked_ratio(r)
+    f = 1 / (2 * r)
     steps = []
     for sigma, sigma_next in zip(levels, levels[1:]):
         if sigma_next == 0:
@@ -64,6 +63,7 @@ def _multistep(
     levels: Sequence[float], order: int, eta: float, s_noise: float, solver_type: str, lower_order_final: bool | str
 ) -> loop.Solver:
     eta, s_noise = checked_amount("eta", eta), checked_amount("s_noise", s_noise)
+    lower_order_final = checked_lowering(lower_order_final)
     steps = []
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         n = 1 if sigma_next == 0 else points(order, i, len(levels) - 1, lower_order_final)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edm_fast.diffusion.schedule import edm_sigmas
 from edm_fast.sampling import _arguments, loop
-from edm_fast.sampling.solvers._runge_kutta import dx_dsigma, first_order, second_order
+from edm_fast.sampling.solvers._runge_kutta import heun_step
 
 
 @loop.sampler
@@ -45,9 +45,5 @@ def edm_sampler(
     steps = []
     for sigma, sigma_next, c in zip(t_hat.tolist(), levels[1:], noise.tolist(), strict=True):
         churn = [loop.move(c=c, rebase=True)] if c != 0 else []
-        if sigma_next == 0:
-            stages = first_order(dx_dsigma, sigma, sigma_next)
-        else:
-            stages = second_order(dx_dsigma, sigma, sigma_next, t_prime=sigma_next)
-        steps.append(loop.step(*churn, *stages, draws=1))
+        steps.append(loop.step(*churn, *heun_step(sigma, sigma_next), draws=1))
     return loop.Solver(levels, steps)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edm_fast.sampling import loop
-from edm_fast.sampling.solvers._multistep import checked_order, integrals, latest, points
+from edm_fast.sampling.solvers._multistep import checked_lowering, checked_order, integrals, latest, points
 
 
 def exp_ab_x(levels: Sequence[float], *, order: int = 3, lower_order_final: bool | str = False) -> loop.Solver:
@@ -16,11 +16,12 @@ def exp_ab_x(levels: Sequence[float], *, order: int = 3, lower_order_final: bool
 
     Order 2 is DPM-Solver++(2M) of type "heun"; order 3 is what its 3M means to be.
     """
+    order, lower_order_final = checked_order(order), checked_lowering(lower_order_final)
     steps = []
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         w = [1.0]
         if sigma_next > 0:
-            n = points(checked_order(order), i, len(levels) - 1, lower_order_final)
+            n = points(order, i, len(levels) - 1, lower_order_final)
             nodes, ends = -np.log(latest(levels, i, n)), (-math.log(sigma), -math.log(sigma_next))
             w = [sigma_next * w for w in integrals(nodes, *ends, np.exp)]
         steps.append(loop.step(loop.data(sigma, w, a=sigma_next / sigma)))
@@ -32,11 +33,12 @@ def exp_ab_eps(levels: Sequence[float], *, order: int = 3, lower_order_final: bo
 
     Zhang & Chen 2022 (DEIS) with lambda as the clock, as in diffusers' `DEISMultistepScheduler`.
     """
+    order, lower_order_final = checked_order(order), checked_lowering(lower_order_final)
     steps = []
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         w = [-sigma]
         if sigma_next > 0:
-            n = points(checked_order(order), i, len(levels) - 1, lower_order_final)
+            n = points(order, i, len(levels) - 1, lower_order_final)
             nodes, ends = -np.log(latest(levels, i, n)), (-math.log(sigma), -math.log(sigma_next))
             w = integrals(nodes, *ends, lambda u: -np.exp(-u))
         steps.append(loop.step(loop.slope(sigma, w, t=sigma)))

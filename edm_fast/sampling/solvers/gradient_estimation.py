@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edm_fast.sampling import loop
+from edm_fast.sampling import _arguments, loop
 
 
 def gradient_estimation(levels: Sequence[float], *, gamma: float = 2) -> loop.Solver:
@@ -12,6 +12,7 @@ def gradient_estimation(levels: Sequence[float], *, gamma: float = 2) -> loop.So
 
     Permenter & Yuan 2024, Alg. 2. gamma = 1 is Euler; gamma = 3/2 is iPNDM of order 2.
     """
+    gamma = _arguments.number("gamma", gamma)
     steps = []
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         weights = [gamma, 1 - gamma] if i > 0 and sigma_next > 0 else []

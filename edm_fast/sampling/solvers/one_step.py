@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from edm_fast.errors import UserError
 from edm_fast.sampling import loop
-from edm_fast.sampling.solvers._runge_kutta import dx_dsigma, first_order, second_order
+from edm_fast.sampling.solvers._runge_kutta import checked_ratio, dx_dsigma, first_order, heun_step
 
 
 def euler(levels: Sequence[float]) -> loop.Solver:
@@ -18,14 +17,7 @@ def euler(levels: Sequence[float]) -> loop.Solver:
 
 def heun(levels: Sequence[float]) -> loop.Solver:
     """x' = x + (sigma' - sigma) (d + d_y)/2 with y the Euler step. Karras et al. 2022, Alg. 1."""
-    steps = []
-    for sigma, sigma_next in itertools.pairwise(levels):
-        if sigma_next == 0:
-            parts = first_order(dx_dsigma, sigma, sigma_next)
-        else:
-            parts = second_order(dx_dsigma, sigma, sigma_next, t_prime=sigma_next)
-        steps.append(loop.step(*parts))
-    return loop.Solver(levels, steps)
+    return loop.Solver(levels, [loop.step(*heun_step(*pair)) for pair in itertools.pairwise(levels)])
 
 
 def dpm2(levels: Sequence[float], *, r: float = 0.5) -> loop.Solver:
@@ -33,8 +25,7 @@ def dpm2(levels: Sequence[float], *, r: float = 0.5) -> loop.Solver:
 
     DPM-Solver-2, Lu et al. 2022, Alg. 1; r = 1/2 is the midpoint in log sigma.
     """
-    if not 0 < r <= 1:
-        raise UserError(f"r is {r}; expected a number from 0 to 1, 0 excluded")
+    r = checked_ratio(r)
     steps = []
     for sigma, sigma_next in itertools.pairwise(levels):
         if sigma_next == 0:

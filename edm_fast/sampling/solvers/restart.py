@@ -13,7 +13,7 @@ from edm_fast.errors import UserError
 from edm_fast.sampling import _arguments, loop
 from edm_fast.sampling.solvers._multistep import checked_choice
 from edm_fast.sampling.solvers._noise import checked_amount, noise
-from edm_fast.sampling.solvers._runge_kutta import dx_dsigma, first_order, second_order
+from edm_fast.sampling.solvers._runge_kutta import heun_step
 
 Entry = tuple[int, int, float, float]  # n, K, t_min, t_max
 
@@ -95,11 +95,7 @@ def _heun(sigma: float, sigma_next: float, gamma: float, S_noise: float) -> loop
     t_hat = (1 + gamma) * sigma
     c = math.sqrt((t_hat - sigma) * (t_hat + sigma)) * S_noise
     churn = [loop.move(**noise(c), rebase=True)] if c != 0 else []
-    if sigma_next == 0:
-        stages = first_order(dx_dsigma, t_hat, sigma_next)
-    else:
-        stages = second_order(dx_dsigma, t_hat, sigma_next, t_prime=sigma_next)
-    return loop.step(*churn, *stages, draws=1)
+    return loop.step(*churn, *heun_step(t_hat, sigma_next), draws=1)
 
 
 def _entries(restart: Any) -> list[Entry]:

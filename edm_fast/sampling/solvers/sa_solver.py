@@ -10,7 +10,14 @@ import numpy as np
 
 from edm_fast.errors import UserError
 from edm_fast.sampling import _arguments, loop
-from edm_fast.sampling.solvers._multistep import checked_choice, checked_order, integrals, latest, points
+from edm_fast.sampling.solvers._multistep import (
+    checked_choice,
+    checked_lowering,
+    checked_order,
+    integrals,
+    latest,
+    points,
+)
 from edm_fast.sampling.solvers._noise import checked_amount, noise
 
 
@@ -35,6 +42,7 @@ def sa_solver(
     """
     predictor_order = checked_order(predictor_order, name="predictor_order")
     corrector_order = checked_order(corrector_order, name="corrector_order")
+    lower_order_final = bool(checked_lowering(lower_order_final, (True, False)))
     checked_choice("two_points", two_points, ("published", "exact"))
     amount, lo, hi = _interval(tau)
     steps, count = [], len(levels) - 1

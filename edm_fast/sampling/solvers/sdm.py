@@ -12,7 +12,7 @@ from torch import Tensor
 from edm_fast.errors import UserError
 from edm_fast.sampling import loop
 from edm_fast.sampling._guidance import Guidance
-from edm_fast.sampling.solvers._runge_kutta import dx_dsigma, first_order, second_order
+from edm_fast.sampling.solvers._runge_kutta import dx_dsigma, first_order, heun_step
 
 
 def sdm(levels: Sequence[float], *, switch: int | None = None) -> loop.Solver:
@@ -28,11 +28,8 @@ def sdm(levels: Sequence[float], *, switch: int | None = None) -> loop.Solver:
         raise UserError(f"switch is {switch!r}; expected the index of a step, 0 or more")
     steps = []
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
-        if i < switch or i == count - 1:
-            parts = first_order(dx_dsigma, sigma, sigma_next)
-        else:
-            parts = second_order(dx_dsigma, sigma, sigma_next, t_prime=sigma_next)
-        steps.append(loop.step(*parts))
+        euler = i < switch or i == count - 1
+        steps.append(loop.step(*(first_order(dx_dsigma, sigma, sigma_next) if euler else heun_step(sigma, sigma_next))))
     return loop.Solver(levels, steps)
 
 

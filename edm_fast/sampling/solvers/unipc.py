@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from edm_fast.errors import UserError
 from edm_fast.sampling import loop
-from edm_fast.sampling.solvers._multistep import MAX_ORDER, checked_choice, checked_order, dynamic_threshold, points
+from edm_fast.sampling.solvers._multistep import (
+    MAX_ORDER,
+    checked_choice,
+    checked_lowering,
+    checked_order,
+    dynamic_threshold,
+    points,
+)
 
 
 def unipc(
@@ -31,6 +39,9 @@ def unipc(
     order = checked_order(order, MAX_ORDER - 1)
     checked_choice("variant", variant, ("bh1", "bh2"))
     checked_choice("form", form, ("data", "noise"))
+    lower_order_final = checked_lowering(lower_order_final)
+    if not isinstance(disable_corrector, Collection) or isinstance(disable_corrector, str):
+        raise UserError(f"disable_corrector is {disable_corrector!r}; expected a list of steps such as [0, 1]")
     steps, count, evaluated = [], len(levels) - 1, False
     for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         n = 1 if sigma_next == 0 else points(order, i, count, lower_order_final)

@@ -21,6 +21,17 @@ def test_evaluations_of_the_published_configurations(name):
     assert len(solver.levels) - 1 == len(solver.steps) >= 14
 
 
+def test_nfe_where_more_steps_cost_less():
+    """With 9 steps two restarts fall on one level, and the later wins."""
+    settings = {"solver": "restart", "restart": "imagenet64-67"}
+    counts = [sample.solver(gauss(), None, num_steps=n, **settings).evaluations for n in range(1, 20)]
+    assert counts[8] < counts[7]
+    for nfe in {*counts}:
+        assert sample.solver(gauss(), None, nfe=nfe, **settings).evaluations == nfe
+    with pytest.raises(UserError, match="expected 41 or 47$"):
+        sample.solver(gauss(), None, nfe=44, **settings)
+
+
 @pytest.mark.parametrize("churn", [{}, {"S_churn": 4, "S_min": 0.05, "S_max": 30, "S_noise": 1.01}])
 def test_without_restarts_it_is_the_edm_sampler(churn):
     found = sample(gauss(), latents(), None, noise, solver="restart", num_steps=9, restart=[], **churn)
