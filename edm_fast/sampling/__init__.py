@@ -1,6 +1,7 @@
 """Samplers and solvers, per-image random streams, and pictures of the results."""
 
 from edm_fast.sampling._guidance import Guidance
+from edm_fast.sampling._optimised import optimised_levels
 from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
 from edm_fast.sampling.loop import Solver, StopSampling, run
 from edm_fast.sampling.seeds import StackedRandomGenerator, check_class, deal_missing, deal_seeds, sample_seeds
@@ -21,6 +22,7 @@ __all__ = [
     "deal_seeds",
     "edm_sampler",
     "gits",
+    "optimised_levels",
     "run",
     "sample",
     "sample_seeds",

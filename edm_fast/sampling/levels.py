@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edm_fast.diffusion import schedule
+from edm_fast.sampling._optimised import optimised_levels
 
 EPSILON = 1e-3  # where the VP process starts
 
@@ -44,6 +45,12 @@ def vp(n: int, lo: float, hi: float) -> Tensor:
     return clock.sigma(start + _spread(n) * (end - start))
 
 
+def optimised(n: int, lo: float, hi: float) -> Tensor:
+    """The least bound on the error, `edm_fast.sampling.optimised_levels` with its defaults. Xue et al. 2024."""
+    found = optimised_levels(n - 1, lo, hi) if n > 1 else [hi]
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
+
+
 def vp_clock(lo: float, hi: float) -> schedule.Schedule:
     """S(t), its derivative and inverse."""
     return schedule.make_schedule("vp", *schedule.vp_betas(lo, hi, EPSILON))
@@ -56,6 +63,7 @@ LEVELS: dict[str, Callable[..., Tensor]] = {
     "polyexponential": polyexponential,
     "time_uniform": time_uniform,
     "vp": vp,
+    "optimised": optimised,
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 import edm_fast
 from edm_fast.errors import UserError
-from edm_fast.sampling import StackedRandomGenerator, StopSampling, sample
+from edm_fast.sampling import StackedRandomGenerator, StopSampling, optimised_levels, sample
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
 from helpers.analytic_denoisers import Gauss
@@ -51,6 +51,12 @@ def test_levels_fall_from_end_to_end(grid):
         levels = sample.solver(gauss(), None, **settings).levels
         assert len(levels) == 6 + (ends == "denoised") and levels[0] == pytest.approx(50)
         assert levels[-len(last) :] == pytest.approx(last) and levels == sorted(levels, reverse=True)
+
+
+@pytest.mark.parametrize("options", [(33,), (5, 2, 1), (5, 1, 2, 3), (5, 1, 2, 1, -1), (0,)])
+def test_optimised_levels_refuse_bad_options(options):
+    with pytest.raises(UserError, match="expected"):
+        optimised_levels(*options)
 
 
 @pytest.mark.parametrize(("grid", "rho"), [("karras", 7), ("time_uniform", 2), ("polyexponential", 1)])
