@@ -32,7 +32,7 @@ from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
 COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 9  # of algorithms, and on a GPU
-MORE_ROUNDS, LIMIT = 3, 1.0  # while times disagree: times as many rounds in all, begun within so many seconds
+MORE_ROUNDS, LIMIT = 3, 0.25  # while times disagree: times as many rounds in all, begun within so many seconds
 GPU_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated, so that their launch hides behind the calls before
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
 ALGORITHM_VERSION, GPU_VERSION = 8, 3  # of the kernels: another one makes old measurements void
