@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from edm_fast import native
 from edm_fast.native import Algorithm
@@ -40,10 +38,6 @@ class Shape:
     def output(self) -> tuple[int, int, int, int]:
         own, grow = self.after_doubling(), 2 * self.padding - self.kernel + 1
         return own.n, own.outputs, own.h + grow, own.w + grow
-
-
-def fastest(seconds: Mapping[Algorithm, float]) -> Algorithm:
-    return min(seconds, key=lambda a: seconds[a])
 
 
 def packed_size(shape: Shape, algorithm: Algorithm) -> int:
@@ -80,31 +74,3 @@ def fits(algorithm: Algorithm, shape: Shape) -> bool:
     if algorithm.paired and (shape.channels < FEWEST_PAIRED or not native.has_pairs()):
         return False
     return workspace(shape, algorithm) >= 0 and (shape.doubled or not algorithm.doubled)
-
-
-def bind_upfirdn(
-    y: torch.Tensor, x: torch.Tensor, f: torch.Tensor, factor: int, up: bool, padding: int
-) -> Callable[[int], None]:
-    """The native resampling of x (N, C, H, W) to y, channels last, with its arguments set."""
-    assert f.ndim == 2 and f.shape[0] == f.shape[1]
-    (to, _), (source, pitch) = native.window(y), native.window(x)
-    n, c, h, w = x.shape
-    return native.bind(
-        "upfirdn_fwd_cpu",
-        y=to,
-        x=source,
-        f=f.data_ptr(),
-        n=n,
-        c=c,
-        h=h,
-        w=w,
-        out_h=y.shape[2],
-        out_w=y.shape[3],
-        taps=f.shape[0],
-        factor=factor,
-        padding=padding,
-        gain=float(factor**2 if up else 1),
-        up=up,
-        channels_last=True,
-        x_pitch=pitch,
-    )

@@ -19,12 +19,14 @@ import torch
 from edm_fast import native
 from edm_fast.native import Algorithm
 from edm_fast.ops.attention import AttentionArgs
+from edm_fast.ops.attention.cpu import lower as lower_attention
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
+from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
 from edm_fast.plan import _algorithms
-from edm_fast.plan._algorithms import Shape, bind_upfirdn
+from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._convolutions import Seconds, convolution, shape_of, with_algorithms
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, SeparateQKVArgs, TorchArgs, Value, map_tensors, map_values
@@ -325,36 +327,16 @@ class _Builder:
         f = self.weights(f)
 
         def bind(view: View) -> Step:
-            return bind_upfirdn(view(node.output), view(x), f, max(up, down), up > 1, padding)
+            return lower_upfirdn(view(node.output), view(x), f, up > 1, max(up, down), padding)
 
         return Task([x], node.outputs, bind)
 
     def attention(self, node: Node) -> Task:
         qkv, heads = node.args
-        n, channels, h, w = node.output.shape
-        head = channels // heads
+        separate = isinstance(node.args, SeparateQKVArgs)
 
         def bind(view: View) -> Step:
-            (to, to_pitch), (source, pitch) = native.window(view(node.output)), native.window(view(qkv))
-            separate = isinstance(node.args, SeparateQKVArgs)
-            return native.bind(
-                "attention_fwd_cpu",
-                qkv=source,
-                a=to,
-                n=n,
-                heads=heads,
-                channels=head,
-                pixels=h * w,
-                qkv_image=h * w * pitch,
-                qkv_head=head if separate else 3 * head,
-                qkv_which=channels if separate else 1,
-                qkv_channel=1 if separate else 3,
-                qkv_pixel=pitch,
-                a_image=h * w * to_pitch,
-                a_head=head,
-                a_channel=1,
-                a_pixel=to_pitch,
-            )
+            return lower_attention(view(node.output), view(qkv), heads, separate)
 
         return Task([qkv], node.outputs, bind)
 

@@ -27,7 +27,8 @@ from edm_fast.cases import widened
 from edm_fast.errors import UserError, one_line
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d.cpu import pack
-from edm_fast.plan._algorithms import ALLOWED, Shape, bind, bind_upfirdn, fits, workspace
+from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
+from edm_fast.plan._algorithms import ALLOWED, Shape, bind, fits, workspace
 from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
@@ -121,7 +122,7 @@ def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dic
     own, wide, double = shape.after_doubling(), x, []
     if shape.doubled:
         wide = torch.empty(own.n, own.channels, own.h, own.w, memory_format=torch.channels_last, **like)
-        double = [bind_upfirdn(wide, x, box, 2, True, 0)]
+        double = [lower_upfirdn(wide, x, box, up=True, factor=2, padding=0)]
     memory: list[torch.Tensor] = []  # that the calls read and write by address
 
     def prepared(a: Algorithm) -> Callable[[], None]:

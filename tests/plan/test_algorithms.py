@@ -13,7 +13,7 @@ from edm_fast import backend, native
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan import _algorithms, _table, _tune
-from edm_fast.plan._algorithms import Shape, fastest, fits
+from edm_fast.plan._algorithms import Shape, fits
 from edm_fast.plan._convolutions import with_algorithms
 from edm_fast.plan._graph import Graph, Node, Value
 from edm_fast.plan._table import Measurement
@@ -26,6 +26,12 @@ NAMES = "direct", "winograd2x2", "winograd4x4", "winograd4x4-unpacked", "winogra
 DIRECT, WINOGRAD2, WINOGRAD4, UNPACKED4, PAIRED4 = map(native.ALGORITHMS.get, NAMES)
 ALLOWED = [a for a in _algorithms.ALLOWED["fp32"] if fits(a, SHAPE)]
 CONV2D = backend.ops()["conv2d"]
+
+
+def fastest(seconds):
+    return min(seconds, key=seconds.get)
+
+
 MERGED = [a for a in nc.ALGORITHMS if a.doubled]
 
 

@@ -6,6 +6,7 @@ weights are never in memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,26 +18,37 @@ from edm_fast.ops.attention.reference import AttentionArgs
 
 
 def _sizes(args: AttentionArgs, layout: torch.memory_format) -> dict[str, Any]:
-    """Sizes and strides by their native names."""
+    """Sizes and strides of dense images by their native names."""
     (n, channels, h, w), heads = args.qkv.shape, args.num_heads
     c, hw = channels // (3 * heads), h * w
-    of_pixel, of_channel = (channels, 1) if layout == torch.channels_last else (1, hw)  # strides of qkv, in elements
+    if layout == torch.channels_last:
+        return dict(layout=layout, **_channels_last(n, heads, c, hw, channels, heads * c))
+    sizes: dict[str, Any] = dict(layout=layout, n=n, heads=heads, channels=c, pixels=hw)
+    of_qkv = dict(qkv_image=channels * hw, qkv_head=3 * c * hw, qkv_which=hw, qkv_channel=3 * hw, qkv_pixel=1)
+    return dict(**sizes, **of_qkv, a_image=heads * c * hw, a_head=c * hw, a_channel=hw, a_pixel=1)
+
+
+def _channels_last(
+    n: int, heads: int, c: int, pixels: int, pitch: int, a_pitch: int, separate: bool = False
+) -> dict[str, Any]:
+    """Likewise where channels are next to each other, and from pixel to pixel there are `pitch` and `a_pitch` elements.
+
+    separate: the channels of qkv come in the order which, head, channel.
+    """
+    of_head, of_which, of_channel = (c, heads * c, 1) if separate else (3 * c, 1, 3)
     return dict(
-        layout=layout,
-        n=n,
-        heads=heads,
-        channels=c,
-        pixels=hw,
-        qkv_image=channels * hw,
-        qkv_head=3 * c * of_channel,
-        qkv_which=of_channel,
-        qkv_channel=3 * of_channel,
-        qkv_pixel=of_pixel,
-        a_image=heads * c * hw,
-        a_head=c * of_channel,
-        a_channel=of_channel,
-        a_pixel=heads * c if layout == torch.channels_last else 1,
+        **dict(n=n, heads=heads, channels=c, pixels=pixels, qkv_image=pixels * pitch, qkv_head=of_head),
+        **dict(qkv_which=of_which, qkv_channel=of_channel, qkv_pixel=pitch),
+        **dict(a_image=pixels * a_pitch, a_head=c, a_channel=1, a_pixel=a_pitch),
     )
+
+
+def lower(a: torch.Tensor, qkv: torch.Tensor, heads: int, separate: bool) -> Callable[[int], None]:
+    """The call from qkv to a, float32 images channels last, bound to their memory; `separate` as above."""
+    n, channels, h, w = a.shape
+    (to, a_pitch), (source, pitch) = native.window(a), native.window(qkv)
+    sizes = _channels_last(n, heads, channels // heads, h * w, pitch, a_pitch, separate)
+    return native.bind("attention_fwd_cpu", qkv=source, a=to, **sizes)
 
 
 def _forward(args: AttentionArgs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,13 +60,15 @@ def native_kernel(
     y: torch.Tensor, x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int, gain: float, last: bool
 ) -> None:
     """In C++ for CPUs, or CUDA C++."""
+    how: dict[str, Any] = dict(up=up, factor=factor, padding=padding, gain=gain, channels_last=last, x_pitch=x.shape[1])
     layout = torch.channels_last if last else torch.contiguous_format
+    native.call(f"upfirdn_fwd_{x.device.type}", layout=layout, y=y, x=x, f=f, **sizes(y, x, f), **how)
+
+
+def sizes(y: torch.Tensor, x: torch.Tensor, f: torch.Tensor) -> dict[str, Any]:
+    """Of the images and the filter, by their native names."""
     (n, c, h, w), (out_h, out_w) = x.shape, y.shape[2:]
-    images: dict[str, Any] = dict(
-        y=y, x=x, f=f, n=n, c=c, h=h, w=w, out_h=out_h, out_w=out_w, taps=f.shape[0], x_pitch=c
-    )
-    how: dict[str, Any] = dict(factor=factor, padding=padding, gain=gain, up=up, channels_last=last, layout=layout)
-    native.call(f"upfirdn_fwd_{x.device.type}", **images, **how)
+    return dict(n=n, c=c, h=h, w=w, out_h=out_h, out_w=out_w, taps=f.shape[0])
 
 
 def reason(args: UpfirdnArgs) -> str | None:

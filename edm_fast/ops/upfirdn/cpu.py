@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
 from edm_fast import native
 from edm_fast.backend import Implementation
 from edm_fast.ops.upfirdn import _kernel
@@ -14,6 +18,17 @@ def reason(args: UpfirdnArgs) -> str | None:
     if args.x.dtype not in native.DTYPES:
         return f"it takes float32 or float64, not {args.x.dtype}"
     return native.cpu_reason() or _kernel.reason(args)
+
+
+def lower(
+    y: torch.Tensor, x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int
+) -> Callable[[int], None]:
+    """The call from x to y, float32 images (N, C, H, W) channels last, bound to their memory and that of f (k, k)."""
+    assert f.ndim == 2 and f.shape[0] == f.shape[1]
+    (to, _), (source, pitch) = native.window(y), native.window(x)
+    gain = float(factor**2 if up else 1)
+    how = dict(up=up, factor=factor, padding=padding, gain=gain, channels_last=True, x_pitch=pitch)
+    return native.bind("upfirdn_fwd_cpu", y=to, x=source, f=f.data_ptr(), **_kernel.sizes(y, x, f), **how)
 
 
 forward = _kernel.on_kernel("cpu", "cpu", _kernel.native_kernel)
