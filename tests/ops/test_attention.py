@@ -8,6 +8,7 @@ import torch
 from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import attention
+from edm_fast.ops.attention.cpu import lower
 from edm_fast.ops.attention.reference import attention_weights
 from helpers import op_checks
 
@@ -310,3 +311,18 @@ def test_bad_input(channels, heads):
         attention(torch.zeros(1, channels, 2, 2), heads)
     with pytest.raises(UserError, match="4 dimensions"):
         attention(torch.zeros(1, 3, 2), 1)
+
+
+@needs_native
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_call_of_plans(heads, separate):
+    """Bound to images that lie channels last in wider ones; `separate`: channels in the order which, head, channel."""
+    generator = torch.Generator().manual_seed(0)
+    rows, size = 3 * heads * 5, (2, 3, 4)  # rows of qkv; (N, H, W)
+    qkv = torch.randn(*size, rows + 7, generator=generator).permute(0, 3, 1, 2)[:, :rows]
+    a = torch.full((*size, heads * 5 + 2), math.nan).permute(0, 3, 1, 2)[:, : heads * 5]
+    lower(a, qkv, heads, separate)(1)
+    if separate:
+        qkv = qkv.unflatten(1, (3, heads, 5)).permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
+    torch.testing.assert_close(a, reference(qkv, heads))
