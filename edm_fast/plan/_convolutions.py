@@ -1,4 +1,4 @@
-"""The convolutions of a CPU plan: their shapes, and the algorithms to choose from."""
+"""CPU plans: the algorithm each convolution runs on, and what it takes in of the node before it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
         fused = fuse_upsampling(first, second)
         if fused is None or first.args.up != 2 or second.args.weight.shape[-1] != 3:
             return None
-        found = choices(fused[0], seconds)
+        found = candidates(fused[0], seconds)
         return fused if found and fastest(found).implementation.doubled else None
 
     def merge_norm(first: Node, second: Node) -> list[AnyNode] | None:
@@ -60,7 +60,7 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
     for node in graph.nodes:
         if convolution(node) is not None and not isinstance(node.args, LinearArgs):
             doubled = isinstance(node, Fused)
-            found[node] = [c for c in choices(node, seconds) if c.implementation.doubled == doubled]
+            found[node] = [c for c in candidates(node, seconds) if c.implementation.doubled == doubled]
     found = {node: able for node, able in found.items() if able}
     selected = within_memory(found, limit * sum(convolution(node).weight.numel() for node in found))
     linear = [node for node in graph.nodes if isinstance(node.args, LinearArgs)]
@@ -69,6 +69,6 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
     return rewrite(graph, merge_norm), algorithms
 
 
-def choices(node: AnyNode, seconds: Seconds) -> list[Candidate]:
+def candidates(node: AnyNode, seconds: Seconds) -> list[Candidate]:
     shape = shape_of(node)
     return [Candidate(a.name, a, time, packed_size(shape, a) if a.packed else 0) for a, time in seconds(shape).items()]

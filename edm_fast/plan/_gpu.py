@@ -21,7 +21,7 @@ from edm_fast.plan._gpu_program import Numerics, Program, Step, Values, tensor_f
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, map_tensors
 from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
 from edm_fast.plan._select import Candidate, fastest, with_statistics
-from edm_fast.plan._tune import Measure, MeasuredImplementations, time_choices
+from edm_fast.plan._tune import Measure, MeasuredImplementations, time_candidates
 from edm_fast.plan._weights import Prepared, Weights
 
 PRECISIONS = {
@@ -75,34 +75,37 @@ class Planner:
     def _steps(
         self, nodes: Sequence[AnyNode], inputs: dict[Value, torch.Tensor], output: Value, weights: Weights
     ) -> list[Step]:
-        """Every node on its choice; all choices are run once and timed, on noise for an input."""
+        """Every node on its candidate; all candidates are run once and timed, on noise for an input."""
         wanted = {} if self.numerics.exact else _implementations.wanted_statistics(nodes)
         images = {node: norm.x for node in nodes if (norm := _implementations.norm_with(node, wanted)) is not None}
         dead = last_uses(nodes, output)
         values = Values(inputs, self.numerics)
-        choices: dict[AnyNode, list[Candidate]] = {}
+        candidates: dict[AnyNode, list[Candidate]] = {}
         for node in nodes:
             args, image = values.args(node), images.get(node)
             stats = {"stats": values.statistics[image]} if image in values.statistics else {}
             if self.numerics.exact:
                 found = _implementations.exact(node)
             else:
-                found = _implementations.choices(node, args, weights, wanted.get(node.output), bool(stats))
+                found = _implementations.candidates(node, args, weights, wanted.get(node.output), bool(stats))
             calls = {
-                choice.name: functools.partial(
-                    choice.implementation, args, **(stats if choice.needs_statistics else {})
+                candidate.name: functools.partial(
+                    candidate.implementation, args, **(stats if candidate.needs_statistics else {})
                 )
-                for choice in found
+                for candidate in found
             }
             key = f"{self.numerics.dtype} {self.numerics.tf32} {_implementations.described(node, args)}"
-            choices[node] = time_choices(found, calls, key, self.measure)
-            choice = fastest(choices[node])
-            values.run(Step(node, choice, image, dead[node]), args)
-            if any(choice.leaves_statistics for choice in choices[node]) and node.output not in values.statistics:
-                # for the readers' choices that need them
+            candidates[node] = time_candidates(found, calls, key, self.measure)
+            candidate = fastest(candidates[node])
+            values.run(Step(node, candidate, image, dead[node]), args)
+            if (
+                any(candidate.leaves_statistics for candidate in candidates[node])
+                and node.output not in values.statistics
+            ):
+                # for the readers' candidates that need them
                 result = values.tensors[node.output]
                 values.statistics[node.output] = _implementations.statistics_of(result, *wanted[node.output])
-        selected = with_statistics(choices, images)
+        selected = with_statistics(candidates, images)
         return [Step(node, selected[node], images.get(node), dead[node]) for node in nodes]
 
 

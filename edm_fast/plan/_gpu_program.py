@@ -59,7 +59,7 @@ class Step:
     """A node on the implementation chosen for it."""
 
     node: AnyNode
-    choice: Candidate
+    candidate: Candidate
     image: Value | None  # whose statistics it may need
     dead: Sequence[Value]  # after it: their memory serves again
 
@@ -79,9 +79,9 @@ class Values:
 
     def run(self, step: Step, args: Any) -> None:
         """Run a step and drop what is dead after it."""
-        needed = {"stats": self.statistics[step.image]} if step.choice.needs_statistics else {}
-        result = step.choice.implementation(args, **needed)
-        if step.choice.leaves_statistics:
+        needed = {"stats": self.statistics[step.image]} if step.candidate.needs_statistics else {}
+        result = step.candidate.implementation(args, **needed)
+        if step.candidate.leaves_statistics:
             result, self.statistics[step.node.output] = result
         for value, tensor in zip(step.node.outputs, [result] if isinstance(result, torch.Tensor) else result):
             self.tensors[value] = self.numerics.cast(tensor)

@@ -1,4 +1,4 @@
-"""The choices of a node on a GPU, by name: the implementations of its op, and those that only a plan can use.
+"""The candidates of a node on a GPU, by name: the implementations of its op, and those that only a plan can use.
 
 The latter have weights packed beforehand, merge a convolution with the norm or upsampling before it, or leave the
 statistics of an image for the norm after it, which then need not read the image for them first. An implementation takes
@@ -51,14 +51,14 @@ def takes_images(node: AnyNode) -> bool:
 
 
 def exact(node: AnyNode) -> list[Candidate]:
-    """The one choice that gives the network's own bits."""
+    """The one candidate that gives the network's own bits."""
     assert isinstance(node, Node)
     if isinstance(node.function, backend.Op):
         return [Candidate("reference", node.function.reference)]
     return [Candidate("torch", node.run)]
 
 
-def choices(node: AnyNode, args: Any, packed: Pack, wanted: Statistics | None, available: bool) -> list[Candidate]:
+def candidates(node: AnyNode, args: Any, packed: Pack, wanted: Statistics | None, available: bool) -> list[Candidate]:
     """args: of the node, with tensors; wanted: the statistics that norms after it could use; available: whether those
     of its own norm's image are there."""
     if isinstance(node, Fused):
@@ -80,7 +80,7 @@ def _of_op(op: Any, args: Any, packed: Pack, wanted: Statistics | None, availabl
     if all(i.name != "triton" for i in able):
         return found
     if isinstance(args, Conv2dArgs):  # the same kernel, but its weights are packed beforehand
-        found = [choice for choice in found if choice.name != "triton"]
+        found = [candidate for candidate in found if candidate.name != "triton"]
         found.append(Candidate("fused", functools.partial(_convolution, packed, None)))
         if wanted is not None:
             run = functools.partial(_convolution, packed, wanted)
@@ -100,11 +100,11 @@ def _of_fused(
         base = f"{a.base or a.name}+{b.base or b.name}" if a.base or b.base else ""
         run = functools.partial(_in_turn, a.implementation, b.implementation)
         found.append(Candidate(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base))
-    has_kernel = any(choice.name == "fused" for choice in after)
+    has_kernel = any(candidate.name == "fused" for candidate in after)
     if not has_kernel or (node.rule == "upsampling" and second.weight.shape[-1] != 3):
         return found
     merged = _upsampled if node.rule == "upsampling" else _normalised
-    for needs in sorted({choice.needs_statistics for choice in before}):
+    for needs in sorted({candidate.needs_statistics for candidate in before}):
         for left in dict.fromkeys((None, wanted)):
             name = f"{'apply+' if needs else ''}merged{'' if left is None else '+statistics'}"
             base, run = "" if name == "merged" else "merged", functools.partial(merged, packed, left)

@@ -184,15 +184,15 @@ def _judge(x: torch.Tensor, weight: torch.Tensor, shape: Shape) -> Callable[[Alg
     return wrong
 
 
-def time_choices(choices: Sequence[Candidate], calls: Calls, key: str, measure: Measure) -> list[Candidate]:
-    """The choices that work, with their seconds; hopeless ones are not timed with statistics. The first is torch's."""
-    base = {choice.name: calls[choice.name] for choice in choices if not choice.base}
+def time_candidates(candidates: Sequence[Candidate], calls: Calls, key: str, measure: Measure) -> list[Candidate]:
+    """Those that work, with their seconds. Hopeless ones are not timed with statistics. The first is torch's."""
+    base = {candidate.name: calls[candidate.name] for candidate in candidates if not candidate.base}
     seconds = dict(measure(key, base) if len(calls) > 1 else dict.fromkeys(base, 0.0))
-    limit, first = HOPELESS * min(seconds.values()), choices[0].name
+    limit, first = HOPELESS * min(seconds.values()), candidates[0].name
     more = {first: calls[first]}
-    more |= {c.name: calls[c.name] for c in choices if seconds.get(c.base, math.inf) <= limit}
+    more |= {c.name: calls[c.name] for c in candidates if seconds.get(c.base, math.inf) <= limit}
     seconds = {**(measure(key, more) if len(more) > 1 else {}), **seconds}
-    return [dataclasses.replace(c, seconds=seconds[c.name]) for c in choices if c.name in seconds]
+    return [dataclasses.replace(c, seconds=seconds[c.name]) for c in candidates if c.name in seconds]
 
 
 class MeasuredImplementations:

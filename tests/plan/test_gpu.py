@@ -100,7 +100,7 @@ def test_every_way_of_every_call(name):
         fast, other = planned(net, "fp32"), planned(net, "fp32", measure)
         a, b = fast(x, sigma, labels), other(x, sigma, labels)
     assert {"attention", "group_norm_silu", "conv2d", "pair"} <= kinds
-    names = {step.choice.name for step in steps_of(other)}
+    names = {step.candidate.name for step in steps_of(other)}
     assert {"apply", "apply+merged+statistics", "fused+statistics", "triton"} <= names
     assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
 
@@ -113,7 +113,7 @@ def test_statistics_of_rounded_images():
     with torch.no_grad():
         fast = planned(net, "fp16", last)
         found = fast(*moved(x, sigma, labels))
-    assert "apply+merged+statistics" in {step.choice.name for step in steps_of(fast)}
+    assert "apply+merged+statistics" in {step.candidate.name for step in steps_of(fast)}
     assert relative_error([found.cpu()], [want]) <= LIMITS["fp16"]
 
 
