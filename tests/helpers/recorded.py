@@ -47,7 +47,7 @@ class Record:
     def _call(self, function: str, *, layout: Any = torch.contiguous_format, **arguments: Any) -> None:
         words = []
         for name, value in arguments.items():
-            for item in value if isinstance(value, (list, tuple)) else [value]:
+            for item in value if type(value) in (list, tuple) else [value]:  # an Algorithm is one number
                 if isinstance(item, torch.Tensor):
                     words.append(f"{name} p {self._buffer(name, item)}")
                 elif item is not None:
