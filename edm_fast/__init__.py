@@ -30,7 +30,18 @@ _HOMES = {
     "explain": "backend",
     "UserError": "errors",
 }
-_PACKAGES = ("checkpoint", "data", "diffusion", "evaluation", "networks", "ops", "plan", "sampling", "training")
+_PACKAGES = (
+    "checkpoint",
+    "data",
+    "diffusion",
+    "evaluation",
+    "networks",
+    "ops",
+    "plan",
+    "sampling",
+    "studies",
+    "training",
+)
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
 
