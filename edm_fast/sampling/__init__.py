@@ -12,6 +12,7 @@ from edm_fast.sampling.seeds import (
     sample_seeds,
     seed_inputs,
 )
+from edm_fast.sampling.solvers._file import load_solver, save_solver
 from edm_fast.sampling.solvers._generate import generate
 from edm_fast.sampling.solvers._gits import gits
 from edm_fast.sampling.solvers._sample import sample
@@ -31,6 +32,7 @@ __all__ = [
     "edm_sampler",
     "generate",
     "gits",
+    "load_solver",
     "optimised_levels",
     "run",
     "sample",
@@ -38,5 +40,6 @@ __all__ = [
     "seed_inputs",
     "save_grid",
     "save_png",
+    "save_solver",
     "to_uint8",
 ]

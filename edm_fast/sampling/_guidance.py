@@ -59,6 +59,8 @@ class Guidance:
         """UserError if `net` cannot be guided so. class_labels: None if the run has no labels."""
         label_dim, own = getattr(net, "label_dim", None), getattr(self.net, "label_dim", None)
         if self.net is None:
+            if self.weight == 1:
+                return
             if label_dim == 0:
                 raise UserError("the network is unconditional; expected a second network to guide it")
             if class_labels is None:
