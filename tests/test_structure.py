@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # an import points to a later line; names on one line do not know each other
     {"__main__"},
     {"cli"},
+    {"studies"},
     {"training", "evaluation"},
     {"sampling", "plan"},
     {"checkpoint", "data"},

@@ -28,6 +28,7 @@ PATHS = {
     "dataset convert": ["--source", "--dest"],
     "dataset check": ["path"],
     "convert": ["source", "dest"],
+    "study precision": ["--network", "--outdir"],
     "bench": ["--networks", "--outdir", "--readme", "--results"],
     "verify": ["--network", "--json"],
     "tune-kernels": ["--network"],

@@ -1,0 +1,111 @@
+"""The charts of a study as PNG, and its page: one HTML file with everything inside."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edm_fast import pictures
+from edm_fast.errors import some
+from edm_fast.studies._study import Chart, Entry, Grid, Pictures, Session
+
+COLOURS = ("#4269d0", "#e0861a", "#ff725c", "#2b9c8f", "#3ca951", "#c2569b", "#a463f2", "#7a6a55", "#30343b", "#97bbf5")
+LINES = ("-", "--", ":", "-.")
+NUMBER = (int, float)
+
+
+def charts(parts: Sequence[Chart]) -> bytes:
+    """A PNG of charts, one below the other, or two in a row where there are many."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    columns = 1 if len(parts) < 3 else 2
+    rows = max(-(-len(parts) // columns), 1)
+    figure = Figure(figsize=(7.5 * columns, 4.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place, part in itertools.zip_longest(axes.flat, parts):
+        place.set_axis_off() if part is None else _draw(place, part)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return data.getvalue()
+
+
+def _draw(axes: Any, chart: Chart) -> None:
+    for index, (name, points) in enumerate(chart.lines.items()):
+        x, y = zip(*points) if points else ((), ())
+        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
+        axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.5, label=name, **style)
+    if "x" in chart.log:
+        axes.set_xscale("log")
+    if "y" in chart.log:
+        axes.set_yscale("log")
+    axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
+    axes.grid(True, which="both", color="#e4e4e4", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(chart.lines) > 1:
+        axes.legend(fontsize=8, frameon=False, ncols=1 + len(chart.lines) // 9)
+
+
+def html(session: Session, document: Mapping[str, Any], parts: Sequence[Chart | Grid | Pictures]) -> str:
+    """The page of a study."""
+    import jinja2
+
+    text = (importlib.resources.files("edm_fast") / "assets" / "study.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    reasons: dict[str, list[str]] = {}
+    for row in document["rows"]:
+        if "reason" in row:
+            name = " ".join(str(value) for key, value in row.items() if key not in ("reason", "seconds"))
+            reasons.setdefault(row["reason"], []).append(name)
+    return environment.from_string(text).render(
+        study=session.study,
+        network=session.network,
+        document=document,
+        settings={name: _shown(value) for name, value in {**document["settings"], **document["machine"]}.items()},
+        parts=[_content(part, session) for part in parts],
+        reasons={reason: some(names, 6) for reason, names in reasons.items()},
+        seconds=sum(row["seconds"] for row in document["rows"]),
+    )
+
+
+def _content(part: Chart | Grid | Pictures, session: Session) -> Entry:
+    """A part as the template takes it."""
+    if isinstance(part, Chart):
+        return {"kind": "chart", "part": part, "source": _inline(charts([part]))}
+    if isinstance(part, Pictures):
+        files = {caption: (session.outdir / name).read_bytes() for caption, name in part.files.items()}
+        sizes = {caption: _scaled(data) for caption, data in files.items()}
+        shown = [(caption, _inline(data), *sizes[caption]) for caption, data in files.items()]
+        return {"kind": "pictures", "part": part, "files": shown}
+    rows = []
+    for row in part.rows:
+        numbers = [value for value in row if isinstance(value, NUMBER)]
+        least = min(numbers, default=None) if part.best else None
+        rows.append([(_shown(v), isinstance(v, NUMBER), isinstance(v, NUMBER) and v == least) for v in row])
+    return {"kind": "grid", "part": part, "rows": rows}
+
+
+def _scaled(data: bytes) -> tuple[int, int]:
+    """(width, height) in which a picture is shown: small ones twice as large."""
+    width, height, _ = pictures.header(io.BytesIO(data), "picture").shape
+    factor = 2 if width < 400 else 1
+    return width * factor, height * factor
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, (list, tuple)):
+        return some((str(each) for each in value), 16)
+    return str(value)
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
