@@ -1,5 +1,6 @@
 """Triton's interpreter, with the same results on every machine, and faster."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -13,6 +14,7 @@ def prepare():
         return  # the tests that need it skip
     sum_in_one_order(interpreter)
     patch_once(interpreter)
+    skip_overflow_checks(interpreter.interpreter_builder)
 
 
 def sum_in_one_order(interpreter):
@@ -46,3 +48,8 @@ def patch_once(interpreter):
         return patched[modules]
 
     interpreter._patch_lang = patch_lang
+
+
+def skip_overflow_checks(builder):
+    """Do not check each sum and product of integers: it takes a third of the time, and small tests cannot overflow."""
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
