@@ -27,7 +27,7 @@ from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, count
 from edm_fast.files import check_output
-from edm_fast.sampling import check_class, generate, save_grid, save_png, to_uint8
+from edm_fast.sampling import Solver, check_class, generate, save_grid, save_png, to_uint8
 from edm_fast.sampling.images import image_name, made_with, read_png
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
@@ -80,9 +80,9 @@ MAX_GRID = 10_000
 @click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
 @click.option(
     "--solver",
-    metavar="NAME",
-    type=click.Choice(sorted(registry())),
-    help=f"{', '.join(sorted(registry()))}.  [default: heun]",
+    metavar="NAME|FILE.json",
+    type=opt.Parsed(_sampler.parse_solver),
+    help=f"{', '.join(sorted(registry()))}; or levels and weights in a file.  [default: heun]",
 )
 @click.option(
     "--order", metavar="INT", type=opt.POSITIVE_INT, help="Of the solver, if it has several.  [default: its own]"
@@ -161,7 +161,7 @@ def check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
 
 
-def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any]) -> str:
+def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any], solver: Solver) -> str:
     """Names the settings that decide an image besides its seed: networks, sampler, guidance, class, way to draw, kind
     of device.
 
@@ -175,7 +175,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     sampler, kwargs = sampler_for(options)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
-        "sampler": [sampler.__name__, kwargs],
+        "sampler": [sampler.__name__, repr(solver) if _sampler.is_file(options["solver"]) else kwargs],
         "class": options["class_idx"],
         "way": way_to_draw(options["precision"], device),
         "device": device.type,
@@ -201,7 +201,7 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
         guidance.check(net)
     seeds, outdir = options["seeds"], Path(options["outdir"])
     names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
-    mark = on_first_rank(lambda: fingerprint(net, gnet, device, options))
+    mark = on_first_rank(lambda: fingerprint(net, gnet, device, options, solver))
     finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
     start = time.perf_counter()
     images = generate(

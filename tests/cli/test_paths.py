@@ -21,7 +21,7 @@ from helpers.tiny_training import write_dataset
 
 # every option and argument that takes a path
 PATHS = {
-    "generate": ["--network", "--gnet", "--outdir", "--grid"],
+    "generate": ["--network", "--gnet", "--solver", "--outdir", "--grid"],
     "train": ["--outdir", "--data", "--transfer", "--resume"],
     "fid calc": ["--images", "--ref", "--detector"],
     "fid ref": ["--data", "--dest", "--detector"],
