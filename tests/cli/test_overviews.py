@@ -49,8 +49,8 @@ def test_page(tmp_path):
 def test_trajectory(changes, tmp_path):
     """The denoised images after each step, then those that were written."""
     network, film = tiny_checkpoint(tmp_path, **changes), tmp_path / "film.gif"
-    options = (f"--network={network}", f"--outdir={tmp_path / 'out'}", "--seeds=0-2", "--batch=2", "--levels=40,3,0.5,0.1")
-    succeed(*options, f"--trajectory={film}", f"--html={tmp_path / 'page.html'}")
+    options = (f"--network={network}", f"--outdir={tmp_path / 'out'}", "--seeds=0-2", "--batch=2")
+    succeed(*options, "--levels=40,3,0.5,0.1", f"--trajectory={film}", f"--html={tmp_path / 'page.html'}")
     assert ('alt="seed 2"' in (tmp_path / "page.html").read_text()) == ("label_dim" not in changes)
     frames = []
     watch = {"levels": [40, 3, 0.5, 0.1], "callback": lambda i, sigma, x, D: frames.append(to_uint8(D))}
