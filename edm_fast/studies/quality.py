@@ -21,8 +21,8 @@ COLUMNS = {"frechet": "", "kid": "KID", "precision": "precision", "recall": "rec
 SHARE = 0.01  # of other real images that count as near copies
 
 
-class Shared:
-    """What all points compare with."""
+class Compared:
+    """The real images that all points are compared with."""
 
     def __init__(self, real: Reference) -> None:
         self.real = real
@@ -38,10 +38,10 @@ class Shared:
         return float(nearest(self.others, self.real.features)[0].quantile(SHARE))
 
 
-def prepare(session: Session) -> Shared:
+def prepare(session: Session) -> Compared:
     if len(session.seeds) < LEAST:
         raise UserError(f"--seeds are {len(session.seeds)}; expected at least {LEAST} for distances of distributions")
-    return Shared(reference(session))
+    return Compared(reference(session))
 
 
 def points(session: Session) -> list[Entry]:
