@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import importlib.resources
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edm_fast import pictures
+from edm_fast import pages, pictures
 from edm_fast.errors import some
 from edm_fast.studies._study import Chart, Entry, Grid, Pictures, Session, name_of
 
@@ -64,16 +62,13 @@ def html(
     charts: Mapping[str, np.ndarray],
 ) -> str:
     """The page of a study. charts: as drawn, by title."""
-    import jinja2
-
-    text = (importlib.resources.files("edm_fast") / "assets" / "study.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     reasons: dict[str, list[str]] = {}
     for row in document["rows"]:
         if "reason" in row:
             name = name_of({key: value for key, value in row.items() if key not in ("reason", "seconds")})
             reasons.setdefault(row["reason"], []).append(name)
-    return environment.from_string(text).render(
+    return pages.render(
+        "study.html",
         study=session.study,
         network=session.network,
         document=document,
@@ -87,11 +82,11 @@ def html(
 def _content(part: Chart | Grid | Pictures, session: Session, charts: Mapping[str, np.ndarray]) -> Entry:
     """A part as the template takes it."""
     if isinstance(part, Chart):
-        return {"kind": "chart", "part": part, "source": _inline(pictures.encode_png(charts[part.title]))}
+        return {"kind": "chart", "part": part, "source": pages.inline(pictures.encode_png(charts[part.title]))}
     if isinstance(part, Pictures):
         files = {caption: (session.outdir / name).read_bytes() for caption, name in part.files.items()}
         sizes = {caption: _scaled(data) for caption, data in files.items()}
-        shown = [(caption, _inline(data), *sizes[caption]) for caption, data in files.items()]
+        shown = [(caption, pages.inline(data), *sizes[caption]) for caption, data in files.items()]
         return {"kind": "pictures", "part": part, "files": shown}
     rows = []
     for row in part.rows:
@@ -116,7 +111,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return some((str(each) for each in value), 16)
     return str(value)
-
-
-def _inline(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
