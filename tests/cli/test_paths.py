@@ -29,6 +29,7 @@ PATHS = {
     "dataset check": ["path"],
     "convert": ["source", "dest"],
     "study precision": ["--network", "--outdir"],
+    "study truncation": ["--network", "--outdir"],
     "bench": ["--networks", "--outdir", "--readme", "--results"],
     "verify": ["--network", "--json"],
     "tune-kernels": ["--network"],
