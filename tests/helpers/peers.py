@@ -1,8 +1,9 @@
 """Other packages' solvers on a denoiser in closed form; x in EDM's form, float64.
 
-`make test` installs the packages. Elsewhere those that are absent are skipped; one that is there and breaks is an error.
+`make test` installs the packages. Elsewhere those that are absent are skipped; one that breaks is an error.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -19,16 +20,19 @@ def expect(package):
         pytest.skip(f"{package} is not installed; make test installs it")
 
 
+@functools.cache
 def k_diffusion():
     """k_diffusion.sampling alone: the package imports torchvision, wandb and more for its training."""
-    name = "k_diffusion.sampling"
-    if name not in sys.modules:
-        folder = Path(importlib.util.find_spec("k_diffusion").origin).parent
-        package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
-        package.__path__, package.utils = [str(folder)], utils
-        utils.append_dims = lambda x, ndim: x.reshape(*x.shape, *[1] * (ndim - x.ndim))
-        sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}
-    return importlib.import_module(name)
+    folder = Path(importlib.util.find_spec("k_diffusion").origin).parent
+    package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
+    package.__path__, package.utils = [str(folder)], utils
+    utils.append_dims = lambda x, ndim: x.reshape(*x.shape, *[1] * (ndim - x.ndim))
+    names = {"k_diffusion": package, "k_diffusion.utils": utils}
+    sys.modules |= names
+    found = importlib.import_module("k_diffusion.sampling")
+    for name in (*names, found.__name__):
+        del sys.modules[name]
+    return found
 
 
 def by_k_diffusion(function, net, x, levels, noise=None, **options):
