@@ -109,7 +109,11 @@ $(VENV)/installed: $(TORCH_STAMP) pyproject.toml $(NATIVE)
 	$(PIP) --editable .
 	touch $@
 
+# solvers that ours are compared with; their other dependencies would replace torch, and the tests need none of them
+PEERS := azula k-diffusion einops torchdiffeq torchsde trampoline
+
 # one build serves both stamps
 $(VENV)/developer: $(TORCH_STAMP) pyproject.toml $(NATIVE)
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(PEERS)
 	touch $(VENV)/installed $@

@@ -23,6 +23,8 @@ _HOMES = {
     "sample": "sampling",
     "Guidance": "sampling",
     "generate": "sampling",
+    "invert": "sampling",
+    "log_likelihood": "sampling",
     "sample_seeds": "sampling",
     "StopSampling": "sampling",
     "save_grid": "sampling",

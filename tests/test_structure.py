@@ -21,7 +21,7 @@ LAYERS = [  # an import points to a later line; names on one line do not know ea
     {"networks"},
     {"ops", "diffusion"},
     {"backend", "native"},
-    {"files", "distributed", "pictures"},
+    {"files", "distributed", "pictures", "pages"},
     {"errors", "cases", "timing", "_checkout"},
     {"kernels", "_C"},
 ]

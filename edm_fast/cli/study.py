@@ -32,6 +32,7 @@ def parse_numbers(text: str) -> list[float]:
 KINDS: dict[str, tuple[str, Any]] = {
     "ints": ("LIST", opt.INT_LIST),
     "numbers": ("LIST", opt.Parsed(parse_numbers)),
+    "word": ("NAME", str),
     "words": ("A,B", opt.Parsed(parse_words)),
     "count": ("INT", opt.POSITIVE_INT),
     "positive": ("FLOAT", opt.POSITIVE),

@@ -15,6 +15,7 @@ from edm_fast.sampling.seeds import (
 from edm_fast.sampling.solvers._file import load_solver, save_solver
 from edm_fast.sampling.solvers._generate import generate
 from edm_fast.sampling.solvers._gits import gits
+from edm_fast.sampling.solvers._invert import invert, log_likelihood
 from edm_fast.sampling.solvers._sample import sample
 from edm_fast.sampling.solvers.ablation import ablation_sampler
 from edm_fast.sampling.solvers.edm import edm_sampler
@@ -32,7 +33,9 @@ __all__ = [
     "edm_sampler",
     "generate",
     "gits",
+    "invert",
     "load_solver",
+    "log_likelihood",
     "optimised_levels",
     "run",
     "sample",

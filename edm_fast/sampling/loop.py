@@ -192,7 +192,7 @@ class Solver:
             Structure(
                 step.stages, entries, self.limit, guidance if guidance and guidance.active(level) else None, reports
             )
-            for step, entries, level in zip(self.steps, self._entries()[1:], self.levels)
+            for step, entries, level in zip(self.steps, self._entries()[1:], map(max, self.levels, self.levels[1:]))
         ]
 
 
@@ -224,7 +224,7 @@ def run(
     """Take start latents (N, C, H, W) through the steps of `solver`; float64, not clipped.
 
     `randn_like` is called as often as each step says; what it returns is cast to float64.
-    guidance: where guidance.active(level the step starts from), guidance(denoise, x, sigma, labels) is D at each
+    guidance: where guidance.active(the higher level of the step), guidance(denoise, x, sigma, labels) is D at each
     evaluation of the step.
     callback(i, sigma, x, denoised) after step i: x at the level sigma it has reached, and the last D evaluated. It may
     return another x, and stop the run by raising StopSampling; it must not write to what it is given.

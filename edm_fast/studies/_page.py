@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import base64
-import importlib.resources
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edm_fast import pictures
+import numpy as np
+
+from edm_fast import pages, pictures
 from edm_fast.errors import some
-from edm_fast.studies._study import Chart, Entry, Grid, Pictures, Session
+from edm_fast.studies._study import Chart, Entry, Grid, Pictures, Session, name_of
 
 COLOURS = ("#4269d0", "#e0861a", "#ff725c", "#2b9c8f", "#3ca951", "#c2569b", "#a463f2", "#7a6a55", "#30343b", "#97bbf5")
 LINES = ("-", "--", ":", "-.")
 NUMBER = (int, float)
 
 
-def charts(parts: Sequence[Chart]) -> bytes:
-    """A PNG of charts, one below the other, or two in a row where there are many."""
+def drawn(chart: Chart) -> np.ndarray:
+    """A chart as a picture (H, W, 3) uint8; all are of one size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-    columns = 1 if len(parts) < 3 else 2
-    rows = max(-(-len(parts) // columns), 1)
-    figure = Figure(figsize=(7.5 * columns, 4.8 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for place, part in itertools.zip_longest(axes.flat, parts):
-        place.set_axis_off() if part is None else _draw(place, part)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    return data.getvalue()
+    figure = Figure(figsize=(7.5, 4.8), dpi=110)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.11, right=0.98, bottom=0.11, top=0.93)  # layout engines draw everything twice
+    _draw(axes, chart)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def together(charts: Sequence[np.ndarray]) -> np.ndarray:
+    """Charts one below the other, or two in a row where there are many."""
+    columns = 1 if len(charts) < 3 else 2
+    blank = np.full_like(charts[0], 255)
+    padded = [*charts, *[blank] * (-len(charts) % columns)]
+    return np.vstack([np.hstack(padded[i : i + columns]) for i in range(0, len(padded), columns)])
 
 
 def _draw(axes: Any, chart: Chart) -> None:
@@ -51,36 +55,38 @@ def _draw(axes: Any, chart: Chart) -> None:
         axes.legend(fontsize=8, frameon=False, ncols=1 + len(chart.lines) // 9)
 
 
-def html(session: Session, document: Mapping[str, Any], parts: Sequence[Chart | Grid | Pictures]) -> str:
-    """The page of a study."""
-    import jinja2
-
-    text = (importlib.resources.files("edm_fast") / "assets" / "study.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+def html(
+    session: Session,
+    document: Mapping[str, Any],
+    parts: Sequence[Chart | Grid | Pictures],
+    charts: Mapping[str, np.ndarray],
+) -> str:
+    """The page of a study. charts: as drawn, by title."""
     reasons: dict[str, list[str]] = {}
     for row in document["rows"]:
         if "reason" in row:
-            name = " ".join(str(value) for key, value in row.items() if key not in ("reason", "seconds"))
+            name = name_of({key: value for key, value in row.items() if key not in ("reason", "seconds")})
             reasons.setdefault(row["reason"], []).append(name)
-    return environment.from_string(text).render(
+    return pages.render(
+        "study.html",
         study=session.study,
         network=session.network,
         document=document,
         settings={name: _shown(value) for name, value in {**document["settings"], **document["machine"]}.items()},
-        parts=[_content(part, session) for part in parts],
+        parts=[_content(part, session, charts) for part in parts],
         reasons={reason: some(names, 6) for reason, names in reasons.items()},
         seconds=sum(row["seconds"] for row in document["rows"]),
     )
 
 
-def _content(part: Chart | Grid | Pictures, session: Session) -> Entry:
+def _content(part: Chart | Grid | Pictures, session: Session, charts: Mapping[str, np.ndarray]) -> Entry:
     """A part as the template takes it."""
     if isinstance(part, Chart):
-        return {"kind": "chart", "part": part, "source": _inline(charts([part]))}
+        return {"kind": "chart", "part": part, "source": pages.inline(pictures.encode_png(charts[part.title]))}
     if isinstance(part, Pictures):
         files = {caption: (session.outdir / name).read_bytes() for caption, name in part.files.items()}
         sizes = {caption: _scaled(data) for caption, data in files.items()}
-        shown = [(caption, _inline(data), *sizes[caption]) for caption, data in files.items()]
+        shown = [(caption, pages.inline(data), *sizes[caption]) for caption, data in files.items()]
         return {"kind": "pictures", "part": part, "files": shown}
     rows = []
     for row in part.rows:
@@ -105,7 +111,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return some((str(each) for each in value), 16)
     return str(value)
-
-
-def _inline(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

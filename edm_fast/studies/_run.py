@@ -19,8 +19,9 @@ from edm_fast import __version__
 from edm_fast.errors import UserError, count
 from edm_fast.evaluation import _machine
 from edm_fast.files import atomic_write, check_output
+from edm_fast.sampling import save_png
 from edm_fast.studies import _page
-from edm_fast.studies._study import Entry, Session
+from edm_fast.studies._study import Chart, Entry, Session, name_of
 
 KINDS = {"json": "json", "csv": "text", "png": "png", "html": "text"}
 
@@ -45,7 +46,7 @@ def run_study(session: Session, resume: bool = False, command: str = "", say: An
     missing = [point for point in points if _key(point, point) not in known]
     with tqdm.tqdm(total=len(points), initial=len(known), unit="point", desc=study.name, dynamic_ncols=True) as bar:
         for point in missing:
-            bar.set_postfix_str(" ".join(str(value) for value in point.values())[:40], refresh=False)
+            bar.set_postfix_str(name_of(point)[:40], refresh=False)
             known[_key(point, point)] = _measured(session, point)
             document |= {"date": _now(), "rows": [known[key] for p in points if (key := _key(p, p)) in known]}
             write_json(paths["json"], document)
@@ -129,10 +130,11 @@ def _write_pages(session: Session, document: Entry, paths: Mapping[str, Path]) -
     with atomic_write(paths["csv"], "w", kind="text") as file:
         file.write(_csv(rows))
     parts = session.study.show([row for row in rows if "reason" not in row], session)
-    with atomic_write(paths["png"], kind="png") as file:
-        file.write(_page.charts([part for part in parts if isinstance(part, _page.Chart)]))
+    charts = {part.title: _page.drawn(part) for part in parts if isinstance(part, Chart)}
+    if charts:
+        save_png(paths["png"], _page.together([*charts.values()]))
     with atomic_write(paths["html"], "w", kind="text") as file:
-        file.write(_page.html(session, document, parts))
+        file.write(_page.html(session, document, parts, charts))
 
 
 def _csv(rows: list[Entry]) -> str:

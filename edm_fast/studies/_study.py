@@ -147,3 +147,8 @@ class Session:
         """Write images (N, C, R, R) as one picture; returns its name, for a row."""
         save_grid(self.folder / f"{name}.png", images)
         return f"{self.folder.name}/{name}.png"
+
+
+def name_of(point: Entry) -> str:
+    """A point for people."""
+    return " ".join(str(value) for value in point.values() if not isinstance(value, (list, dict)))

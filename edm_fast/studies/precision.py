@@ -31,14 +31,14 @@ class Denoiser:
         return self._function(x, sigma, labels)
 
 
-class Shared(NamedTuple):
+class Float64Images(NamedTuple):
     exact: Tensor  # (N, C, R, R): the images of float64
     picture: str
 
 
-def prepare(session: Session) -> Shared:
+def prepare(session: Session) -> Float64Images:
     exact = _sampled(session, Denoiser(session.net, Exact(session.net)))
-    return Shared(exact, session.keep("float64", exact))
+    return Float64Images(exact, session.keep("float64", exact))
 
 
 def _sampled(session: Session, net: Any) -> Tensor:

@@ -6,6 +6,7 @@ of a file. Only the last gives a distance that is named FID; distances by differ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -63,9 +64,13 @@ class Reference:
     batch: int = 64
     progress: Progress = lambda batches: batches
 
-    def __post_init__(self) -> None:
-        self.features = self.features_of(self.images)
-        self.statistics = _statistics(self.features)
+    @functools.cached_property
+    def features(self) -> torch.Tensor:
+        return self.features_of(self.images)
+
+    @functools.cached_property
+    def statistics(self) -> fid.Statistics:
+        return _statistics(self.features)
 
     def features_of(self, images: torch.Tensor) -> torch.Tensor:
         """(N, D) float64 of images (N, 1 or 3, H, W): bytes, or floating-point numbers as samplers return them."""

@@ -33,18 +33,22 @@ class Layer(NamedTuple):
     clip: bool
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        groups = x.shape[1] // self.weight.shape[1]
-        y = F.conv2d(_padded(x, self.weight.shape[2], self.stride), self.weight, self.bias, self.stride, groups=groups)
-        return y.clamp(0, 6) if self.clip else y
+        kernel, groups = self.weight.shape[2], x.shape[1] // self.weight.shape[1]
+        if kernel == 1:  # as a product of matrices, which is twice as fast here
+            y = (self.weight[:, :, 0, 0] @ x.flatten(2)).unflatten(2, x.shape[2:]).add_(self.bias[:, None, None])
+        else:
+            pads = [_pads(size, kernel, self.stride) for size in (x.shape[3], x.shape[2])]
+            same = all(first == last for first, last in pads)
+            x = x if same else F.pad(x, [*pads[0], *pads[1]])
+            padding = (pads[1][0], pads[0][0]) if same else 0
+            y = F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=groups)
+        return y.clamp_(0, 6) if self.clip else y
 
 
-def _padded(x: torch.Tensor, kernel: int, stride: int) -> torch.Tensor:
+def _pads(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros as TensorFlow's SAME adds them: ceil(size / stride) outputs, the odd zero at the end."""
-    pads: list[int] = []
-    for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        pads += [total // 2, total - total // 2]
-    return F.pad(x, pads)
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
 
 
 class EfficientNetLite0:
@@ -69,7 +73,11 @@ class EfficientNetLite0:
             ])  # fmt: skip
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.to(torch.float32)
+        # on a CPU the maps of more images do not fit its cache
+        parts = images.split(8) if images.device.type == "cpu" else [images]
+        return torch.cat([self._means(part.to(torch.float32)) for part in parts])
+
+    def _means(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[2:] != (RESOLUTION, RESOLUTION):
             x = F.interpolate(x, (RESOLUTION, RESOLUTION), mode="bicubic", antialias=True).clamp(0, 255)
         x = self.stem((x - 127) / 128)

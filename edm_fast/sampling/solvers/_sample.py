@@ -67,7 +67,7 @@ def sample(
         counts = {"order": order, "num_steps": num_steps, "nfe": nfe, "levels": levels}
         _expect_unset("a solver that has its levels and steps", {**counts, **shape, **solver_options})
         return solver
-    method = _method(solver, order, solver_options)
+    method = on_levels(solver, order, solver_options)
     if levels is not None and not isinstance(levels, str):
         _expect_unset("a list of levels", shape)
         return _on_list(net, method, levels, num_steps, nfe)
@@ -98,7 +98,7 @@ def _expect_unset(what: str, settings: dict[str, Any]) -> None:
             raise UserError(f"{name} does not go with {what}")
 
 
-def _method(name: str, order: int | None, options: dict[str, Any]) -> Callable[..., loop.Solver]:
+def on_levels(name: str, order: int | None, options: dict[str, Any]) -> Callable[..., loop.Solver]:
     """The solver as a function of levels. UserError for a name or an option that does not exist."""
     if name not in registry():
         raise UserError(
