@@ -19,8 +19,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
-# one process for each core, and one thread in each: faster than the reverse for tests this small
-PYTEST_FLAGS ?= --numprocesses=auto
+# one process for each core, and one thread in each: faster than the reverse for tests this small; each takes whole files
+# while it can, as what the tests of a file share is made once in each process
+PYTEST_FLAGS ?= --numprocesses=auto --dist=worksteal
 
 .PHONY: sample test lint isas sanitize bench bench-ops bench-suites gpu-report clean
 .DELETE_ON_ERROR:
