@@ -13,9 +13,9 @@ from edm_fast.evaluation import quality
 from edm_fast.studies._study import Option, Session
 
 OPTIONS = {
-    "data": Option("path", None, f"Training images, a folder or zip, or {DEMO!r} for the digits in the package."),
-    "features": Option("word", None, f"What is compared: {', '.join(quality.FEATURES)}. Unless set, what data allow."),
-    "detector": Option("path", None, "TorchScript file of the Inception detector, as of edm-fast fid."),
+    "data": Option("path", None, f"Training images, a folder or zip, or {DEMO!r}.  [default: the demo's digits]"),
+    "features": Option("word", None, f"What is compared: {', '.join(quality.FEATURES)}.  [default: by the data]"),
+    "detector": Option("path", None, "TorchScript file of Inception, as of edm-fast fid.  [default: none]"),
     "images": Option("count", 5000, "Most training images to compare with, drawn at random."),
 }
 

@@ -29,6 +29,8 @@ PATHS = {
     "dataset check": ["path"],
     "convert": ["source", "dest"],
     "study precision": ["--network", "--outdir"],
+    "study quality": ["--network", "--outdir", "--data", "--detector"],
+    "study stochasticity": ["--network", "--outdir", "--data", "--detector"],
     "study truncation": ["--network", "--outdir"],
     "bench": ["--networks", "--outdir", "--readme", "--results"],
     "verify": ["--network", "--json"],

@@ -3,23 +3,11 @@
 import csv
 import re
 
-import numpy as np
 import pytest
 
-from edm_fast.data.convert import write_dataset
-from helpers import tiny_detector
 from helpers.pages import check_in_a_browser
 from helpers.small_studies import killed_and_resumed, run
 from helpers.tiny_networks import tiny_checkpoint
-
-
-@pytest.fixture
-def data(tmp_path):
-    rng = np.random.RandomState(0)
-    path = tmp_path / "data.zip"
-    write_dataset(path, ((rng.randint(100, 156, (8, 8, 3)).astype(np.uint8), None) for _ in range(40)))
-    tiny_detector.save(tmp_path / "d.pt", dim=3)
-    return path
 
 
 def test_quality(tmp_path, monkeypatch, data):
