@@ -35,6 +35,11 @@ class Shape:
         """The convolution alone."""
         return dataclasses.replace(self, h=2 * self.h, w=2 * self.w, doubled=False) if self.doubled else self
 
+    def adjoint(self) -> Shape:
+        """The convolution that takes the gradient of the result to that of the image."""
+        n, outputs, h, w = self.output()
+        return Shape(n, outputs, h, w, self.channels, self.kernel, self.kernel - 1 - self.padding)
+
     def output(self) -> tuple[int, int, int, int]:
         own, grow = self.after_doubling(), 2 * self.padding - self.kernel + 1
         return own.n, own.outputs, own.h + grow, own.w + grow

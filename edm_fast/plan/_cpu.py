@@ -25,15 +25,16 @@ from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
-from edm_fast.plan import _algorithms
+from edm_fast.plan import _algorithms, _gradients
 from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._convolutions import Seconds, convolution, shape_of, with_algorithms
+from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, SeparateQKVArgs, TorchArgs, Value, map_tensors, map_values
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._tune import MeasuredAlgorithms
-from edm_fast.plan._weights import Prepared, Weights
+from edm_fast.plan._weights import Packing, Prepared, Weights
 
 Step = Callable[[int], None]  # called with the number of threads
 View = Callable[[Value | torch.Tensor], torch.Tensor]
@@ -59,21 +60,29 @@ class Planner:
         self.precision, self.limit, self.seconds = precision, packed_limit, seconds
         self.prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
-    def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
+    def images_at_once(self, graph: Graph) -> int:
         """How many images to evaluate together: many if weights are what has to be read, few enough for the
         second-level cache if images are."""
-        graph = graph_of_one()
         images = [value.shape for node in graph.nodes for value in node.outputs if len(value.shape) == 4]
         if not is_small(graph) or not images:
             return MANY
-        return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape) for shape in images)))
+        return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape[1:]) for shape in images)))
 
     def __call__(self, graph: Graph) -> Program:
-        small, calls = is_small(graph), graph.op_calls()
-        seconds = self.seconds or MeasuredAlgorithms(self.precision, cold=not small)
-        limit = self.limit if self.limit is not None else math.inf if small else PACKED_LIMIT
-        graph, algorithms = with_algorithms(rewritten(graph), seconds, limit)
-        return _Builder(algorithms, Weights(_prepare, self.prepared)).program(graph, calls)
+        calls, weights = graph.op_calls(), Weights(_prepare, self.prepared)
+        graph, algorithms = with_algorithms(rewritten(graph), *self._terms(graph, self.precision))
+        return _Builder(algorithms, weights).program(graph, calls)
+
+    def differentiable(self, graph: Graph) -> DifferentiableProgram:
+        """The same for evaluations with gradients; "bf16" has products of float32 here."""
+        terms = self._terms(graph, "fp32" if self.precision == "bf16" else self.precision)
+        return _gradients.on_cpu(graph, *terms, Weights(_prepare, self.prepared))
+
+    def _terms(self, graph: Graph, precision: str) -> tuple[Seconds, float]:
+        """The seconds of algorithms, and the limit of packed weights."""
+        small = is_small(graph)
+        seconds = self.seconds or MeasuredAlgorithms(precision, cold=not small)
+        return seconds, self.limit if self.limit is not None else math.inf if small else PACKED_LIMIT
 
 
 def is_small(graph: Graph) -> bool:
@@ -85,10 +94,10 @@ def is_small(graph: Graph) -> bool:
     return 4 * sum(sizes) <= SMALL_NETWORK
 
 
-def _prepare(tensor: torch.Tensor, layout: Algorithm | torch.memory_format | None) -> torch.Tensor:
+def _prepare(tensor: torch.Tensor, layout: Packing | torch.memory_format | None) -> torch.Tensor:
     tensor = tensor.detach().to(torch.float32)
-    if isinstance(layout, Algorithm):
-        return pack(tensor, layout)
+    if isinstance(layout, Packing):
+        return pack(tensor, *layout)
     return tensor.contiguous(memory_format=layout or torch.contiguous_format)
 
 
@@ -244,8 +253,8 @@ class _Builder:
                 before = self.norm(node.first.args, affine)
         algorithm = self.algorithms[node.second if isinstance(node, Fused) else node]
         self.chosen.append((shape, algorithm))
-        packed = self.weights(conv.weight, algorithm if algorithm.packed else None)
-        balance = self.weights(conv.weight, algorithm) if algorithm.paired and not algorithm.packed else None
+        packed = self.weights(conv.weight, Packing(algorithm) if algorithm.packed else None)
+        balance = self.weights(conv.weight, Packing(algorithm)) if algorithm.paired and not algorithm.packed else None
         workspace = None if algorithm.packed else Value((_algorithms.workspace(shape, algorithm),))
         bias = None if conv.bias is None else self.weights(conv.bias).reshape(1, -1)
         emb, residual = conv.emb, conv.residual
