@@ -16,13 +16,14 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast import native
 from edm_fast.native import Algorithm
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.attention.cpu import lower as lower_attention
 from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.ops.group_norm_silu.cpu import lower as lower_norm
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
 from edm_fast.plan import _algorithms, _gradients
@@ -263,26 +264,14 @@ class _Builder:
         def bind(view: View) -> Step:
             rows = view(emb) if emb is not None else bias
             vector = view(total) if total is not None else rows
-            (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
-            other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
-            at, count = (native.window(vector)[0], vector.shape[0]) if vector is not None else (0, 0)
-            step = _algorithms.bind(
-                shape,
-                algorithm,
-                y=to,
-                x=source,
-                weight=packed.data_ptr(),
-                bias=at,
-                residual=other,
-                bias_rows=count,
-                y_pitch=to_pitch,
-                x_pitch=pitch,
-                residual_pitch=other_pitch,
-                scale=float(conv.scale),
-                workspace=None if workspace is None else view(workspace).data_ptr(),
-                affine=None if affine is None else view(affine).data_ptr(),
+            step = lower_conv2d(
+                *(view(y), view(x), packed, algorithm, shape.kernel, shape.padding, vector),
+                None if residual is None else view(residual),
+                scale=conv.scale,
                 silu=silu,
-                balance=None if balance is None else balance.data_ptr(),
+                workspace=None if workspace is None else view(workspace),
+                affine=None if affine is None else view(affine),
+                balance=balance,
             )
             steps = [step]
             if before is not None:
@@ -301,35 +290,13 @@ class _Builder:
 
     def norm(self, norm: Any, result: Value) -> Task:
         """The normalised image, or, as a `result` of 2 dimensions, the numbers by which a convolution normalises it."""
-        x, scale, shift, image = norm.x, norm.scale, norm.shift, len(result.shape) == 4
-        weight, bias = self.weights(norm.weight), self.weights(norm.bias)
-        n, c, h, w = x.shape
-        stats = Value((3, n, norm.groups))
+        norm = map_tensors(self.weights, norm)
+        stats = Value((3, norm.x.shape[0], norm.groups))
 
         def bind(view: View) -> Step:
-            source, pitch = native.window(view(x))
-            return native.bind(
-                "group_norm_silu_fwd_cpu",
-                x=source,
-                **{"y" if image else "affine": view(result).data_ptr()},
-                stats=view(stats).data_ptr(),
-                weight=weight.data_ptr(),
-                bias=bias.data_ptr(),
-                scale=None if scale is None else native.window(view(scale))[0],
-                shift=None if shift is None else native.window(view(shift))[0],
-                n=n,
-                c=c,
-                space=h * w,
-                groups=norm.groups,
-                scale_rows=0 if scale is None else scale.shape[0],
-                shift_rows=0 if shift is None else shift.shape[0],
-                eps=float(norm.eps),
-                silu=bool(norm.silu),
-                channels_last=True,
-                x_pitch=pitch,
-            )
+            return lower_norm(view(result), view(stats), map_values(view, norm))
 
-        return Task([v for v in (x, scale, shift) if v is not None], [result, stats], bind)
+        return Task([v for v in (norm.x, norm.scale, norm.shift) if v is not None], [result, stats], bind)
 
     def resampling(self, node: Node) -> Task:
         x, f, up, down, padding = node.args

@@ -106,6 +106,39 @@ def on_algorithms(choose: Choose, packed: Callable[..., torch.Tensor]) -> Callab
     return _kernel.with_gradients(lambda *flat: forward(Conv2dArgs(*flat)), adjoint_of)
 
 
+def lower(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    algorithm: native.Algorithm,
+    kernel: int,
+    padding: int,
+    rows: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    silu: bool = False,
+    **memory: torch.Tensor | None,
+) -> Callable[[int], None]:
+    """The call from x to y, float32 images (N, C, H, W) channels last or vectors (N, C), bound to their memory.
+
+    weight: packed for the algorithm, if that has it packed; rows (1 or N, O): bias and embedding; memory: workspace,
+    balance and affine, as in csrc/conv2d.h.
+    """
+    (to, y_pitch), (source, x_pitch) = native.window(y), native.window(x)
+    other, residual_pitch = (0, 0) if residual is None else native.window(residual)
+    n, inputs, h, w = (*x.shape, 1, 1)[:4]
+    return native.bind(
+        "conv2d_fwd_cpu",
+        **dict(algorithm=algorithm, y=to, x=source, weight=weight.data_ptr(), residual=other, n=n, h=h, w=w),
+        **dict(inputs=inputs, outputs=y.shape[1], kernel=kernel, padding=padding, scale=float(scale), silu=silu),
+        **dict(y_pitch=y_pitch, x_pitch=x_pitch, residual_pitch=residual_pitch),
+        bias=0 if rows is None else native.window(rows)[0],
+        bias_rows=0 if rows is None else rows.shape[0],
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in memory.items()},
+    )
+
+
 def _weight_gradient(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
     """(O, C, k, k); of a 1x1 kernel, a matrix product, it is torch's."""
     dweight, x, padding = _kernel.fresh_weight_gradient(args), args.x, args.pad()
