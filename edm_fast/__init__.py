@@ -22,6 +22,9 @@ _HOMES = {
     "ablation_sampler": "sampling",
     "sample": "sampling",
     "Guidance": "sampling",
+    "generate": "sampling",
+    "invert": "sampling",
+    "log_likelihood": "sampling",
     "sample_seeds": "sampling",
     "StopSampling": "sampling",
     "save_grid": "sampling",
@@ -30,7 +33,18 @@ _HOMES = {
     "explain": "backend",
     "UserError": "errors",
 }
-_PACKAGES = ("checkpoint", "data", "diffusion", "evaluation", "networks", "ops", "plan", "sampling", "training")
+_PACKAGES = (
+    "checkpoint",
+    "data",
+    "diffusion",
+    "evaluation",
+    "networks",
+    "ops",
+    "plan",
+    "sampling",
+    "studies",
+    "training",
+)
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
 

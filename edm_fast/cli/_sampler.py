@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from edm_fast.errors import UserError
-from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, run, sample
+from edm_fast.errors import UserError, near
+from edm_fast.files import user_path
+from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, sample
 from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers import registry
 
@@ -20,7 +20,6 @@ OPTIONS = {  # names of options on the command line where they differ
 ABLATION = ("solver", "discretization", "schedule", "scaling")
 NUMBERS = ("num_steps", "sigma_min", "sigma_max", "rho")
 CHURN = ("S_churn", "S_min", "S_max", "S_noise")
-Sampler = Callable[..., torch.Tensor]
 
 
 def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -39,7 +38,7 @@ def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def _of_sample(options: dict[str, Any]) -> dict[str, Any]:
     solver, explicit = options["solver"] or "heun", options["explicit"]
-    known = inspect.signature(registry()[solver]).parameters
+    known = {} if is_file(solver) else inspect.signature(registry()[solver]).parameters
     for name in ABLATION[1:]:
         if name in explicit:
             raise UserError(
@@ -56,7 +55,7 @@ def _of_sample(options: dict[str, Any]) -> dict[str, Any]:
         for name in (name for name in ("sigma_min", "sigma_max", "rho") if name in explicit):
             raise UserError(f"{_option(name)} does not go with a list of --levels")
     names = [name for name in (*NUMBERS, *CHURN, "order", "nfe", "levels") if name in explicit]
-    return {"solver": solver, **{name: options[name] for name in names}}
+    return {"solver": Path(solver) if is_file(solver) else solver, **{name: options[name] for name in names}}
 
 
 def _option(name: str) -> str:
@@ -78,28 +77,27 @@ def guidance_for(options: dict[str, Any], gnet: Any) -> Guidance | None:
     return Guidance(options["guidance"], gnet, *([] if interval is None else [interval]))
 
 
-def guided(sampler: Any, guidance: Guidance | None) -> Sampler:
-    """Any sampler of steps, guided."""
-    if guidance is None:
-        return sampler
-
-    def sampled(net: Any, latents: Any, class_labels: Any, randn_like: Any, **kwargs: Any) -> torch.Tensor:
-        return run(
-            net,
-            latents,
-            sampler.solver(net, latents, class_labels, randn_like, **kwargs),
-            class_labels,
-            randn_like,
-            guidance=guidance,
-        )
-
-    return sampled
-
-
 def evaluations(solver: Any, guidance: Guidance | None) -> str:
     """How many evaluations an image costs, in words."""
     second = solver.guided_evaluations(guidance)
     return f"{solver.evaluations} evaluations per image" + (f" and {second} for guidance" if second else "")
+
+
+def parse_solver(text: str) -> str:
+    """A name, or the path of a file that holds a solver."""
+    if text in registry():
+        return text
+    if not re.search(r"[./~]", text):
+        raise UserError(
+            f"{text!r} is no solver{near(text, registry())}; expected one of {', '.join(sorted(registry()))}, or the "
+            "path of a .json file"
+        )
+    return user_path(text)
+
+
+def is_file(solver: str | None) -> bool:
+    """Whether what parse_solver returned is a path."""
+    return solver is not None and solver not in registry()
 
 
 def parse_levels(text: str) -> str | list[float]:

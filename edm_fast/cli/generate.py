@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
 import tqdm
 from click.core import ParameterSource
 
-from edm_fast import distributed, native
-from edm_fast.backend import requested
-from edm_fast.checkpoint import DEMO, load
+from edm_fast import __version__, distributed
+from edm_fast.checkpoint import DEMO
 from edm_fast.cli import _options as opt
 from edm_fast.cli import _sampler
 from edm_fast.cli._device import resolve_device
-from edm_fast.cli._errors import error_line
-from edm_fast.cli._outputs import expect_output
+from edm_fast.cli._networks import PRECISIONS, load_network, prepared, way_to_draw
+from edm_fast.cli._outputs import naming
+from edm_fast.cli._overviews import Trajectory, check_overviews, classes, expect_overviews, folders, write_overviews
+from edm_fast.cli._ranks import on_first_rank, wait_for_others
 from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
-from edm_fast.errors import UserError, UserOSError, count
+from edm_fast.errors import UserError, count
 from edm_fast.files import check_output
-from edm_fast.plan import PRECISIONS as ACCELERATED
-from edm_fast.plan import accelerate
-from edm_fast.sampling import (
-    check_class,
-    deal_missing,
-    sample_seeds,
-    save_grid,
-    save_png,
-    to_uint8,
-)
+from edm_fast.sampling import Solver, check_class, generate, save_png, to_uint8
 from edm_fast.sampling.images import image_name, made_with, read_png
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
-
-PRECISIONS = tuple(dict.fromkeys((*ACCELERATED["cuda"], *ACCELERATED["cpu"])))
-MAX_GRID = 10_000
-T = TypeVar("T")
 
 
 @click.command()
@@ -94,9 +80,9 @@ T = TypeVar("T")
 @click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
 @click.option(
     "--solver",
-    metavar="NAME",
-    type=click.Choice(sorted(registry())),
-    help=f"{', '.join(sorted(registry()))}.  [default: heun]",
+    metavar="NAME|FILE.json",
+    type=opt.Parsed(_sampler.parse_solver),
+    help=f"{', '.join(sorted(registry()))}; or levels and weights in a file.  [default: heun]",
 )
 @click.option(
     "--order", metavar="INT", type=opt.POSITIVE_INT, help="Of the solver, if it has several.  [default: its own]"
@@ -134,6 +120,18 @@ T = TypeVar("T")
 @click.option(
     "--grid", metavar="FILE.png", type=opt.OUTPUT_PATH, help="Also write all images as one picture.  [default: none]"
 )
+@click.option(
+    "--html",
+    metavar="FILE.html",
+    type=opt.OUTPUT_PATH,
+    help="Also write a page of all images with their seeds and settings.  [default: none]",
+)
+@click.option(
+    "--trajectory",
+    metavar="FILE.gif",
+    type=opt.OUTPUT_PATH,
+    help="Also write the denoised images after each step, as an animation.  [default: none]",
+)
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
 def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.
@@ -155,7 +153,7 @@ def command(**options: Any) -> None:
     check_options(options)
     device = resolve_device(options["device"])
     distributed.init(device)
-    generate(device, options)
+    run(device, options)
     distributed.shutdown()
 
 
@@ -168,38 +166,10 @@ def check_options(options: dict[str, Any]) -> None:
         raise UserError(f"--sigma_min {low:g} is not below --sigma_max {high:g}")
     _sampler.check_guidance(options)
     sampler_for(options)
-    if options["grid"] is not None:
-        if Path(options["grid"]).suffix.lower() != ".png":
-            raise UserError(f"--grid is {options['grid']!r}; expected the name of a .png file")
-        if len(options["seeds"]) > MAX_GRID:
-            raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
+    check_overviews(options)
 
 
-def way_to_draw(precision: str | None, device: torch.device) -> str:
-    """ "accelerated PRECISION"; without a precision on a GPU "stored", and "plain" with the backends of its ops where a
-    CPU cannot accelerate. UserError if a precision was asked for that cannot run.
-    """
-    on_gpu = device.type == "cuda"
-    if precision is None and on_gpu:
-        return "stored"
-    allowed = ACCELERATED[device.type]
-    if precision is not None and precision not in allowed:
-        raise UserError(f"--precision {precision} does not run on {device.type}; expected {', '.join(allowed)}")
-    reason, backends = None if on_gpu else native.cpu_reason(), requested()
-    if reason is None and set(backends.values()) != {"auto"}:
-        reason = "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
-    if precision is not None and reason is not None:
-        raise UserError(f"--precision {precision} does not run here: {reason}; expected no --precision")
-    return f"accelerated {precision or 'fp32'}" if reason is None else f"plain {backends}"
-
-
-def prepared(net: Any, way: str) -> Any:
-    """`net` ready to run in this way; plain and stored networks run as they are, with torch's own settings."""
-    how, _, precision = way.partition(" ")
-    return accelerate(net, precision) if how == "accelerated" else net
-
-
-def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any]) -> str:
+def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any], solver: Solver) -> str:
     """Names the settings that decide an image besides its seed: networks, sampler, guidance, class, way to draw, kind
     of device.
 
@@ -213,7 +183,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     sampler, kwargs = sampler_for(options)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
-        "sampler": [sampler.__name__, kwargs],
+        "sampler": [sampler.__name__, repr(solver) if _sampler.is_file(options["solver"]) else kwargs],
         "class": options["class_idx"],
         "way": way_to_draw(options["precision"], device),
         "device": device.type,
@@ -225,7 +195,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     return digest.hexdigest()[:32]
 
 
-def generate(device: torch.device, options: dict[str, Any]) -> None:
+def run(device: torch.device, options: dict[str, Any]) -> None:
     """The whole command, on each rank."""
     way = way_to_draw(options["precision"], device)
     net = load_network(device, options["network_pkl"])
@@ -239,32 +209,33 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
         guidance.check(net)
     seeds, outdir = options["seeds"], Path(options["outdir"])
     names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
-    mark = on_first_rank(lambda: fingerprint(net, gnet, device, options))
+    mark = on_first_rank(lambda: fingerprint(net, gnet, device, options, solver))
     finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
-    world = distributed.world_size()
-    parts = deal_missing([*names], finished, options["max_batch_size"], world)[distributed.rank() :: world]
+    trajectory = None if options["trajectory"] is None else Trajectory()
     start = time.perf_counter()
-    run = prepared(net, way)
-    with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
-        for part in parts:
-            x = sample_seeds(run, _sampler.guided(sampler, guidance), part, options["class_idx"], device, **kwargs)
-            save_images(x, part, outdir, names, mark)
-            progress.update(len(part))
+    images = generate(
+        prepared(net, way),
+        [*names],
+        options["class_idx"],
+        batch=options["max_batch_size"],
+        device=device,
+        solver=solver,
+        guidance=guidance,
+        callback=trajectory,
+        finished=finished,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+    )
+    for seed, image in tqdm.tqdm(images, unit="img", disable=distributed.rank() != 0):
+        save_image(image, seed, outdir / names[seed], mark)
     wait_for_others()
     cost = _sampler.evaluations(solver, guidance)
-    report(len(names) - len(finished), len(finished), time.perf_counter() - start, cost, outdir)
-    if options["grid"] is not None:
-        on_first_rank(lambda: write_grid(options["grid"], [outdir / names[seed] for seed in seeds]))
-
-
-def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
-    """The first rank loads (and downloads) before the others do."""
-    if name is None:
-        name = DEMO
-        distributed.print0("No --network given: using the demo model that comes with edm-fast (MNIST digits, 32x32).")
-    first: list[torch.nn.Module] = []
-    on_first_rank(lambda: first.append(load(name, device=device)))
-    return first[0] if first else load(name, device=device)
+    line = report(len(names) - len(finished), len(finished), time.perf_counter() - start, cost)
+    distributed.print0(f"{line}: {outdir}{os.sep}")
+    files = {seed: outdir / name for seed, name in names.items()}
+    page = {"note": line, **page_of(options, sampler, kwargs, way, device)}
+    labels = functools.partial(classes, net, [*names], options["class_idx"], device)
+    on_first_rank(lambda: write_overviews(options, files, labels, trajectory, page))
 
 
 def check_channels(net: Any) -> None:
@@ -274,7 +245,7 @@ def check_channels(net: Any) -> None:
 
 def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict[str, Any]) -> set[int]:
     """Make sure that files can be written; the seeds whose images are there already and may be kept."""
-    for folder in (outdir, *([Path(options["grid"]).parent] if options["grid"] else [])):
+    for folder in (outdir, *folders(options)):
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -282,8 +253,7 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
     targets = [outdir / name for seed, name in names.items() if seed not in finished]
     if replaced := sum(check_output(path, "png") for path in targets):
         click.echo(f"note: {count(replaced, 'image')} in {outdir} will be replaced")
-    if options["grid"] is not None:
-        expect_output(options["grid"], "png", *(str(outdir / name) for name in names.values()))
+    expect_overviews(options, [str(outdir / name) for name in names.values()])
     return finished
 
 
@@ -320,59 +290,34 @@ def remove_leftovers(paths: set[Path]) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def save_images(x: torch.Tensor, seeds: Sequence[int], outdir: Path, names: dict[int, str], mark: str) -> None:
-    """Write the images x (N, C, R, R) of `seeds`."""
-    valid = x.isfinite().flatten(1).all(dim=1).tolist()
-    for seed, image, ok in zip(seeds, to_uint8(x), valid, strict=True):
-        if not ok:
-            raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
-        with naming(outdir / names[seed]):
-            save_png(outdir / names[seed], image, made_with=mark)
+def save_image(x: torch.Tensor, seed: int, path: Path, mark: str) -> None:
+    """Write the image x (C, R, R) of a seed."""
+    if not x.isfinite().all():
+        raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
+    with naming(path):
+        save_png(path, to_uint8(x[None])[0], made_with=mark)
 
 
-def wait_for_others() -> None:
-    try:
-        distributed.barrier()
-    except RuntimeError as error:  # it has said why by itself
-        raise UserError("another process has stopped; the images made so far are whole") from error
-
-
-def write_grid(path: str, images: Sequence[Path]) -> None:
-    """One picture of all images, read back from their files: other ranks made some, an earlier run others."""
-    with naming(Path(path)):
-        save_grid(path, [read_png(image) for image in images])
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system say which file they are about (a full disk does not)."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserOSError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def report(made: int, kept: int, seconds: float, cost: str, outdir: Path) -> None:
+def report(made: int, kept: int, seconds: float, cost: str) -> str:
     rate = f"{made / seconds:.2f} images/s" if seconds > 0 else ""
-    text = f"{count(made, 'image')} in {seconds:.1f} s ({rate}), {cost}" + (
+    return f"{count(made, 'image')} in {seconds:.1f} s ({rate}), {cost}" + (
         f", {kept} kept from before" if kept else ""
     )
-    distributed.print0(f"{text}: {outdir}{os.sep}")
 
 
-def on_first_rank(function: Callable[[], T]) -> T:
-    """What function() returns on rank 0, on every rank. An error stops all ranks and is told once."""
-    result, line = None, None
-    if distributed.rank() == 0:
-        try:
-            result = function()
-        except Exception as error:
-            line = error_line(error)
-            distributed.broadcast_object((None, line or repr(error)))
-            raise
-    result, line = distributed.broadcast_object((result, line))
-    if line is not None:
-        sys.exit(2)
-    return result
+def page_of(
+    options: dict[str, Any], sampler: Any, kwargs: dict[str, Any], way: str, device: torch.device
+) -> dict[str, Any]:
+    """Title and settings of the contact sheet."""
+    network = options["network_pkl"] or DEMO
+    names = {
+        "class_idx": "class",
+        "guidance": "guidance",
+        "gnet": "guided by",
+        "guidance_interval": "guidance interval",
+    }
+    names["max_batch_size"] = "batch"
+    chosen = {text: options[name] for name, text in names.items() if options[name] is not None}
+    settings = {"network": network, "sampler": sampler.__name__, **kwargs, **chosen, "network runs": way}
+    settings |= {"device": str(device), "edm-fast": __version__, "torch": torch.__version__}
+    return {"title": f"{count(len({*options['seeds']}), 'image')} of {os.path.basename(network)}", "settings": settings}

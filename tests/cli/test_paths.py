@@ -21,13 +21,17 @@ from helpers.tiny_training import write_dataset
 
 # every option and argument that takes a path
 PATHS = {
-    "generate": ["--network", "--gnet", "--outdir", "--grid"],
+    "generate": ["--network", "--gnet", "--solver", "--outdir", "--grid", "--html", "--trajectory"],
     "train": ["--outdir", "--data", "--transfer", "--resume"],
     "fid calc": ["--images", "--ref", "--detector"],
     "fid ref": ["--data", "--dest", "--detector"],
     "dataset convert": ["--source", "--dest"],
     "dataset check": ["path"],
     "convert": ["source", "dest"],
+    "study precision": ["--network", "--outdir"],
+    "study quality": ["--network", "--outdir", "--data", "--detector"],
+    "study stochasticity": ["--network", "--outdir", "--data", "--detector"],
+    "study truncation": ["--network", "--outdir"],
     "bench": ["--networks", "--outdir", "--readme", "--results"],
     "verify": ["--network", "--json"],
     "tune-kernels": ["--network"],
@@ -115,6 +119,8 @@ BENCH = ("bench", "networks", "--networks=tiny.safetensors", "--rounds=1")
 WRITERS = {
     "generate image": (lambda d: (*GENERATE, f"--outdir={Path(d).parent}"), "out/000003.png", "text", []),
     "generate grid": (lambda d: (*GENERATE, "--outdir=out", f"--grid={d}"), "grid.png", "text", ["out/000003.png"]),
+    "generate page": (lambda d: (*GENERATE, "--outdir=out", f"--html={d}"), "a/s.html", "zip", ["out/000003.png"]),
+    "generate film": (lambda d: (*GENERATE, "--outdir=out", f"--trajectory={d}"), "s.gif", "text", ["out/000003.png"]),
     "fid ref": (
         lambda d: ("fid", "ref", "--data=images.zip", f"--dest={d}", "--detector=detector.pt", "--device=cpu"),
         "a/ref.npz",
