@@ -22,6 +22,7 @@ _HOMES = {
     "ablation_sampler": "sampling",
     "sample": "sampling",
     "Guidance": "sampling",
+    "load_sampler": "sampling",
     "sample_seeds": "sampling",
     "StopSampling": "sampling",
     "save_grid": "sampling",

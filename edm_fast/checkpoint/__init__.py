@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from edm_fast.checkpoint._digest import add_weights, weights_digest
 from edm_fast.checkpoint._notes import CheckpointWarning, other_attributes
 from edm_fast.checkpoint._rebuild import rebuild
 from edm_fast.checkpoint._records import CheckpointError, damaged
@@ -24,6 +25,7 @@ from edm_fast.files import fetch, is_url, kept_as, user_path
 __all__ = [
     "CheckpointError",
     "CheckpointWarning",
+    "add_weights",
     "demo_path",
     "destination",
     "inspect",
@@ -31,6 +33,7 @@ __all__ = [
     "load_training_state",
     "save",
     "save_pkl",
+    "weights_digest",
 ]
 
 PathLike = str | os.PathLike[str]

@@ -9,12 +9,15 @@ from edm_fast.sampling.solvers._gits import gits
 from edm_fast.sampling.solvers._sample import sample
 from edm_fast.sampling.solvers.ablation import ablation_sampler
 from edm_fast.sampling.solvers.edm import edm_sampler
+from edm_fast.sampling.tuned import SUFFIX, TunedSampler, load_sampler, save_sampler
 
 __all__ = [
+    "SUFFIX",
     "Guidance",
     "Solver",
     "StackedRandomGenerator",
     "StopSampling",
+    "TunedSampler",
     "ablation_sampler",
     "arrange",
     "check_class",
@@ -22,11 +25,13 @@ __all__ = [
     "deal_seeds",
     "edm_sampler",
     "gits",
+    "load_sampler",
     "optimised_levels",
     "run",
     "sample",
     "sample_seeds",
     "save_grid",
     "save_png",
+    "save_sampler",
     "to_uint8",
 ]

@@ -1,0 +1,165 @@
+"""edm-fast tune: the fewest evaluations that keep a bound on the distance from the converged solution."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import tqdm
+
+import edm_fast
+from edm_fast.checkpoint import DEMO
+from edm_fast.cli import _options as opt
+from edm_fast.cli._device import resolve_device
+from edm_fast.cli._outputs import expect_output
+from edm_fast.errors import UserError, count
+from edm_fast.evaluation import _truth, tune
+from edm_fast.evaluation._trials import SOLVERS, Trials, check_solvers
+from edm_fast.files import check_output, is_url
+from edm_fast.plan import PRECISIONS
+from edm_fast.sampling import SUFFIX, save_sampler
+
+MOST_EVALUATIONS = 100
+HEAD = f"{'evaluations':>11s}  {'precision':9s} {'solver':34s} {'levels':26s}  searched  held out: mean    95%  worst"
+
+
+def names(text: str) -> list[str]:
+    """A,B"""
+    return [name.strip() for name in text.split(",")]
+
+
+@click.command()
+@click.argument("network", metavar="PATH|URL|demo", type=opt.INPUT_PATH_OR_URL)
+@click.option(
+    "--max-error",
+    metavar="LEVELS",
+    type=opt.POSITIVE,
+    default=1.0,
+    show_default=True,
+    help="Most RMS difference from the true image, mean of the held-out seeds, in levels of 255.",
+)
+@click.option(
+    "--nfe", metavar="LIST", type=opt.INT_LIST, default="4-14", show_default=True, help="Numbers of evaluations to try."
+)
+@click.option(
+    "--seeds",
+    metavar="LIST",
+    type=opt.INT_LIST,
+    default="100000-100063",
+    show_default=True,
+    help="Three of eight are searched on, the others held out.",
+)
+@click.option(
+    "--solvers", metavar="A,B", type=opt.Parsed(names), help=f"Of {', '.join(SOLVERS)}.  [default: all of these]"
+)
+@click.option(
+    "--precisions", metavar="A,B", type=opt.Parsed(names), help="As of generate.  [default: all but exact]"
+)
+@click.option("--out", metavar="FILE", type=opt.OUTPUT_PATH, help=f"[default: NETWORK{SUFFIX}]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def command(network: str, out: str | None, device: str, **options: Any) -> None:
+    """Search solver, order, noise levels, number of evaluations and precision for a network, and write a sampler file.
+
+    The truth is the solution of the network's ODE by 256 steps of Heun's method, compared with 512 on a few seeds. The
+    error of an image is its RMS difference from the truth of the same seed, in levels of 255. The search takes the
+    cheapest sampler first and stops at the first that keeps the bound: on seeds that no choice was made on, the mean
+    error and two standard errors together are at most --max-error. The 95th percentile and the worst error of these
+    seeds are written beside it; single images may be farther away than the bound.
+
+    Also written is a picture, FILE.png, of held-out seeds: the image, the truth, and their difference 16 times larger.
+    The cache folder (EDM_FAST_CACHE_DIR) keeps the truth and every measured error, so that a search that was stopped
+    goes on when the command is given again. `edm-fast generate --sampler=FILE` draws with what was found.
+
+    \b
+    edm-fast tune model.safetensors --max-error=1
+    edm-fast generate --network=model.safetensors --sampler=model.sampler.json --outdir=out
+    """
+    start = time.perf_counter()
+    where = resolve_device(device, group=False)
+    path = Path(out or default_name(network))
+    task = checked_task(where, **options)
+    picture = path.with_suffix(".png")
+    expect_output(str(path), "json", network)
+    check_output(picture, "png")
+    net = edm_fast.load(network, device=where)
+    truth = _truth.Truth(net)
+    apart = compute_truth(net, truth, task)
+    measured = tune.Measured(truth, tune.prepared(net, task.precisions))
+    if measured.errors:
+        click.echo(f"{count(len(measured.errors), 'measured sampler')} of earlier searches are used again")
+    found = run_search(task, Trials(measured.networks[task.precisions[0]], task.searched, task.solvers), measured)
+    if not found.kept:
+        click.echo(
+            f"no sampler of {min(task.evaluations)} to {max(task.evaluations)} evaluations keeps the bound of "
+            f"{task.max_error:g} levels; expected a larger --max-error or --nfe"
+        )
+        raise SystemExit(1)
+    tuned = tune.tuned_sampler(task, found, truth, apart, network if network == DEMO else os.path.basename(network))
+    save_sampler(path, tuned)
+    tune.save_pairs(picture, task, found, measured)
+    click.echo(f"{tuned.describe()}\n{path} and {picture} written after {time.perf_counter() - start:.0f} s")
+
+
+def default_name(network: str) -> str:
+    """Beside a file, or in the current folder for what is none."""
+    if network == DEMO or is_url(network):
+        network = os.path.basename(network.rstrip("/"))
+    stem, ending = os.path.splitext(network.rstrip(os.sep))
+    return (stem if ending in (".safetensors", ".pkl", ".pt") else network.rstrip(os.sep)) + SUFFIX
+
+
+def checked_task(
+    device: torch.device, nfe: list[int], solvers: list[str] | None, precisions: list[str] | None, **rest: Any
+) -> tune.Task:
+    """UserError for what can be told wrong before anything is loaded."""
+    if not nfe or min(nfe) < 1 or max(nfe) > MOST_EVALUATIONS:
+        raise UserError(f"--nfe expects numbers from 1 to {MOST_EVALUATIONS}, as in 4-14")
+    allowed = list(PRECISIONS[device.type]) if _truth.can_accelerate(device) else [_truth.STORED]
+    for name in precisions or []:
+        if name not in allowed:
+            raise UserError(f"--precisions: {name!r} does not run here; expected some of {', '.join(allowed)}")
+    chosen = precisions or allowed[len(allowed) > 1 :]
+    check_solvers(solvers or [])
+    ordered = sorted(set(chosen), key=allowed.index)
+    return tune.Task(evaluations=sorted(set(nfe)), solvers=solvers or list(SOLVERS), precisions=ordered, **rest)
+
+
+def compute_truth(net: torch.nn.Module, truth: _truth.Truth, task: tune.Task) -> float:
+    """The images of all seeds; how far twice the steps change them."""
+    few = tune.Truth(net, 2 * truth.steps)
+    cost = len(truth.missing(task.seeds)) * _truth.evaluations(truth.steps)
+    cost += len(few.missing(task.seeds[: tune.CONVERGED_SEEDS])) * _truth.evaluations(few.steps)
+    with tqdm.tqdm(total=cost, desc="truth", unit="eval") as bar:
+        truth.images(task.seeds, bar.update)
+        apart = tune.converged(net, truth, task.seeds, bar.update)
+    click.echo(
+        f"truth of {count(len(set(task.seeds)), 'seed')}: Heun's method in {truth.steps} steps, {truth.precision}; "
+        f"{2 * truth.steps} steps change {count(tune.CONVERGED_SEEDS, 'image')} by {apart:.4f} levels at most"
+    )
+    return apart
+
+
+def run_search(task: tune.Task, trials: Trials, measured: tune.Measured) -> tune.Found:
+    """The table, line by line; the last one found."""
+    costs = tune.seconds(measured.networks)
+    click.echo(", ".join(f"{name} {seconds / tune.BATCH * 1e3:.2f} ms" for name, seconds in costs.items()) + " an image")
+    found = None
+    with tqdm.tqdm(desc="samplers", unit="") as bar:
+        bar.write(HEAD)
+        for found in tune.search(task, trials, measured, costs, bar.update):
+            bar.write(line(found))
+    if found is None:
+        raise UserError("no solver can spend any of these --nfe; expected other numbers or --solvers")
+    return found
+
+
+def line(found: tune.Found) -> str:
+    text = f"{found.trial.evaluations:11d}  {found.precision:9s} {found.trial!s:61s}  {found.searched.mean:8.3f}"
+    if found.held_out is not None:
+        error = found.held_out
+        text += f"  {error.mean:.3f} +- {error.se:.3f}  {error.p95:5.2f}  {error.worst:5.2f}"
+    return text + ("  kept" if found.kept else "")
