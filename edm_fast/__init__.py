@@ -23,6 +23,7 @@ _HOMES = {
     "sample": "sampling",
     "Guidance": "sampling",
     "load_sampler": "sampling",
+    "generate": "sampling",
     "sample_seeds": "sampling",
     "StopSampling": "sampling",
     "save_grid": "sampling",

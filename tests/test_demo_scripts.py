@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edm_fast.data import ImageFolderDataset
+from edm_fast.data import ImageFolderDataset, demo_digits
 from edm_fast.data.convert import write_dataset
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "demo"
@@ -41,6 +41,9 @@ def test_zips_hold_every_digit_once(tmp_path):
     assert (len(a), len(b), a.image_shape, a.label_dim) == (1000, 4000, [1, 32, 32], 10)
     image = a[0][0][0]
     assert image.max() > 200 and not image[:2].any() and not image[:, -2:].any()
+    packaged = np.concatenate([demo_digits(part)[0] for part in ("train", "heldout")])
+    zipped = {part[i][0].tobytes() for part in (a, b) for i in range(len(part))}
+    assert {image.tobytes() for image in packaged} == zipped
 
 
 def test_classifier_tells_shapes_apart(tmp_path):

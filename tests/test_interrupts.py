@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from edm_fast import checkpoint, cli, files
-from edm_fast.cli import generate
 from edm_fast.data.convert import convert
 from edm_fast.evaluation import fid
 from edm_fast.sampling import sample_seeds, save_grid, save_png
+from edm_fast.sampling.solvers import _generate
 from helpers import tiny_training
 from helpers.tiny_networks import tiny, tiny_checkpoint
 
@@ -91,7 +91,7 @@ def test_while_images_are_drawn(tmp_path, monkeypatch):
         return sample_seeds(net, sampler, seeds, *args, **kwargs)
 
     grid = tmp_path / "grid.png"
-    monkeypatch.setattr(generate, "sample_seeds", interrupted)
+    monkeypatch.setattr(_generate, "sample_seeds", interrupted)
     result = CliRunner().invoke(cli.main, [*options, f"--outdir={tmp_path / 'out'}", f"--grid={grid}"])
     assert result.exit_code == 130 and "interrupted" in result.stderr and "Traceback" not in result.output
     assert sorted(contents(tmp_path / "out")) == [f"{seed:06d}.png" for seed in range(6)] and not grid.exists()

@@ -8,6 +8,7 @@ number of every digit in each part, drawn with a fixed seed; `benchmarks/demo/cl
 the held-out part, which the generator never sees.
 
     python benchmarks/demo/prepare_mnist.py --train mnist-train.zip --heldout mnist-heldout.zip --split 1000
+    python benchmarks/demo/prepare_mnist.py --asset edm_fast/assets/demo-digits.npz     # the package's copy of both
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import numpy as np
 
 from edm_fast.data.convert import write_dataset
+from edm_fast.files import atomic_write
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -43,15 +45,28 @@ def split_indices(labels: np.ndarray, heldout: int, seed: int) -> tuple[np.ndarr
     return np.setdiff1d(np.arange(len(labels)), held), np.sort(held)
 
 
+def write_asset(path: str, images: np.ndarray, labels: np.ndarray, train: np.ndarray, held: np.ndarray) -> None:
+    """Both parts in one compressed file, without the border; `edm_fast.data.demo_digits` reads it."""
+    parts = {"train": train, "heldout": held}
+    arrays = {f"{name}_images": images[part, 2:-2, 2:-2] for name, part in parts.items()}
+    arrays |= {f"{name}_labels": labels[part].astype(np.uint8) for name, part in parts.items()}
+    with atomic_write(path, kind="npz") as file:
+        np.savez_compressed(file, **arrays)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", default="mnist-train.zip", help="zip to write the training images to")
     parser.add_argument("--heldout", default="mnist-heldout.zip", help="zip to write the held-out images to")
+    parser.add_argument("--asset", help="write one .npz of both parts instead of the zips")
     parser.add_argument("--split", type=int, default=1000, help="number of held-out images [default: 1000]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split [default: 0]")
     args = parser.parse_args()
     images, labels = load_digits()
     train, held = split_indices(labels, args.split, args.seed)
+    if args.asset:
+        write_asset(args.asset, images, labels, train, held)
+        return
     for dest, part in ((args.train, train), (args.heldout, held)):
         if len(part):
             count = write_dataset(dest, ((images[i], int(labels[i])) for i in part))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from edm_fast.errors import UserError
-from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, run, sample
+from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, sample
 from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers import registry
 
@@ -20,7 +17,6 @@ OPTIONS = {  # names of options on the command line where they differ
 ABLATION = ("solver", "discretization", "schedule", "scaling")
 NUMBERS = ("num_steps", "sigma_min", "sigma_max", "rho")
 CHURN = ("S_churn", "S_min", "S_max", "S_noise")
-Sampler = Callable[..., torch.Tensor]
 
 
 def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -76,24 +72,6 @@ def guidance_for(options: dict[str, Any], gnet: Any) -> Guidance | None:
         return None
     interval = options["guidance_interval"]
     return Guidance(options["guidance"], gnet, *([] if interval is None else [interval]))
-
-
-def guided(sampler: Any, guidance: Guidance | None) -> Sampler:
-    """Any sampler of steps, guided."""
-    if guidance is None:
-        return sampler
-
-    def sampled(net: Any, latents: Any, class_labels: Any, randn_like: Any, **kwargs: Any) -> torch.Tensor:
-        return run(
-            net,
-            latents,
-            sampler.solver(net, latents, class_labels, randn_like, **kwargs),
-            class_labels,
-            randn_like,
-            guidance=guidance,
-        )
-
-    return sampled
 
 
 def evaluations(solver: Any, guidance: Guidance | None) -> str:

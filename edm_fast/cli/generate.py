@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
 import tqdm
 from click.core import ParameterSource
 
-from edm_fast import distributed, native
-from edm_fast.backend import requested
-from edm_fast.checkpoint import DEMO, load
+from edm_fast import distributed
 from edm_fast.cli import _options as opt
 from edm_fast.cli import _sampler
 from edm_fast.cli._device import resolve_device
-from edm_fast.cli._errors import error_line
-from edm_fast.cli._outputs import expect_output
+from edm_fast.cli._networks import PRECISIONS, load_network, prepared, way_to_draw
+from edm_fast.cli._outputs import expect_output, naming
+from edm_fast.cli._ranks import on_first_rank, wait_for_others
 from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
-from edm_fast.errors import UserError, UserOSError, count
+from edm_fast.errors import UserError, count
 from edm_fast.files import check_output
-from edm_fast.plan import PRECISIONS as ACCELERATED
-from edm_fast.plan import accelerate
-from edm_fast.sampling import (
-    check_class,
-    deal_missing,
-    sample_seeds,
-    save_grid,
-    save_png,
-    to_uint8,
-)
+from edm_fast.sampling import check_class, generate, save_grid, save_png, to_uint8
 from edm_fast.sampling.images import image_name, made_with, read_png
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
 
-PRECISIONS = tuple(dict.fromkeys((*ACCELERATED["cuda"], *ACCELERATED["cpu"])))
 MAX_GRID = 10_000
-T = TypeVar("T")
 
 
 @click.command()
@@ -155,7 +141,7 @@ def command(**options: Any) -> None:
     check_options(options)
     device = resolve_device(options["device"])
     distributed.init(device)
-    generate(device, options)
+    run(device, options)
     distributed.shutdown()
 
 
@@ -173,30 +159,6 @@ def check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--grid is {options['grid']!r}; expected the name of a .png file")
         if len(options["seeds"]) > MAX_GRID:
             raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
-
-
-def way_to_draw(precision: str | None, device: torch.device) -> str:
-    """ "accelerated PRECISION"; without a precision on a GPU "stored", and "plain" with the backends of its ops where a
-    CPU cannot accelerate. UserError if a precision was asked for that cannot run.
-    """
-    on_gpu = device.type == "cuda"
-    if precision is None and on_gpu:
-        return "stored"
-    allowed = ACCELERATED[device.type]
-    if precision is not None and precision not in allowed:
-        raise UserError(f"--precision {precision} does not run on {device.type}; expected {', '.join(allowed)}")
-    reason, backends = None if on_gpu else native.cpu_reason(), requested()
-    if reason is None and set(backends.values()) != {"auto"}:
-        reason = "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
-    if precision is not None and reason is not None:
-        raise UserError(f"--precision {precision} does not run here: {reason}; expected no --precision")
-    return f"accelerated {precision or 'fp32'}" if reason is None else f"plain {backends}"
-
-
-def prepared(net: Any, way: str) -> Any:
-    """`net` ready to run in this way; plain and stored networks run as they are, with torch's own settings."""
-    how, _, precision = way.partition(" ")
-    return accelerate(net, precision) if how == "accelerated" else net
 
 
 def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any]) -> str:
@@ -225,7 +187,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     return digest.hexdigest()[:32]
 
 
-def generate(device: torch.device, options: dict[str, Any]) -> None:
+def run(device: torch.device, options: dict[str, Any]) -> None:
     """The whole command, on each rank."""
     way = way_to_draw(options["precision"], device)
     net = load_network(device, options["network_pkl"])
@@ -241,30 +203,26 @@ def generate(device: torch.device, options: dict[str, Any]) -> None:
     names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
     mark = on_first_rank(lambda: fingerprint(net, gnet, device, options))
     finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
-    world = distributed.world_size()
-    parts = deal_missing([*names], finished, options["max_batch_size"], world)[distributed.rank() :: world]
     start = time.perf_counter()
-    run = prepared(net, way)
-    with tqdm.tqdm(total=sum(map(len, parts)), unit="img", disable=distributed.rank() != 0) as progress:
-        for part in parts:
-            x = sample_seeds(run, _sampler.guided(sampler, guidance), part, options["class_idx"], device, **kwargs)
-            save_images(x, part, outdir, names, mark)
-            progress.update(len(part))
+    images = generate(
+        prepared(net, way),
+        [*names],
+        options["class_idx"],
+        batch=options["max_batch_size"],
+        device=device,
+        solver=solver,
+        guidance=guidance,
+        finished=finished,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+    )
+    for seed, image in tqdm.tqdm(images, unit="img", disable=distributed.rank() != 0):
+        save_image(image, seed, outdir / names[seed], mark)
     wait_for_others()
     cost = _sampler.evaluations(solver, guidance)
     report(len(names) - len(finished), len(finished), time.perf_counter() - start, cost, outdir)
     if options["grid"] is not None:
         on_first_rank(lambda: write_grid(options["grid"], [outdir / names[seed] for seed in seeds]))
-
-
-def load_network(device: torch.device, name: str | None) -> torch.nn.Module:
-    """The first rank loads (and downloads) before the others do."""
-    if name is None:
-        name = DEMO
-        distributed.print0("No --network given: using the demo model that comes with edm-fast (MNIST digits, 32x32).")
-    first: list[torch.nn.Module] = []
-    on_first_rank(lambda: first.append(load(name, device=device)))
-    return first[0] if first else load(name, device=device)
 
 
 def check_channels(net: Any) -> None:
@@ -320,21 +278,12 @@ def remove_leftovers(paths: set[Path]) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def save_images(x: torch.Tensor, seeds: Sequence[int], outdir: Path, names: dict[int, str], mark: str) -> None:
-    """Write the images x (N, C, R, R) of `seeds`."""
-    valid = x.isfinite().flatten(1).all(dim=1).tolist()
-    for seed, image, ok in zip(seeds, to_uint8(x), valid, strict=True):
-        if not ok:
-            raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
-        with naming(outdir / names[seed]):
-            save_png(outdir / names[seed], image, made_with=mark)
-
-
-def wait_for_others() -> None:
-    try:
-        distributed.barrier()
-    except RuntimeError as error:  # it has said why by itself
-        raise UserError("another process has stopped; the images made so far are whole") from error
+def save_image(x: torch.Tensor, seed: int, path: Path, mark: str) -> None:
+    """Write the image x (C, R, R) of a seed."""
+    if not x.isfinite().all():
+        raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
+    with naming(path):
+        save_png(path, to_uint8(x[None])[0], made_with=mark)
 
 
 def write_grid(path: str, images: Sequence[Path]) -> None:
@@ -343,36 +292,9 @@ def write_grid(path: str, images: Sequence[Path]) -> None:
         save_grid(path, [read_png(image) for image in images])
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system say which file they are about (a full disk does not)."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserOSError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def report(made: int, kept: int, seconds: float, cost: str, outdir: Path) -> None:
     rate = f"{made / seconds:.2f} images/s" if seconds > 0 else ""
     text = f"{count(made, 'image')} in {seconds:.1f} s ({rate}), {cost}" + (
         f", {kept} kept from before" if kept else ""
     )
     distributed.print0(f"{text}: {outdir}{os.sep}")
-
-
-def on_first_rank(function: Callable[[], T]) -> T:
-    """What function() returns on rank 0, on every rank. An error stops all ranks and is told once."""
-    result, line = None, None
-    if distributed.rank() == 0:
-        try:
-            result = function()
-        except Exception as error:
-            line = error_line(error)
-            distributed.broadcast_object((None, line or repr(error)))
-            raise
-    result, line = distributed.broadcast_object((result, line))
-    if line is not None:
-        sys.exit(2)
-    return result

@@ -1,6 +1,7 @@
 """Data sets and the order in which training reads them."""
 
 from edm_fast.data.dataset import ImageFolderDataset
+from edm_fast.data.digits import demo_digits
 from edm_fast.data.index_stream import InfiniteSampler
 
-__all__ = ["ImageFolderDataset", "InfiniteSampler"]
+__all__ = ["ImageFolderDataset", "InfiniteSampler", "demo_digits"]

@@ -4,7 +4,15 @@ from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling._optimised import optimised_levels
 from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
 from edm_fast.sampling.loop import Solver, StopSampling, run
-from edm_fast.sampling.seeds import StackedRandomGenerator, check_class, deal_missing, deal_seeds, sample_seeds
+from edm_fast.sampling.seeds import (
+    StackedRandomGenerator,
+    check_class,
+    deal_missing,
+    deal_seeds,
+    sample_seeds,
+    seed_inputs,
+)
+from edm_fast.sampling.solvers._generate import generate
 from edm_fast.sampling.solvers._gits import gits
 from edm_fast.sampling.solvers._sample import sample
 from edm_fast.sampling.solvers.ablation import ablation_sampler
@@ -24,12 +32,14 @@ __all__ = [
     "deal_missing",
     "deal_seeds",
     "edm_sampler",
+    "generate",
     "gits",
     "load_sampler",
     "optimised_levels",
     "run",
     "sample",
     "sample_seeds",
+    "seed_inputs",
     "save_grid",
     "save_png",
     "save_sampler",

@@ -60,18 +60,13 @@ def check_class(net: Any, class_idx: int | None) -> None:
         )
 
 
-def sample_seeds(
-    net: Any,
-    sampler: Callable[..., Tensor],
-    seeds: Sequence[int],
-    class_idx: int | None = None,
-    device: torch.device | str = "cpu",
-    **sampler_kwargs: Any,
-) -> Tensor:
-    """The images of these seeds, (N, C, R, R) float64, not clipped.
+def seed_inputs(
+    net: Any, seeds: Sequence[int], class_idx: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:
+    """(latents (N, C, R, R) float32, class_labels (N, label_dim) or None, randn_like) for a sampler.
 
-    Each seed's stream gives the latents (float32), then a class if the network has any (drawn also where class_idx
-    replaces it), then the sampler's noise.
+    Each seed's stream gives the latents, then a class if the network has any (drawn also where class_idx replaces it),
+    then the sampler's noise.
     """
     check_class(net, class_idx)
     rnd = StackedRandomGenerator(device, seeds)
@@ -80,8 +75,21 @@ def sample_seeds(
     if net.label_dim:
         classes = rnd.randint(net.label_dim, size=[len(seeds)], device=device)
         labels = one_hot(classes if class_idx is None else torch.full_like(classes, class_idx), net.label_dim)
+    return latents, labels, rnd.randn_like
+
+
+def sample_seeds(
+    net: Any,
+    sampler: Callable[..., Tensor],
+    seeds: Sequence[int],
+    class_idx: int | None = None,
+    device: torch.device | str = "cpu",
+    **sampler_kwargs: Any,
+) -> Tensor:
+    """The images of these seeds in one batch, (N, C, R, R) float64, not clipped."""
+    latents, labels, randn_like = seed_inputs(net, seeds, class_idx, device)
     with torch.no_grad():
-        return sampler(net, latents, labels, randn_like=rnd.randn_like, **sampler_kwargs)
+        return sampler(net, latents, labels, randn_like=randn_like, **sampler_kwargs)
 
 
 class StackedRandomGenerator:

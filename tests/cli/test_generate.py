@@ -16,10 +16,11 @@ import torch
 from click.testing import CliRunner
 
 from edm_fast import accelerate, checkpoint, native, use_backend
-from edm_fast.cli import generate, main
+from edm_fast.cli import _networks, main
 from edm_fast.errors import UserError
 from edm_fast.networks import build
 from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, images, sample, sample_seeds, to_uint8
+from edm_fast.sampling.solvers import _generate
 
 UNET = {
     "model_type": "SongUNet",
@@ -205,7 +206,7 @@ def ways(monkeypatch):
         found.append(precision)
         return accelerate(net, precision)
 
-    monkeypatch.setattr(generate, "accelerate", recorded)
+    monkeypatch.setattr(_networks, "accelerate", recorded)
     return found
 
 
@@ -256,13 +257,13 @@ def test_a_backend_asked_for_by_name_is_not_mixed(conditional, tmp_path):
 
 def test_ways_to_draw_on_a_gpu():
     device = torch.device("cuda")
-    assert generate.way_to_draw(None, device) == "stored"
+    assert _networks.way_to_draw(None, device) == "stored"
     for precision in ("exact", "fp32", "tf32", "bf16", "fp16"):
-        assert generate.way_to_draw(precision, device) == f"accelerated {precision}"
+        assert _networks.way_to_draw(precision, device) == f"accelerated {precision}"
     net = make(use_fp16=True)
-    assert generate.prepared(net, "stored") is net
+    assert _networks.prepared(net, "stored") is net
     with use_backend("reference"), pytest.raises(UserError, match="asked for by name"):
-        generate.way_to_draw("bf16", device)
+        _networks.way_to_draw("bf16", device)
 
 
 def test_continued_runs_keep_what_is_there(conditional, tmp_path):
@@ -317,7 +318,7 @@ def test_continued_runs_draw_what_is_missing(conditional, tmp_path, monkeypatch,
         found.append(list(seeds))
         return sample_seeds(net, sampler, seeds, *args, **kwargs)
 
-    monkeypatch.setattr(generate, "sample_seeds", recorded)
+    monkeypatch.setattr(_generate, "sample_seeds", recorded)
     succeed(*options, second, "--skip-existing")
     assert found == parts
     pixels(tmp_path)  # every file can be read

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from edm_fast import native, use_backend
 from edm_fast.checkpoint import load
 from edm_fast.cli import main
+from edm_fast.cli._networks import prepared, way_to_draw
 from edm_fast.cli._sampler import sampler_for
-from edm_fast.cli.generate import command, prepared, way_to_draw
+from edm_fast.cli.generate import command
 from edm_fast.sampling import deal_seeds, sample_seeds
 from helpers import golden_cases as g
 

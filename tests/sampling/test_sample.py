@@ -102,6 +102,12 @@ def test_levels_as_a_list():
         ({"levels": [3.0, math.nan, 0.0]}, "sigma_min|network has"),
         ({"levels": [3.0, 1.0, 0.0], "num_steps": 5}, "num_steps is 5; with these 3 levels it is 2"),
         ({"levels": [3.0, 1.0, 0.0], "nfe": 5}, "nfe is 5; with these 3 levels it is 3"),
+        ({"levels": [3.0, 1.0, 0.0], "sigma_max": 80}, "sigma_max does not go with a list of levels"),
+        ({"levels": [3.0, 1.0, 0.0], "sigma_min": 0.002}, "sigma_min does not go with"),
+        ({"levels": [3.0, 1.0, 0.0], "rho": 7}, "rho does not go with"),
+        ({"levels": [3.0, 1.0, 0.5], "ends": "denoised"}, "ends does not go with"),
+        ({"solver": sample.solver(gauss(), None), "nfe": 35}, "nfe does not go with a solver that has its levels"),
+        ({"solver": sample.solver(gauss(), None), "r": 0.5}, "r does not go with"),
         ({"ends": "x"}, "ends is 'x'"),
         ({"rho": 0}, "rho is 0"),
         ({"solver": "gradient_estimation", "gamma": "x"}, "gamma is 'x'"),
@@ -162,6 +168,11 @@ def test_a_callback_changes_x_and_stops_the_run():
     want = sample(gauss(), torch.ones(1, 1, 1, 1), solver="euler", levels=levels[3:5])
     out = sample(gauss(), latents(), solver="euler", num_steps=6, callback=pinned)
     torch.testing.assert_close(out[:1], want)
+
+
+def test_a_solver_with_its_steps():
+    steps = sample.solver(gauss(), None, solver="dpmpp", nfe=5)
+    assert torch.equal(sample(gauss(), latents(), solver=steps), sample(gauss(), latents(), solver="dpmpp", nfe=5))
 
 
 def test_it_is_public():

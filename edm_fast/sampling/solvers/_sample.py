@@ -27,55 +27,73 @@ def sample(
     class_labels: Tensor | None = None,
     randn_like: loop.RandnLike = torch.randn_like,
     *,
-    solver: str = "heun",
+    solver: str | loop.Solver = "heun",
     order: int | None = None,
     num_steps: int | None = None,
     nfe: int | None = None,
-    levels: str | Sequence[float] | Tensor = "karras",
-    sigma_min: float = 0.002,
-    sigma_max: float = 80,
+    levels: str | Sequence[float] | Tensor | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     rho: float | None = None,
     guidance: Guidance | None = None,
     callback: loop.Callback | None = None,
-    ends: str = "zero",
+    ends: str | None = None,
     **solver_options: Any,
 ) -> loop.Solver:
     """Denoise latents (N, C, H, W) ~ N(0, I) with any solver; returns float64, not clipped.
 
-    solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own.
-    num_steps (18 if neither is given) or nfe: steps, or evaluations of `net` for an image, guidance apart.
-    levels: a name of `edm_fast.sampling.levels`, cut to the network's own range; or the levels
-    themselves, one more than steps, falling, from sigma_max down to the last, which may be 0.
-    ends: where levels by name end. "zero": num_steps levels, then 0. "sigma_min": num_steps + 1 levels.
+    solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own. Or the steps of a run, such
+    as sample.solver(net, None, ...) returns, which nothing but guidance and callback goes with.
+    num_steps (18 if neither is set) or nfe: steps, or evaluations of `net` for an image, guidance apart.
+    levels: a name of `edm_fast.sampling.levels` ("karras" if not set), cut to the network's own range; or the levels
+    themselves, one more than steps, falling, the last may be 0.
+    sigma_min, sigma_max: where levels by name end and begin; 0.002 and 80 if not set.
+    ends: what follows levels by name. "zero" (if not set): num_steps levels, then 0. "sigma_min": num_steps + 1 levels.
     "denoised": these, and then x = D(x; sigma_min), one evaluation more.
     rho: of levels by name that have one; None: 7 for "karras", 2 for "time_uniform", 1 for "polyexponential".
     guidance: see `edm_fast.Guidance`. callback: see `edm_fast.sampling.run`. UserError for bad options.
     """
     _arguments.check_network(net)
-    method = functools.partial(_method(solver, order, solver_options), ends=ends)
-    if ends not in ENDS:
-        raise UserError(f"ends is {ends!r}; expected one of {', '.join(ENDS)}")
     if nfe is not None and num_steps is not None:
         raise UserError(f"num_steps is {num_steps} and nfe is {nfe}; expected one of them")
-    if not isinstance(levels, str):
+    shape = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "ends": ends}
+    if isinstance(solver, loop.Solver):
+        counts = {"order": order, "num_steps": num_steps, "nfe": nfe, "levels": levels}
+        _expect_unset("a solver that has its levels and steps", {**counts, **shape, **solver_options})
+        return solver
+    method = _method(solver, order, solver_options)
+    if levels is not None and not isinstance(levels, str):
+        _expect_unset("a list of levels", shape)
         return _on_list(net, method, levels, num_steps, nfe)
+    levels, ends = "karras" if levels is None else levels, "zero" if ends is None else ends
     if levels not in LEVELS:
         raise UserError(f"levels is {levels!r}; expected numbers or one of {', '.join(LEVELS)}")
-    lo, hi = _arguments.limits(net, sigma_min, sigma_max)
-    exponent = {} if rho is None else {"rho": _arguments.positive("rho", rho)}
+    if ends not in ENDS:
+        raise UserError(f"ends is {ends!r}; expected one of {', '.join(ENDS)}")
+    lo, hi = _arguments.limits(net, 0.002 if sigma_min is None else sigma_min, 80 if sigma_max is None else sigma_max)
+    exponent = {"rho": _arguments.positive("rho", rho)} if rho is not None else {}
+    grid = functools.partial(LEVELS[levels], lo=lo, hi=hi, **(exponent if has_rho(levels) else {}))
     n = _arguments.steps(18 if num_steps is None else num_steps)
-    zero = [0.0] if ends == "zero" else []
-
-    def grid(n: int) -> Tensor:
-        return LEVELS[levels](n + 1 - len(zero), lo, hi, **(exponent if has_rho(levels) else {}))
-
     if nfe is not None:
-        n = _steps_of(nfe, solver, lambda n: method([*grid(n).tolist(), *zero]).evaluations)
-    return method(_falling([*loop.round_sigma(net, grid(n)).tolist(), *zero]))
+        n = _steps_of(nfe, solver, lambda n: _between(method, grid(n + (ends != "zero")), ends).evaluations)
+    return _between(method, loop.round_sigma(net, grid(n + (ends != "zero"))), ends)
+
+
+def _between(method: Callable[..., loop.Solver], grid: Tensor, ends: str) -> loop.Solver:
+    """The solver on these levels, and what follows them."""
+    made = method(_falling([*grid.tolist(), *([0.0] if ends == "zero" else [])]))
+    return loop.denoised_at_the_end(made) if ends == "denoised" else made
+
+
+def _expect_unset(what: str, settings: dict[str, Any]) -> None:
+    """UserError for a setting that `what` leaves nothing to decide."""
+    for name, value in settings.items():
+        if value is not None:
+            raise UserError(f"{name} does not go with {what}")
 
 
 def _method(name: str, order: int | None, options: dict[str, Any]) -> Callable[..., loop.Solver]:
-    """The solver as a function of levels and `ends`. UserError for a name or an option that does not exist."""
+    """The solver as a function of levels. UserError for a name or an option that does not exist."""
     if name not in registry():
         raise UserError(
             f"solver is {name!r}{near(str(name), registry())}; expected one of {', '.join(sorted(registry()))}"
@@ -86,12 +104,7 @@ def _method(name: str, order: int | None, options: dict[str, Any]) -> Callable[.
     for option in options:
         if option not in known:
             raise UserError(f"solver {name} has no option {option}; expected {', '.join(known) or 'none'}")
-
-    def make(levels: Sequence[float], ends: str) -> loop.Solver:
-        made = family(levels, **options)
-        return loop.denoised_at_the_end(made) if ends == "denoised" else made
-
-    return make
+    return functools.partial(family, **options)
 
 
 def _on_list(net: Any, method: Callable[..., loop.Solver], levels: Any, num_steps: Any, nfe: Any) -> loop.Solver:

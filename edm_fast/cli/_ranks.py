@@ -1,0 +1,36 @@
+"""What the processes of a group do together: one does the work of all, all wait for each other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from edm_fast import distributed
+from edm_fast.cli._errors import error_line
+from edm_fast.errors import UserError
+
+T = TypeVar("T")
+
+
+def on_first_rank(function: Callable[[], T]) -> T:
+    """What function() returns on rank 0, on every rank. An error stops all ranks and is told once."""
+    result, line = None, None
+    if distributed.rank() == 0:
+        try:
+            result = function()
+        except Exception as error:
+            line = error_line(error)
+            distributed.broadcast_object((None, line or repr(error)))
+            raise
+    result, line = distributed.broadcast_object((result, line))
+    if line is not None:
+        sys.exit(2)
+    return result
+
+
+def wait_for_others() -> None:
+    try:
+        distributed.barrier()
+    except RuntimeError as error:  # it has said why by itself
+        raise UserError("another process has stopped; the images made so far are whole") from error
