@@ -17,14 +17,15 @@ from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._outputs import expect_output
 from edm_fast.errors import UserError, count
-from edm_fast.evaluation import _truth, tune
-from edm_fast.evaluation._trials import SOLVERS, Trials, check_solvers
+from edm_fast.evaluation import tuning
+from edm_fast.evaluation.tuning import FITTED, SOLVERS
 from edm_fast.files import check_output, is_url
 from edm_fast.plan import PRECISIONS
 from edm_fast.sampling import SUFFIX, save_sampler
 
 MOST_EVALUATIONS = 100
-HEAD = f"{'evaluations':>11s}  {'precision':9s} {'solver':34s} {'levels':26s}  searched  held out: mean    95%  worst"
+ALL = [FITTED, *SOLVERS]
+HEAD = f"evaluations  precision {'solver':24s} {'levels':20s}  searched  held out: mean    95%  worst"
 
 
 def names(text: str) -> list[str]:
@@ -53,12 +54,8 @@ def names(text: str) -> list[str]:
     show_default=True,
     help="Three of eight are searched on, the others held out.",
 )
-@click.option(
-    "--solvers", metavar="A,B", type=opt.Parsed(names), help=f"Of {', '.join(SOLVERS)}.  [default: all of these]"
-)
-@click.option(
-    "--precisions", metavar="A,B", type=opt.Parsed(names), help="As of generate.  [default: all but exact]"
-)
+@click.option("--solvers", metavar="A,B", type=opt.Parsed(names), help=f"Of {', '.join(ALL)}.  [default: all of these]")
+@click.option("--precisions", metavar="A,B", type=opt.Parsed(names), help="As of generate.  [default: all but exact]")
 @click.option("--out", metavar="FILE", type=opt.OUTPUT_PATH, help=f"[default: NETWORK{SUFFIX}]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def command(network: str, out: str | None, device: str, **options: Any) -> None:
@@ -86,21 +83,21 @@ def command(network: str, out: str | None, device: str, **options: Any) -> None:
     expect_output(str(path), "json", network)
     check_output(picture, "png")
     net = edm_fast.load(network, device=where)
-    truth = _truth.Truth(net)
-    apart = compute_truth(net, truth, task)
-    measured = tune.Measured(truth, tune.prepared(net, task.precisions))
-    if measured.errors:
-        click.echo(f"{count(len(measured.errors), 'measured sampler')} of earlier searches are used again")
-    found = run_search(task, Trials(measured.networks[task.precisions[0]], task.searched, task.solvers), measured)
+    truth = tuning.Truth(net)
+    apart = compute_truth(truth, task)
+    measured = tuning.Measured(truth, tuning.prepared(net, task.precisions))
+    if len(measured):
+        click.echo(f"what earlier searches measured of {count(len(measured), 'sampler')} is used again")
+    found = run_search(task, measured)
     if not found.kept:
         click.echo(
             f"no sampler of {min(task.evaluations)} to {max(task.evaluations)} evaluations keeps the bound of "
             f"{task.max_error:g} levels; expected a larger --max-error or --nfe"
         )
         raise SystemExit(1)
-    tuned = tune.tuned_sampler(task, found, truth, apart, network if network == DEMO else os.path.basename(network))
+    tuned = tuning.tuned_sampler(task, found, truth, apart, network if network == DEMO else os.path.basename(network))
     save_sampler(path, tuned)
-    tune.save_pairs(picture, task, found, measured)
+    tuning.save_pairs(picture, task, found, measured)
     click.echo(f"{tuned.describe()}\n{path} and {picture} written after {time.perf_counter() - start:.0f} s")
 
 
@@ -114,51 +111,49 @@ def default_name(network: str) -> str:
 
 def checked_task(
     device: torch.device, nfe: list[int], solvers: list[str] | None, precisions: list[str] | None, **rest: Any
-) -> tune.Task:
+) -> tuning.Task:
     """UserError for what can be told wrong before anything is loaded."""
     if not nfe or min(nfe) < 1 or max(nfe) > MOST_EVALUATIONS:
         raise UserError(f"--nfe expects numbers from 1 to {MOST_EVALUATIONS}, as in 4-14")
-    allowed = list(PRECISIONS[device.type]) if _truth.can_accelerate(device) else [_truth.STORED]
+    allowed = list(PRECISIONS[device.type]) if tuning.can_accelerate(device) else [tuning.STORED]
     for name in precisions or []:
         if name not in allowed:
             raise UserError(f"--precisions: {name!r} does not run here; expected some of {', '.join(allowed)}")
     chosen = precisions or allowed[len(allowed) > 1 :]
-    check_solvers(solvers or [])
     ordered = sorted(set(chosen), key=allowed.index)
-    return tune.Task(evaluations=sorted(set(nfe)), solvers=solvers or list(SOLVERS), precisions=ordered, **rest)
+    return tuning.Task(evaluations=sorted(set(nfe)), solvers=solvers or ALL, precisions=ordered, **rest)
 
 
-def compute_truth(net: torch.nn.Module, truth: _truth.Truth, task: tune.Task) -> float:
+def compute_truth(truth: tuning.Truth, task: tuning.Task) -> float:
     """The images of all seeds; how far twice the steps change them."""
-    few = tune.Truth(net, 2 * truth.steps)
-    cost = len(truth.missing(task.seeds)) * _truth.evaluations(truth.steps)
-    cost += len(few.missing(task.seeds[: tune.CONVERGED_SEEDS])) * _truth.evaluations(few.steps)
-    with tqdm.tqdm(total=cost, desc="truth", unit="eval") as bar:
+    few, finer = task.seeds[: tuning.COMPARED], 2 * truth.steps
+    with tqdm.tqdm(total=truth.cost(task.seeds) + truth.finer().cost(few), desc="truth", unit="eval") as bar:
         truth.images(task.seeds, bar.update)
-        apart = tune.converged(net, truth, task.seeds, bar.update)
+        apart = truth.apart(task.seeds, bar.update)
     click.echo(
         f"truth of {count(len(set(task.seeds)), 'seed')}: Heun's method in {truth.steps} steps, {truth.precision}; "
-        f"{2 * truth.steps} steps change {count(tune.CONVERGED_SEEDS, 'image')} by {apart:.4f} levels at most"
+        f"{finer} steps change {count(len(few), 'image')} by {apart:.4f} levels at most"
     )
     return apart
 
 
-def run_search(task: tune.Task, trials: Trials, measured: tune.Measured) -> tune.Found:
-    """The table, line by line; the last one found."""
-    costs = tune.seconds(measured.networks)
-    click.echo(", ".join(f"{name} {seconds / tune.BATCH * 1e3:.2f} ms" for name, seconds in costs.items()) + " an image")
+def run_search(task: tuning.Task, measured: tuning.Measured) -> tuning.Found:
+    """The table, line by line; its last line."""
+    costs = tuning.seconds(measured.networks)
+    times = (f"{name} {seconds / tuning.BATCH * 1e3:.2f} ms" for name, seconds in costs.items())
+    click.echo(f"an evaluation of an image: {', '.join(times)}")
     found = None
     with tqdm.tqdm(desc="samplers", unit="") as bar:
         bar.write(HEAD)
-        for found in tune.search(task, trials, measured, costs, bar.update):
+        for found in tuning.Search(task, measured, bar.update).run(costs):
             bar.write(line(found))
     if found is None:
         raise UserError("no solver can spend any of these --nfe; expected other numbers or --solvers")
     return found
 
 
-def line(found: tune.Found) -> str:
-    text = f"{found.trial.evaluations:11d}  {found.precision:9s} {found.trial!s:61s}  {found.searched.mean:8.3f}"
+def line(found: tuning.Found) -> str:
+    text = f"{found.trial.evaluations:11d}  {found.precision:9s} {found.trial!s:45s}  {found.searched.mean:8.3f}"
     if found.held_out is not None:
         error = found.held_out
         text += f"  {error.mean:.3f} +- {error.se:.3f}  {error.p95:5.2f}  {error.worst:5.2f}"

@@ -1,7 +1,7 @@
 """Sampler files: the settings that `edm-fast tune` found for one checkpoint, with their measured error.
 
-    tuned = edm_fast.load_sampler("model.sampler.json", net)
-    images = edm_fast.sample(net, latents, labels, **tuned.settings)
+tuned = edm_fast.load_sampler("model.sampler.json", net)
+images = edm_fast.sample(net, latents, labels, **tuned.settings)
 """
 
 from __future__ import annotations

@@ -1,0 +1,34 @@
+"""tune: the cheapest sampler of a network whose images are within a bound of the converged solution."""
+
+from edm_fast.evaluation.tuning._search import (
+    Errors,
+    Found,
+    Measured,
+    Search,
+    Task,
+    prepared,
+    save_pairs,
+    seconds,
+    tuned_sampler,
+)
+from edm_fast.evaluation.tuning._trials import FITTED, SOLVERS
+from edm_fast.evaluation.tuning._truth import BATCH, COMPARED, STORED, Truth, can_accelerate
+
+__all__ = [
+    "BATCH",
+    "COMPARED",
+    "FITTED",
+    "SOLVERS",
+    "STORED",
+    "Errors",
+    "Found",
+    "Measured",
+    "Search",
+    "Task",
+    "Truth",
+    "can_accelerate",
+    "prepared",
+    "save_pairs",
+    "seconds",
+    "tuned_sampler",
+]

@@ -22,21 +22,23 @@ import torch
 from edm_fast import __version__, timing
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _networks
-from edm_fast.evaluation._trials import Trial, Trials
-from edm_fast.evaluation._truth import STORED, Truth, level_errors
+from edm_fast.evaluation.accuracy import draw, error_levels
+from edm_fast.evaluation.tuning._fit import Fits, Fitted
+from edm_fast.evaluation.tuning._trials import FITTED, Trial, check_solvers, fitted_trial, fixed_trials
+from edm_fast.evaluation.tuning._truth import BATCH, COMPARED, STORED, Truth
 from edm_fast.files import atomic_write
+from edm_fast.pictures import GRID
 from edm_fast.plan import accelerate
-from edm_fast.sampling import sample, sample_seeds, save_png, to_uint8
+from edm_fast.sampling import sample, save_png, to_uint8
 from edm_fast.sampling.images import arrange
 from edm_fast.sampling.tuned import TunedSampler
 
 SEARCHED = 3 / 8  # of the seeds; the others are held out
-# of the trials for a number of evaluations: how many stay after each round, and the part of the searched seeds it uses
-ROUNDS = ((12, 1 / 6), (3, 1 / 2), (1, 1.0))
-CONVERGED_SEEDS = 4
+# of the fixed samplers for a number of evaluations: how many stay after each round, and on how many searched seeds
+ROUNDS = ((12, 1 / 12), (3, 1 / 2), (1, 1.0))
+HOPELESS = 2.0  # times the bound: where the fitted sampler errs more, no fixed one keeps it
 PAIRS, CONTRAST = 16, 16  # pictures, and how many times the difference is made larger in them
 SIGMA = 0.5  # of timed evaluations
-BATCH = 32
 
 
 class Errors(NamedTuple):
@@ -68,6 +70,7 @@ class Task:
     precisions: Sequence[str]  # from the most exact on
 
     def __post_init__(self) -> None:
+        check_solvers(self.solvers)
         if len(self.searched) < 2 or len(self.held_out) < 2:
             raise UserError(f"{len(set(self.seeds))} seeds; expected at least 6, some to search on and some held out")
 
@@ -82,38 +85,55 @@ class Task:
 
 
 class Measured:
-    """Errors of trials by precision and seed, kept in a file: a search that was stopped goes on from there.
+    """What was computed of samplers, kept in a file: a search that was stopped goes on from there.
 
-    A trial is named by its coefficients, so that errors of a solver that computes something else are measured anew.
+    The errors of a trial are named by its coefficients, so that a solver that computes something else is measured anew.
     """
 
     def __init__(self, truth: Truth, networks: dict[str, Any]) -> None:
         self.truth, self.networks = truth, networks
         self.path = truth.path.with_suffix(".json")
-        self.header = {"edm_fast": __version__, "torch": torch.__version__}
-        self.errors: dict[str, dict[str, float]] = {}
+        self._stored: dict[str, Any] = {
+            "versions": {"edm_fast": __version__, "torch": str(torch.__version__)},
+            "errors": {},  # by trial and precision, then seed
+            "fitted": {},  # by precision, evaluations and seeds
+        }
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
-            if stored["versions"] == self.header:
-                self.errors = stored["errors"]
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if found["versions"] == self._stored["versions"] and found.keys() == self._stored.keys():
+                self._stored = found
 
-    def __call__(self, trial: Trial, precision: str, seeds: Sequence[int]) -> list[float]:
+    def __len__(self) -> int:
+        return len(self._stored["errors"])
+
+    def errors(self, trial: Trial, precision: str, seeds: Sequence[int]) -> list[float]:
         """RMS differences from the truth, in the order of the seeds."""
-        known = self.errors.setdefault(f"{trial.key} {precision}", {})
+        known = self._stored["errors"].setdefault(f"{trial.key} {precision}", {})
         missing = [seed for seed in seeds if str(seed) not in known]
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
-            found = level_errors(self.draw(trial, precision, part), self.truth.images(part)).tolist()
-            # an image that is not finite is farther away than any other
-            known.update((str(seed), error if math.isfinite(error) else 255.0) for seed, error in zip(part, found))
         if missing:
-            with atomic_write(self.path, "w", kind="json") as file:
-                json.dump({"versions": self.header, "errors": self.errors}, file)
+            images = self.draw(trial, precision, missing)
+            finite = images.isfinite().flatten(1).all(1)
+            found = error_levels(images.where(finite[:, None, None, None], 0), self.truth.images(missing))
+            # an image that is not finite is farther away than any other
+            known.update(zip(map(str, missing), found.where(finite, 255.0).tolist(), strict=True))
+            self._store()
         return [known[str(seed)] for seed in seeds]
 
+    def fitted(self, fits: Fits, precision: str, evaluations: int) -> Fitted:
+        key = f"{precision} {evaluations} {ranges(fits.seeds)}"
+        if key not in self._stored["fitted"]:
+            self._stored["fitted"][key] = fits.best(evaluations)
+            self._store()
+        return Fitted(*self._stored["fitted"][key])
+
+    def _store(self) -> None:
+        with atomic_write(self.path, "w", kind="json") as file:
+            json.dump(self._stored, file)
+
     def draw(self, trial: Trial, precision: str, seeds: Sequence[int]) -> torch.Tensor:
-        images = sample_seeds(self.networks[precision], sample, seeds, device=self.truth.device, **trial.settings)
-        return images.cpu()
+        """(N, C, R, R) on the host."""
+        net = self.networks[precision]
+        return draw(net, sample, seeds, BATCH, device=self.truth.device, **trial.settings).cpu()
 
 
 class Found(NamedTuple):
@@ -149,13 +169,6 @@ def seconds(networks: dict[str, Any]) -> dict[str, float]:
     return {name: min(times) for name, times in timing.by_turns(calls, 3, clock=timing.clock_of(device)).items()}
 
 
-def converged(net: Any, truth: Truth, seeds: Sequence[int], progress: Callable[[int], Any]) -> float:
-    """The worst RMS difference that twice the steps make, over the first few seeds."""
-    seeds = seeds[:CONVERGED_SEEDS]
-    finer = Truth(net, 2 * truth.steps)
-    return level_errors(finer.images(seeds, progress), truth.images(seeds)).max().item()
-
-
 def by_cost(evaluations: Sequence[int], seconds: dict[str, float]) -> list[tuple[int, str]]:
     """(evaluations, precision), the cheapest first. A precision that is no faster than a more exact one is left out."""
     faster: dict[str, float] = {}
@@ -166,62 +179,85 @@ def by_cost(evaluations: Sequence[int], seconds: dict[str, float]) -> list[tuple
     return sorted(pairs, key=lambda pair: pair[0] * faster[pair[1]])
 
 
-def best_trial(trials: Sequence[Trial], measured: Measured, precision: str, seeds: Sequence[int], tick: Any) -> Trial:
-    """Successive halving: all on few seeds, the best of them on more."""
-    left = list(trials)
-    for most, share in ROUNDS:
-        some = seeds[: max(1, round(share * len(seeds)))]
-        means = {}
-        for trial in left:
-            means[trial.key] = statistics.fmean(measured(trial, precision, some))
-            tick()
-        left = sorted(left, key=lambda trial: means[trial.key])[:most]
-    return left[0]
+class Search:
+    """The samplers of a network that a task allows. tick() is called after each one that is measured."""
 
+    def __init__(self, task: Task, measured: Measured, tick: Callable[[], Any] = lambda: None) -> None:
+        self.task, self.measured, self.tick = task, measured, tick
+        self.precision = task.precisions[0]  # the most exact one decides on the samplers, and so once for all
+        self.net = measured.networks[self.precision]
+        self.fits = Fits(self.net, task.searched, measured.truth.images(task.searched))
 
-def search(task: Task, trials: Trials, measured: Measured, costs: dict[str, float], tick: Any) -> Iterator[Found]:
-    """The best trial of each cost, from the cheapest on; ends with the first that keeps the bound on held-out seeds."""
-    best: dict[int, Trial | None] = {}
-    for n, precision in by_cost(task.evaluations, costs):
-        if n not in best:
-            of = trials.of(n)
-            # the choice is made in the most exact precision, and so once for all of them
-            best[n] = best_trial(of, measured, task.precisions[0], task.searched, tick) if of else None
-        trial = best[n]
-        if trial is None:
-            continue
-        searched = Errors.of(measured(trial, precision, task.searched))
-        held_out = None
-        if searched.mean <= task.max_error:
-            held_out = Errors.of(measured(trial, precision, task.held_out))
-        kept = held_out is not None and held_out.keeps(task.max_error)
-        yield Found(trial, precision, searched, held_out, kept)
-        if kept:
-            return
+    def run(self, costs: dict[str, float]) -> Iterator[Found]:
+        """The best samplers, the cheapest first; ends with the first that keeps the bound on the held-out seeds.
+
+        costs: seconds of an evaluation at each precision.
+        """
+        best: dict[int, list[Trial]] = {}
+        for n, precision in by_cost(self.task.evaluations, costs):
+            if n not in best:
+                best[n] = self.best(n)
+            for trial in best[n]:
+                found = self.judged(trial, precision)
+                yield found
+                if found.kept:
+                    return
+
+    def judged(self, trial: Trial, precision: str) -> Found:
+        """The held-out seeds are asked where the searched ones keep the bound."""
+        bound = self.task.max_error
+        searched, held_out = Errors.of(self.measured.errors(trial, precision, self.task.searched)), None
+        if searched.mean <= bound:
+            held_out = Errors.of(self.measured.errors(trial, precision, self.task.held_out))
+        return Found(trial, precision, searched, held_out, held_out is not None and held_out.keeps(bound))
+
+    def best(self, evaluations: int) -> list[Trial]:
+        """The fitted sampler and the best of the others, the better one first."""
+        found, hopeless = [], False
+        if FITTED in self.task.solvers:
+            fitted = fitted_trial(self.net, self.measured.fitted(self.fits, self.precision, evaluations))
+            hopeless = self.mean(fitted, self.task.searched) > HOPELESS * self.task.max_error
+            found.append(fitted)
+        if not hopeless:
+            found += self.best_fixed(evaluations)
+        return sorted(found, key=lambda trial: self.mean(trial, self.task.searched))
+
+    def best_fixed(self, evaluations: int) -> list[Trial]:
+        """Successive halving: all on few seeds, the best of them on more. Empty if there is none."""
+        left = fixed_trials(self.net, self.fits, self.task.solvers, evaluations)
+        for most, share in ROUNDS:
+            seeds = self.task.searched[: max(1, round(share * len(self.task.searched)))]
+            left = sorted(left, key=lambda trial: self.mean(trial, seeds))[:most]
+        return left
+
+    def mean(self, trial: Trial, seeds: Sequence[int]) -> float:
+        found = statistics.fmean(self.measured.errors(trial, self.precision, seeds))
+        self.tick()
+        return found
 
 
 def tuned_sampler(task: Task, found: Found, truth: Truth, apart: float, name: str) -> TunedSampler:
-    """What the file says. apart: see `converged`."""
+    """What the file says. apart: see `Truth.apart`."""
     assert found.held_out is not None
     error = {"bound": task.max_error, **found.held_out._asdict(), "images": len(task.held_out)}
     return TunedSampler(
         settings=found.trial.settings,
         evaluations=found.trial.evaluations,
         precision=found.precision,
-        error={**error, "seeds": _ranges(task.held_out)},
+        error={**error, "seeds": ranges(task.held_out)},
         truth={
             "solver": "heun",
             "num_steps": truth.steps,
             "precision": truth.precision,
             "converged": apart,
-            "converged_seeds": _ranges(task.seeds[:CONVERGED_SEEDS]),
+            "converged_seeds": ranges(task.seeds[:COMPARED]),
         },
         checkpoint={"name": name, "digest": truth.digest},
         versions={"edm_fast": __version__, "torch": str(torch.__version__), "device": truth.device.type},
     )
 
 
-def _ranges(seeds: Sequence[int]) -> str:
+def ranges(seeds: Sequence[int]) -> str:
     """ "1,5-10", as options take it."""
     parts: list[list[int]] = []
     for seed in seeds:
@@ -238,4 +274,4 @@ def save_pairs(path: Path, task: Task, found: Found, measured: Measured) -> None
     ours, truth = measured.draw(found.trial, found.precision, seeds).clamp(-1, 1), measured.truth.images(seeds)
     difference = CONTRAST * (ours - truth.clamp(-1, 1))
     rows = zip(*(to_uint8(images) for images in (ours, truth, difference)))
-    save_png(path, arrange([np.concatenate(row, axis=1) for row in rows]), "grid")
+    save_png(path, arrange([np.concatenate(row, axis=1) for row in rows]), GRID)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from edm_fast.errors import UserError, near
-from edm_fast.sampling import sample, sample_seeds
-from edm_fast.sampling.solvers import _gits
+from edm_fast.evaluation.tuning._fit import Fits, Fitted
+from edm_fast.sampling import sample
 
 # deterministic solvers with the orders and options worth trying; "heun" and "dpm2" evaluate twice a step
 SOLVERS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -20,26 +17,23 @@ SOLVERS: dict[str, tuple[dict[str, Any], ...]] = {
     "heun": ({},),
     "dpm2": ({},),
     "ipndm": ({"order": 2}, {"order": 3}, {"order": 4}),
-    "adams": ({"order": 3}, {"order": 4}),
-    "deis_tab": ({"order": 3}, {"order": 4}),
+    "adams": ({"order": 4},),
+    "deis_tab": ({"order": 4},),
     "dpmpp": ({"order": 2}, {"order": 3, "exact": True}),
-    "exp_ab_eps": ({"order": 2}, {"order": 3}, {"order": 4}),
-    "exp_ab_x": ({"order": 3},),
-    "unipc": ({"order": 2}, {"order": 3}, {"order": 3, "lower_order_final": False}),
+    "exp_ab_eps": ({"order": 3},),
+    "unipc": ({"order": 2}, {"order": 3}),
 }
+FITTED = "fitted"  # levels and weights fitted to the network, see _fit
 TWICE = ("heun", "dpm2")
 GRIDS: dict[str, dict[str, Any]] = {
     "karras": {"levels": "karras"},
-    "karras 5": {"levels": "karras", "rho": 5},
-    "karras 10": {"levels": "karras", "rho": 10},
     "logsnr": {"levels": "logsnr"},
     "time_uniform 2": {"levels": "time_uniform"},
     "time_uniform 1": {"levels": "time_uniform", "rho": 1},
     "optimised": {"levels": "optimised"},
 }
-ENDS = ("zero", "denoised")
-DISCOUNTS = (1.0, 1.15, 1.3)
-TEACHER = {"solver": "ipndm", "order": 4, "num_steps": 60, "ends": "sigma_min"}
+ENDS = ("zero", "sigma_min")
+DISCOUNTS = (1.0, 1.05, 1.15)  # of GITS, whose published one is the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,70 +46,51 @@ class Trial:
     key: str  # of the steps: another version of a solver that computes something else has another
 
     def __str__(self) -> str:
-        named = {"solver", "levels", "ends"}
+        named = {"solver", "levels", "weights"}
         options = [f"{name}={value}" for name, value in self.settings.items() if name not in named]
-        return f"{' '.join([self.settings['solver'], *options]):34s} {self.grid}"
+        name = FITTED if "weights" in self.settings else self.settings["solver"]
+        return f"{' '.join([name, *options]):24s} {self.grid:20s}"
+
+
+def trial(net: Any, method: dict[str, Any], grid: str, levels: dict[str, Any]) -> Trial:
+    """levels: keywords of `edm_fast.sample` that decide the levels. UserError where they do not fit the method."""
+    made = sample.solver(net, None, **method, **levels)  # type: ignore[attr-defined]
+    listed = [float(level) for level in made.levels]
+    key = hashlib.sha256(repr((listed, made.steps)).encode()).hexdigest()[:24]
+    return Trial({**method, "levels": listed}, grid, made.evaluations, key)
 
 
 def check_solvers(names: Sequence[str]) -> None:
+    known = [FITTED, *SOLVERS]
     for name in names:
-        if name not in SOLVERS:
-            raise UserError(
-                f"solver {name!r} is not searched{near(name, SOLVERS)}; expected some of {', '.join(SOLVERS)}"
-            )
+        if name not in known:
+            raise UserError(f"solver {name!r} is not searched{near(name, known)}; expected some of {', '.join(known)}")
 
 
-class Trials:
-    """The trials of a network. latents (N, C, R, R) and labels of `seeds` are the warm-up of GITS."""
-
-    def __init__(self, net: Any, seeds: Sequence[int], solvers: Sequence[str] = tuple(SOLVERS)) -> None:
-        check_solvers(solvers)
-        self.net, self.seeds, self.solvers = net, seeds, solvers
-
-    @functools.cached_property
-    def _jumps(self) -> tuple[list[float], Tensor]:
-        """Levels of the GITS teacher, and what each jump between them costs. Chen et al. 2024."""
-        found: list[Any] = []
-
-        def teach(net: Any, latents: Tensor, labels: Tensor | None, randn_like: Any) -> Tensor:
-            found.append(_gits.trajectories(net, latents, labels, **TEACHER))
-            return latents
-
-        sample_seeds(self.net, teach, self.seeds, device=next(self.net.parameters()).device)
-        levels, states, slopes = found[0]
-        return levels, _gits.jump_costs(levels, states, slopes)
-
-    def _gits_levels(self, jumps: int, discount: float) -> list[float]:
-        levels, costs = self._jumps
-        return [levels[i] for i in _gits.cheapest_jumps(costs, jumps, discount)]
-
-    def of(self, evaluations: int) -> list[Trial]:
-        """All that cost so many evaluations; some solvers cannot spend some numbers."""
-        found: dict[str, Trial] = {}
-        for solver in self.solvers:
+def fixed_trials(net: Any, fits: Fits, solvers: Sequence[str], evaluations: int) -> list[Trial]:
+    """All solvers on all grids that cost so many evaluations; some cannot spend some numbers."""
+    found: dict[str, Trial] = {}
+    for solver in (name for name in solvers if name != FITTED):
+        for grid, levels in _grids(fits, solver, evaluations):
             for options in SOLVERS[solver]:
-                for grid, settings in self._grids(solver, options, evaluations):
-                    try:
-                        trial = self._trial({"solver": solver, **options}, grid, settings)
-                    except UserError:  # no such number of evaluations, or too few levels for a grid
-                        continue
-                    if trial.evaluations == evaluations:
-                        found.setdefault(trial.key, trial)
-        return [*found.values()]
+                try:
+                    made = trial(net, {"solver": solver, **options}, grid, levels)
+                except UserError:  # no such number of evaluations, or too few levels for a grid
+                    continue
+                if made.evaluations == evaluations:
+                    found.setdefault(made.key, made)
+    return [*found.values()]
 
-    def _grids(self, solver: str, options: dict[str, Any], n: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        for grid, settings in GRIDS.items():
-            for ends in ENDS:
-                yield f"{grid}, {ends}", {**settings, "nfe": n, "ends": ends}
-        steps = (n + 1) // 2 if solver in TWICE else n
-        if 1 < steps < TEACHER["num_steps"]:
-            for discount in DISCOUNTS:
-                yield f"gits {discount}, zero", {"levels": [*self._gits_levels(steps, discount)[:-1], 0.0]}
 
-    def _trial(self, method: dict[str, Any], grid: str, settings: dict[str, Any]) -> Trial:
-        made = sample.solver(self.net, None, **method, **settings)  # type: ignore[attr-defined]
-        ends = {"ends": "denoised"} if settings.get("ends") == "denoised" else {}
-        levels = [float(level) for level in made.levels]
-        listed = {**method, "levels": levels[:-1] if ends else levels, **ends}
-        key = hashlib.sha256(repr((levels, made.steps)).encode()).hexdigest()[:24]
-        return Trial(listed, grid, made.evaluations, key)
+def _grids(fits: Fits, solver: str, n: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    for grid, settings in GRIDS.items():
+        for ends in ENDS:
+            yield f"{grid}, {ends}", {**settings, "nfe": n, "ends": ends}
+    steps = (n + 1) // 2 if solver in TWICE else n
+    if 1 < steps:
+        for discount in DISCOUNTS:
+            yield f"gits {discount}, zero", {"levels": fits.sigmas(fits.levels(steps, discount))}
+
+
+def fitted_trial(net: Any, fitted: Fitted) -> Trial:
+    return trial(net, {"solver": "listed", "weights": fitted.weights}, "gits", {"levels": fitted.levels})
