@@ -17,10 +17,11 @@ import tqdm
 from click.core import ParameterSource
 
 from edm_fast import distributed
+from edm_fast.checkpoint import add_weights
 from edm_fast.cli import _options as opt
 from edm_fast.cli import _sampler
 from edm_fast.cli._device import resolve_device
-from edm_fast.cli._networks import PRECISIONS, load_network, prepared, way_to_draw
+from edm_fast.cli._networks import PRECISIONS, load_network, precision_that_runs, prepared, way_to_draw
 from edm_fast.cli._outputs import expect_output, naming
 from edm_fast.cli._ranks import on_first_rank, wait_for_others
 from edm_fast.cli._sampler import sampler_for
@@ -94,6 +95,13 @@ MAX_GRID = 10_000
     type=opt.Parsed(_sampler.parse_levels),
     help=f"Noise levels: {', '.join(LEVELS)}, or numbers such as 80,10,1,0.  [default: karras]",
 )
+@click.option(
+    "--sampler",
+    "sampler_file",
+    metavar="FILE",
+    type=opt.INPUT_PATH,
+    help="Solver, levels and precision of edm-fast tune; demo: that of the demo model.  [default: none]",
+)
 @click.option("--guidance", metavar="FLOAT", type=opt.FINITE, help="Weight of guidance.  [default: 1, none]")
 @click.option(
     "--gnet",
@@ -132,6 +140,9 @@ def command(**options: Any) -> None:
     --skip-existing draws the missing images alone: whole batches as they would have been, so to the same bytes, the
     rest of batches partly finished in batches of its own. --network=demo names the model inside.
 
+    --sampler takes what edm-fast tune has written for this network, says how far its images are from the converged
+    solution, and goes with no option that decides on the sampler or on guidance.
+
     \b
     edm-fast generate --outdir=out --grid=out/grid.png
     torchrun --standalone --nproc_per_node=2 -m edm_fast generate --network=model.pkl --outdir=out
@@ -153,6 +164,7 @@ def check_options(options: dict[str, Any]) -> None:
     if low is not None and high is not None and low >= high:
         raise UserError(f"--sigma_min {low:g} is not below --sigma_max {high:g}")
     _sampler.check_guidance(options)
+    options["tuned"] = _sampler.tuned_for(options)
     sampler_for(options)
     if options["grid"] is not None:
         if Path(options["grid"]).suffix.lower() != ".png":
@@ -169,9 +181,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     """
     digest = hashlib.sha256()
     for each in (net, *([] if gnet is None else [gnet])):
-        for name, value in sorted(each.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_weights(digest, each)
     sampler, kwargs = sampler_for(options)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
@@ -189,8 +199,14 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
 
 def run(device: torch.device, options: dict[str, Any]) -> None:
     """The whole command, on each rank."""
+    tuned = options["tuned"]
+    if tuned is not None:
+        options["precision"] = precision_that_runs(tuned.precision, device)
     way = way_to_draw(options["precision"], device)
     net = load_network(device, options["network_pkl"])
+    if tuned is not None:
+        on_first_rank(lambda: tuned.check(net))
+        distributed.print0(tuned.describe())
     check_channels(net)
     check_class(net, options["class_idx"])
     sampler, kwargs = sampler_for(options)

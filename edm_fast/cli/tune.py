@@ -21,7 +21,7 @@ from edm_fast.evaluation import tuning
 from edm_fast.evaluation.tuning import FITTED, SOLVERS
 from edm_fast.files import check_output, is_url
 from edm_fast.plan import PRECISIONS
-from edm_fast.sampling import SUFFIX, save_sampler
+from edm_fast.sampling import SUFFIX, load_sampler, save_sampler
 
 MOST_EVALUATIONS = 100
 ALL = [FITTED, *SOLVERS]
@@ -57,8 +57,14 @@ def names(text: str) -> list[str]:
 @click.option("--solvers", metavar="A,B", type=opt.Parsed(names), help=f"Of {', '.join(ALL)}.  [default: all of these]")
 @click.option("--precisions", metavar="A,B", type=opt.Parsed(names), help="As of generate.  [default: all but exact]")
 @click.option("--out", metavar="FILE", type=opt.OUTPUT_PATH, help=f"[default: NETWORK{SUFFIX}]")
+@click.option(
+    "--check",
+    metavar="FILE",
+    type=opt.INPUT_PATH,
+    help="Search nothing: measure a sampler file on all of --seeds.  [default: none]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def command(network: str, out: str | None, device: str, **options: Any) -> None:
+def command(network: str, out: str | None, check: str | None, device: str, **options: Any) -> None:
     """Search solver, order, noise levels, number of evaluations and precision for a network, and write a sampler file.
 
     The truth is the solution of the network's ODE by 256 steps of Heun's method, compared with 512 on a few seeds. The
@@ -77,6 +83,9 @@ def command(network: str, out: str | None, device: str, **options: Any) -> None:
     """
     start = time.perf_counter()
     where = resolve_device(device, group=False)
+    if check is not None:
+        click.echo(measure(network, where, check, options["seeds"]))
+        return
     path = Path(out or default_name(network))
     task = checked_task(where, **options)
     picture = path.with_suffix(".png")
@@ -84,7 +93,7 @@ def command(network: str, out: str | None, device: str, **options: Any) -> None:
     check_output(picture, "png")
     net = edm_fast.load(network, device=where)
     truth = tuning.Truth(net)
-    apart = compute_truth(truth, task)
+    apart = compute_truth(truth, task.seeds)
     measured = tuning.Measured(truth, tuning.prepared(net, task.precisions))
     if len(measured):
         click.echo(f"what earlier searches measured of {count(len(measured), 'sampler')} is used again")
@@ -124,14 +133,29 @@ def checked_task(
     return tuning.Task(evaluations=sorted(set(nfe)), solvers=solvers or ALL, precisions=ordered, **rest)
 
 
-def compute_truth(truth: tuning.Truth, task: tuning.Task) -> float:
+def measure(network: str, device: torch.device, path: str, seeds: list[int]) -> str:
+    """The errors of a sampler file, in words."""
+    if len(set(seeds)) < 2:
+        raise UserError("--seeds expects two seeds or more, as in 0-63")
+    net = edm_fast.load(network, device=device)
+    tuned = load_sampler(path, net)
+    truth = tuning.Truth(net)
+    compute_truth(truth, seeds)
+    found = tuning.Errors.of(tuning.Measured(truth, tuning.prepared(net, [tuned.precision])).of_file(tuned, seeds))
+    return (
+        f"{tuned.evaluations} evaluations, {count(len(set(seeds)), 'seed')}: mean {found.mean:.3f} +- {found.se:.3f} "
+        f"levels, 95% within {found.p95:.3f}, worst {found.worst:.3f}"
+    )
+
+
+def compute_truth(truth: tuning.Truth, seeds: list[int]) -> float:
     """The images of all seeds; how far twice the steps change them."""
-    few, finer = task.seeds[: tuning.COMPARED], 2 * truth.steps
-    with tqdm.tqdm(total=truth.cost(task.seeds) + truth.finer().cost(few), desc="truth", unit="eval") as bar:
-        truth.images(task.seeds, bar.update)
-        apart = truth.apart(task.seeds, bar.update)
+    few, finer = seeds[: tuning.COMPARED], 2 * truth.steps
+    with tqdm.tqdm(total=truth.cost(seeds) + truth.finer().cost(few), desc="truth", unit="eval") as bar:
+        truth.images(seeds, bar.update)
+        apart = truth.apart(seeds, bar.update)
     click.echo(
-        f"truth of {count(len(set(task.seeds)), 'seed')}: Heun's method in {truth.steps} steps, {truth.precision}; "
+        f"truth of {count(len(set(seeds)), 'seed')}: Heun's method in {truth.steps} steps, {truth.precision}; "
         f"{finer} steps change {count(len(few), 'image')} by {apart:.4f} levels at most"
     )
     return apart

@@ -24,7 +24,7 @@ from edm_fast.errors import UserError
 from edm_fast.evaluation import _networks
 from edm_fast.evaluation.accuracy import draw, error_levels
 from edm_fast.evaluation.tuning._fit import Fits, Fitted
-from edm_fast.evaluation.tuning._trials import FITTED, Trial, check_solvers, fitted_trial, fixed_trials
+from edm_fast.evaluation.tuning._trials import FITTED, Trial, check_solvers, fitted_trial, fixed_trials, trial
 from edm_fast.evaluation.tuning._truth import BATCH, COMPARED, STORED, Truth
 from edm_fast.files import atomic_write
 from edm_fast.pictures import GRID
@@ -119,6 +119,12 @@ class Measured:
             self._store()
         return [known[str(seed)] for seed in seeds]
 
+    def of_file(self, tuned: TunedSampler, seeds: Sequence[int]) -> list[float]:
+        """As `errors`, of a sampler file."""
+        method = {name: value for name, value in tuned.settings.items() if name != "levels"}
+        levels = {"levels": tuned.settings["levels"]}
+        return self.errors(trial(self.networks[tuned.precision], method, "listed", levels), tuned.precision, seeds)
+
     def fitted(self, fits: Fits, precision: str, evaluations: int) -> Fitted:
         key = f"{precision} {evaluations} {ranges(fits.seeds)}"
         if key not in self._stored["fitted"]:
@@ -197,8 +203,7 @@ class Search:
         for n, precision in by_cost(self.task.evaluations, costs):
             if n not in best:
                 best[n] = self.best(n)
-            for trial in best[n]:
-                found = self.judged(trial, precision)
+            for found in (self.judged(each, precision) for each in best[n]):
                 yield found
                 if found.kept:
                     return
@@ -220,14 +225,14 @@ class Search:
             found.append(fitted)
         if not hopeless:
             found += self.best_fixed(evaluations)
-        return sorted(found, key=lambda trial: self.mean(trial, self.task.searched))
+        return sorted(found, key=lambda each: self.mean(each, self.task.searched))
 
     def best_fixed(self, evaluations: int) -> list[Trial]:
         """Successive halving: all on few seeds, the best of them on more. Empty if there is none."""
         left = fixed_trials(self.net, self.fits, self.task.solvers, evaluations)
         for most, share in ROUNDS:
             seeds = self.task.searched[: max(1, round(share * len(self.task.searched)))]
-            left = sorted(left, key=lambda trial: self.mean(trial, seeds))[:most]
+            left = sorted(left, key=lambda each: self.mean(each, seeds))[:most]
         return left
 
     def mean(self, trial: Trial, seeds: Sequence[int]) -> float:

@@ -1,0 +1,150 @@
+"""The search for a sampler: fitted ones, held-out seeds, order of cost, searches that were stopped."""
+
+import json
+
+import pytest
+import torch
+
+from edm_fast.errors import UserError
+from edm_fast.evaluation import tuning
+from edm_fast.evaluation.accuracy import draw, error_levels
+from edm_fast.evaluation.tuning import Errors, Measured, Search, Task, Truth
+from edm_fast.evaluation.tuning._fit import Fits
+from edm_fast.evaluation.tuning._search import by_cost
+from edm_fast.sampling import load_sampler, sample, save_sampler
+from edm_fast.sampling.images import read_png
+from helpers.tiny_networks import tiny
+
+NET = tiny(img_channels=1, label_dim=3)
+COSTS = {"stored": 1.0}
+STEPS = 24
+
+
+@pytest.fixture
+def truth(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDM_FAST_CACHE_DIR", str(tmp_path / "cache"))
+    return Truth(NET, STEPS)
+
+
+def task(**changes):
+    settings = {"max_error": 2.0, "evaluations": [3, 4, 5, 6], "seeds": range(16), "solvers": ["fitted"]}
+    return Task(**{**settings, "precisions": ["stored"], **changes})
+
+
+def search(truth, **changes):
+    wanted = task(**changes)
+    measured = Measured(truth, {"stored": NET})
+    return wanted, measured, list(Search(wanted, measured).run(COSTS))
+
+
+def test_the_truth_is_computed_once(truth, monkeypatch):
+    ticks = []
+    assert truth.cost([5, 6, 5]) == 2 * (2 * STEPS - 1)
+    images = truth.images([5, 6], ticks.append)
+    assert sum(ticks) == 2 * (2 * STEPS - 1)
+    assert torch.allclose(images.double(), draw(NET, sample, [5, 6], solver="heun", num_steps=STEPS), atol=1e-4)
+    again = Truth(NET, STEPS)
+    assert again.missing([5, 6, 7]) == [7] and torch.equal(again.images([6, 5]), images.flip(0))
+    assert Truth(NET, STEPS + 1).missing([5]) == [5] == Truth(tiny(img_channels=1, label_dim=4), STEPS).missing([5])
+    truth.path.write_bytes(truth.path.read_bytes()[:-30])
+    assert Truth(NET, STEPS).missing([5]) == [5], "a damaged file is as good as none"
+    assert 0 < truth.apart([5, 6, 7, 8, 9]) < 2 and truth.finer().missing([5, 9]) == [9]
+
+
+def test_fitted_weights_come_nearer_on_other_seeds(truth):
+    fits = Fits(NET, range(8), truth.images(range(8)))
+    levels = fits.levels(5, 1.05)
+    fitted = fits.fit(levels)
+    assert fitted.levels == fits.sigmas(levels) and [len(w) for w in fitted.weights] == [1, 2, 3, 4, 4]
+    seeds = range(8, 20)
+    error = {
+        name: error_levels(draw(NET, sample, seeds, levels=fitted.levels, **settings), truth.images(seeds)).mean()
+        for name, settings in {
+            "fitted": {"solver": "listed", "weights": fitted.weights},
+            "ipndm": {"solver": "ipndm"},
+            "heun": {"solver": "heun"},
+        }.items()
+    }
+    assert error["fitted"] < 0.8 * error["ipndm"] and error["fitted"] < error["heun"]
+    assert fits.best(5).error <= fitted.error
+
+
+def test_the_cheapest_that_keeps_the_bound(truth):
+    wanted, measured, found = search(truth)
+    assert [each.trial.evaluations for each in found] == sorted(each.trial.evaluations for each in found)
+    *others, last = found
+    assert last.kept and not any(each.kept for each in others) and others
+    assert last.held_out.mean + 2 * last.held_out.se <= 2.0
+    images = draw(NET, sample, wanted.held_out, **last.trial.settings)
+    assert last.held_out == pytest.approx(Errors.of(error_levels(images, truth.images(wanted.held_out)).tolist()))
+    assert not set(wanted.searched) & set(wanted.held_out) and len(wanted.searched) == 6
+
+
+def test_held_out_seeds_decide(truth, monkeypatch):
+    errors = Measured.errors
+
+    def worse(self, trial, precision, seeds):
+        return [error + 5 * (seed >= 6) for seed, error in zip(seeds, errors(self, trial, precision, seeds))]
+
+    monkeypatch.setattr(Measured, "errors", worse)
+    _, _, found = search(truth)
+    assert not any(each.kept for each in found) and any(each.searched.mean < 2 for each in found)
+    assert all((each.held_out is not None) == (each.searched.mean <= 2) for each in found)
+
+
+def test_the_margin_is_two_standard_errors():
+    found = Errors.of([0.5, 1.0, 1.5])
+    assert found == pytest.approx((1.0, 0.5 / 3**0.5, 1.45, 1.5))
+    assert found.keeps(1.0 + 2 * found.se + 1e-9) and not found.keeps(1.0 + 2 * found.se - 1e-9)
+
+
+def test_fixed_solvers_are_thinned_out(truth):
+    wanted, measured, found = search(truth, solvers=["heun", "ipndm", "unipc"], max_error=30.0, evaluations=[4, 5])
+    assert len(found) == 1 and found[0].kept and found[0].trial.settings["solver"] != "heun"
+    best = found[0].searched.mean
+    seen = measured._stored["errors"].values()
+    assert len(seen) > 20 and max(map(len, seen)) == 16 and min(map(len, seen)) < 6
+    assert best <= min(sum(each.values()) / 6 for each in seen if len(each) == 6) + 1e-9
+
+
+def test_a_search_that_was_stopped_goes_on(truth, monkeypatch):
+    _, measured, first = search(truth)
+    before = measured.path.read_bytes()
+    monkeypatch.setattr(Measured, "draw", None)
+    monkeypatch.setattr(Fits, "fit", None)
+    _, again, second = search(Truth(NET, STEPS))
+    assert first == second and len(again) == len(measured) > 0 and measured.path.read_bytes() == before
+    # what another version has measured is measured anew
+    stale = json.loads(before)
+    stale["versions"]["torch"] = "1.0"
+    for text in (json.dumps(stale), before[:-9].decode(), "[]"):
+        measured.path.write_text(text)
+        assert len(Measured(truth, {"stored": NET})) == 0
+
+
+def test_by_cost():
+    pairs = by_cost([4, 5, 6], {"exact": 2.0, "fp32": 1.0, "slow": 1.5, "bf16": 0.7})
+    costs = {"exact": 2.0, "fp32": 1.0, "bf16": 0.7}
+    assert pairs == sorted(pairs, key=lambda pair: pair[0] * costs[pair[1]]) and len(pairs) == 9
+    assert pairs[0] == (4, "bf16") and pairs.index((5, "bf16")) < pairs.index((4, "fp32"))
+
+
+def test_the_file_and_the_picture(truth, tmp_path):
+    wanted, measured, found = search(truth)
+    tuned = tuning.tuned_sampler(wanted, found[-1], truth, 0.01, "tiny")
+    save_sampler(tmp_path / "a.json", tuned)
+    assert load_sampler(tmp_path / "a.json", NET) == tuned
+    assert tuned.error["seeds"] == "6-15" and tuned.error["images"] == 10 and tuned.precision == "stored"
+    assert tuned.error["mean"] == found[-1].held_out.mean and tuned.truth["num_steps"] == STEPS
+    assert measured.of_file(tuned, wanted.held_out) == measured.errors(found[-1].trial, "stored", wanted.held_out)
+    tuning.save_pairs(tmp_path / "a.png", wanted, found[-1], measured)
+    picture = read_png(tmp_path / "a.png").astype(int)
+    ours, true, difference = picture[:8, :8], picture[:8, 8:16], picture[:8, 16:24]
+    inner = (difference > 0) & (difference < 255)
+    assert inner.any() and abs(difference - 128 - 16 * (ours - true))[inner].max() <= 32
+
+
+def test_bad_tasks():
+    for changes, line in ({"seeds": range(4)}, "4 seeds; expected at least 6"), ({"solvers": ["ipdnm"]}, "near names"):
+        with pytest.raises(UserError, match=line):
+            task(**changes)
