@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edm_fast.evaluation.accuracy import error_levels
 from edm_fast.sampling import run, sample, sample_seeds
-from edm_fast.sampling.solvers import _gits
+from edm_fast.sampling.solvers._gits import cheapest_jumps, jump_costs, trajectories
 
 TEACHER = {"solver": "ipndm", "order": 4, "num_steps": 120, "ends": "sigma_min"}
 ORDER = 4  # slopes in a step; more of them change little
@@ -51,14 +51,14 @@ class Fits:
     @functools.cached_property
     def _teacher(self) -> tuple[list[float], Tensor]:
         """Levels (T,) and states (T, N, C, R, R) of trajectories that count as true."""
-        levels, states, slopes = _gits.trajectories(self.net, *self._start, **TEACHER)
-        self._costs = _gits.jump_costs(levels, states, slopes)
+        levels, states, slopes = trajectories(self.net, *self._start, **TEACHER)
+        self._costs = jump_costs(levels, states, slopes)
         return levels, states
 
     def levels(self, jumps: int, discount: float) -> list[int]:
         """Indices of the teacher's levels, by GITS (Chen et al. 2024)."""
         _ = self._teacher
-        return _gits.cheapest_jumps(self._costs, jumps, discount)
+        return cheapest_jumps(self._costs, jumps, discount)
 
     def sigmas(self, indices: Sequence[int]) -> list[float]:
         """Noise levels at these indices, the last one replaced by 0."""
