@@ -34,7 +34,7 @@ def names(text: str) -> list[str]:
 
 
 @click.command()
-@click.argument("network", metavar="PATH|URL|demo", type=opt.INPUT_PATH_OR_URL)
+@click.argument("network", metavar="NETWORK", type=opt.INPUT_PATH_OR_URL)
 @click.option(
     "--max-error",
     metavar="LEVELS",
@@ -73,9 +73,10 @@ def command(network: str, out: str | None, check: str | None, device: str, **opt
     error and two standard errors together are at most --max-error. The 95th percentile and the worst error of these
     seeds are written beside it; single images may be farther away than the bound.
 
-    Also written is a picture, FILE.png, of held-out seeds: the image, the truth, and their difference 16 times larger.
-    The cache folder (EDM_FAST_CACHE_DIR) keeps the truth and every measured error, so that a search that was stopped
-    goes on when the command is given again. `edm-fast generate --sampler=FILE` draws with what was found.
+    NETWORK is a path, an http(s) address, or demo for the model inside. Also written is a picture, FILE.png, of
+    held-out seeds: the image, the truth, and their difference 16 times larger. The cache folder (EDM_FAST_CACHE_DIR)
+    keeps the truth and every measured error, so that a search that was stopped goes on when the command is given again.
+    `edm-fast generate --sampler=FILE` draws with what was found.
 
     \b
     edm-fast tune model.safetensors --max-error=1

@@ -9,8 +9,7 @@ import torch
 from edm_fast.errors import UserError
 from edm_fast.evaluation import tuning
 from edm_fast.evaluation.accuracy import draw, error_levels
-from edm_fast.evaluation.tuning import Errors, Measured, Search, Task, Truth
-from edm_fast.evaluation.tuning import _fit, _trials
+from edm_fast.evaluation.tuning import Errors, Measured, Search, Task, Truth, _fit, _trials
 from edm_fast.evaluation.tuning._fit import Fits
 from edm_fast.evaluation.tuning._search import by_cost
 from edm_fast.sampling import load_sampler, sample, save_sampler
