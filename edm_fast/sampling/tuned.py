@@ -32,8 +32,8 @@ class TunedSampler:
     settings: Json  # keywords of edm_fast.sample
     evaluations: int  # of the network for each image
     precision: str  # of edm_fast.accelerate, that the error was measured with
-    # per image the RMS difference from the truth in levels of 255, images cut to [-1, 1]: its mean, 95th percentile
-    # and worst over the held-out seeds, the standard error of the mean; the seeds as text
+    # per image the RMS difference from the truth in levels of 255, images cut to [-1, 1]: mean and its standard error,
+    # median, 95th percentile and worst of the held-out seeds, which of them keeps the bound; the seeds as text
     error: Json
     truth: Json  # solver, num_steps; converged: the worst RMS difference from twice the steps, over its seeds
     checkpoint: Json  # name, digest of the weights
@@ -52,9 +52,10 @@ class TunedSampler:
         """One line: what it costs and how far it is from the truth."""
         error = self.error
         return (
-            f"{self.evaluations} evaluations, certified within {error['mean']:.2f} levels of the "
-            f"{self.truth['num_steps']}-step solution (mean of {error['images']} images; 95% are within "
-            f"{error['p95']:.2f}, the worst {error['worst']:.2f})"
+            f"{self.evaluations} evaluations, certified within {error['bound']:g} levels of the "
+            f"{self.truth['num_steps']}-step solution in the {error['statistic']} (of {error['images']} images: mean "
+            f"{error['mean']:.2f}, median {error['median']:.2f}, 95th percentile {error['p95']:.2f}, worst "
+            f"{error['worst']:.2f})"
         )
 
 
@@ -70,7 +71,17 @@ FIELDS: dict[str, dict[str, type]] = {
         "checkpoint": dict,
         "versions": dict,
     },
-    "error": {"bound": float, "mean": float, "se": float, "p95": float, "worst": float, "images": int, "seeds": str},
+    "error": {
+        "bound": float,
+        "statistic": str,
+        "mean": float,
+        "se": float,
+        "median": float,
+        "p95": float,
+        "worst": float,
+        "images": int,
+        "seeds": str,
+    },
     "truth": {"solver": str, "num_steps": int, "precision": str, "converged": float, "converged_seeds": str},
     "checkpoint": {"name": str, "digest": str},
     "versions": {"edm_fast": str, "torch": str, "device": str},

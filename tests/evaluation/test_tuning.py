@@ -20,15 +20,23 @@ from helpers.tiny_networks import tiny
 NET = tiny(img_channels=1, label_dim=3)
 COSTS = {"stored": 1.0}
 STEPS = 16
+BOUND = 4.5
+
+
+def patched(patch, folder, trajectories):
+    """A cache folder and a teacher of few steps; one improvement is enough to see that it is one."""
+    patch.setenv("EDM_FAST_CACHE_DIR", str(folder))
+    patch.setattr(_fit, "trajectories", trajectories)
+    patch.setattr(_fit, "IMPROVEMENTS", 1)
 
 
 @pytest.fixture(scope="module")
 def trajectories():
-    """The teacher's, in few steps; the same for all tests of these seeds."""
+    """The teacher's; the same for all tests of these seeds."""
     found = {}
 
     def trajectories(net, latents, labels, **settings):
-        key = len(latents)
+        key = latents.double().sum().item()
         if key not in found:
             found[key] = _gits.trajectories(net, latents, labels, **{**settings, "num_steps": 30})
         return found[key]
@@ -37,27 +45,31 @@ def trajectories():
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """The cache file of the truth of all seeds."""
+def finished(tmp_path_factory, trajectories):
+    """The cache folder after a search."""
+    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDM_FAST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        truth = Truth(NET, STEPS)
-        truth.images(range(16))
-        return truth.path
+        patched(patch, folder, trajectories)
+        search(Truth(NET, STEPS))
+    return folder
 
 
 @pytest.fixture
-def truth(tmp_path, monkeypatch, images, trajectories):
-    monkeypatch.setenv("EDM_FAST_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(_fit, "trajectories", trajectories)
-    path = Truth(NET, STEPS).path
-    path.parent.mkdir(parents=True)
-    shutil.copy(images, path)
+def truth(tmp_path, monkeypatch, finished, trajectories):
+    """As the search has left it: what it has measured need not be measured again."""
+    patched(monkeypatch, tmp_path / "cache", trajectories)
+    shutil.copytree(finished, tmp_path / "cache")
     return Truth(NET, STEPS)
 
 
 def task(**changes):
-    settings = {"max_error": 2.0, "evaluations": [3, 4, 5], "seeds": range(16), "solvers": ["fitted"]}
+    settings = {
+        "max_error": BOUND,
+        "evaluations": [3, 4, 5],
+        "seeds": range(16),
+        "solvers": ["fitted"],
+        "statistic": "mean",
+    }
     return Task(**{**settings, "precisions": ["stored"], **changes})
 
 
@@ -82,7 +94,8 @@ def test_the_truth_is_computed_once(truth, monkeypatch):
 
 
 def test_fitted_weights_come_nearer_on_other_seeds(truth):
-    fits = Fits(NET, range(8), truth.images(range(8)))
+    fits = Fits(NET, range(8))
+    assert error_levels(fits.truth_of([3, 2]), truth.images([3, 2])).max() < 9
     levels = fits.levels(5, 1.05)
     fitted = fits.fit(levels)
     assert fitted.levels == fits.sigmas(levels) and [len(w) for w in fitted.weights] == [1, 2, 3, 4, 4]
@@ -96,7 +109,23 @@ def test_fitted_weights_come_nearer_on_other_seeds(truth):
         }.items()
     }
     assert error["fitted"] < 0.8 * error["ipndm"] and error["fitted"] < error["heun"]
-    assert fits.best(5).error <= fitted.error
+    best, rough = fits.best(4), fits.best(4, worth=0.0)
+    assert best.error < 0.9 * rough.error
+    images = draw(NET, sample, range(8), solver="listed", levels=best.levels, weights=best.weights)
+    assert best.error == pytest.approx(error_levels(images, fits.truth).mean().item(), rel=1e-3)
+
+
+def test_derivatives_by_levels_and_weights():
+    """The replayed part of a run changes nothing."""
+    fits = Fits(NET, range(2))
+    fitted = fits.fit(fits.levels(3, 1.05))
+    x, known = fits.run(fitted)
+    assert torch.equal(fits.run(fitted, known)[0], x)
+    J = fits.derivatives(fitted, x, known)
+    assert J.shape == (2, 64, 2 + 1 + 2 + 3)
+    for place, moved in ((1, fitted.moved({2: 0.02}, {})), (5, fitted.moved({}, {(2, 0): 0.02}))):
+        change = (fits.run(moved)[0].clamp(-1, 1) - x.clamp(-1, 1)).flatten(1) * 127.5
+        assert (change / 0.02 - J[..., place]).norm() < 0.2 * J[..., place].norm()
 
 
 def test_the_cheapest_that_keeps_the_bound(truth):
@@ -104,28 +133,32 @@ def test_the_cheapest_that_keeps_the_bound(truth):
     assert [each.trial.evaluations for each in found] == sorted(each.trial.evaluations for each in found)
     *others, last = found
     assert last.kept and not any(each.kept for each in others) and others
-    assert last.held_out.mean + 2 * last.held_out.se <= 2.0
+    assert last.held_out.mean + 2 * last.held_out.se <= BOUND
     images = draw(NET, sample, wanted.held_out, **last.trial.settings)
     assert last.held_out == pytest.approx(Errors.of(error_levels(images, truth.images(wanted.held_out)).tolist()))
-    assert not set(wanted.searched) & set(wanted.held_out) and len(wanted.searched) == 6
+    assert not set(wanted.searched) & set(wanted.held_out) and len(wanted.searched) == 8
 
 
 def test_held_out_seeds_decide(truth, monkeypatch):
     errors = Measured.errors
 
     def worse(self, trial, precision, seeds):
-        return [error + 5 * (seed >= 6) for seed, error in zip(seeds, errors(self, trial, precision, seeds))]
+        return [error + 5 * (seed < 8) for seed, error in zip(seeds, errors(self, trial, precision, seeds))]
 
     monkeypatch.setattr(Measured, "errors", worse)
     _, _, found = search(truth)
-    assert not any(each.kept for each in found) and any(each.searched.mean < 2 for each in found)
-    assert all((each.held_out is not None) == (each.searched.mean <= 2) for each in found)
+    assert not any(each.kept for each in found) and any(each.searched.mean < BOUND for each in found)
+    assert all((each.held_out is not None) == (each.searched.mean <= BOUND) for each in found)
 
 
-def test_the_margin_is_two_standard_errors():
-    found = Errors.of([0.5, 1.0, 1.5])
-    assert found == pytest.approx((1.0, 0.5 / 3**0.5, 1.45, 1.5))
-    assert found.keeps(1.0 + 2 * found.se + 1e-9) and not found.keeps(1.0 + 2 * found.se - 1e-9)
+def test_the_margin():
+    errors = [0.5, 1.0, 1.5]
+    found = Errors.of(errors)
+    assert found == pytest.approx((1.0, 0.5 / 3**0.5, 1.0, 1.45, 1.5))
+    assert tuning.upper(errors, "mean") == pytest.approx(1.0 + 2 * found.se)
+    # of 64, the median of all is below the 40th and the 95th percentile nowhere in sight; of 400 it is below the 389th
+    assert tuning.upper(range(1, 65), "median") == 40 and tuning.upper(range(1, 65), "p95") == float("inf")
+    assert tuning.upper(range(1, 401), "p95") == 389
 
 
 def test_fixed_solvers_are_thinned_out(truth, monkeypatch):
@@ -134,23 +167,23 @@ def test_fixed_solvers_are_thinned_out(truth, monkeypatch):
     assert len(found) == 1 and found[0].kept and found[0].trial.settings["solver"] != "euler"
     best = found[0].searched.mean
     seen = measured._stored["errors"].values()
-    assert len(seen) > 15 and max(map(len, seen)) == 16 and min(map(len, seen)) < 6
-    assert best <= min(sum(each.values()) / 6 for each in seen if len(each) == 6) + 1e-9
+    assert len(seen) > 15 and max(map(len, seen)) == 16 and min(map(len, seen)) < 4
+    assert best <= min(sum(each.values()) / 8 for each in seen if len(each) == 8) + 1e-9
 
 
 def test_a_search_that_was_stopped_goes_on(truth, monkeypatch):
-    _, measured, first = search(truth)
-    before = measured.path.read_bytes()
     monkeypatch.setattr(Measured, "draw", None)
     monkeypatch.setattr(Fits, "fit", None)
-    _, again, second = search(Truth(NET, STEPS))
-    assert first == second and len(again) == len(measured) > 0 and measured.path.read_bytes() == before
+    _, measured, found = search(truth)
+    assert found[-1].kept and len(measured) > 0
     # what another version has measured is measured anew
+    before = measured.path.read_text()
     stale = json.loads(before)
     stale["versions"]["torch"] = "1.0"
-    for text in (json.dumps(stale), before[:-9].decode(), "[]"):
+    for text in (json.dumps(stale), before[:-9], "[]"):
         measured.path.write_text(text)
-        assert len(Measured(truth, {"stored": NET})) == 0
+        with pytest.raises(TypeError):
+            search(truth)
 
 
 def test_by_cost():
@@ -165,7 +198,7 @@ def test_the_file_and_the_picture(truth, tmp_path):
     tuned = tuning.tuned_sampler(wanted, found[-1], truth, 0.01, "tiny")
     save_sampler(tmp_path / "a.json", tuned)
     assert load_sampler(tmp_path / "a.json", NET) == tuned
-    assert tuned.error["seeds"] == "6-15" and tuned.error["images"] == 10 and tuned.precision == "stored"
+    assert tuned.error["seeds"] == "0-7" and tuned.error["images"] == 8 and tuned.precision == "stored"
     assert tuned.error["mean"] == found[-1].held_out.mean and tuned.truth["num_steps"] == STEPS
     assert measured.of_file(tuned, wanted.held_out) == measured.errors(found[-1].trial, "stored", wanted.held_out)
     tuning.save_pairs(tmp_path / "a.png", wanted, found[-1], measured)
@@ -176,6 +209,9 @@ def test_the_file_and_the_picture(truth, tmp_path):
 
 
 def test_bad_tasks():
-    for changes, line in ({"seeds": range(4)}, "4 seeds; expected at least 6"), ({"solvers": ["ipdnm"]}, "near names"):
+    for changes, line in (
+        ({"seeds": [1, 2, 3, 3]}, "3 seeds; expected at least 4"),
+        ({"solvers": ["ipdnm"]}, "near names"),
+    ):
         with pytest.raises(UserError, match=line):
             task(**changes)

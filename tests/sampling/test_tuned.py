@@ -14,7 +14,17 @@ from helpers.tiny_networks import tiny
 
 LEVELS = [80.0, 5.0, 0.5, 0.0]
 NET = tiny(img_channels=1)
-ERROR = {"bound": 1.0, "mean": 0.8, "se": 0.05, "p95": 1.2, "worst": 1.5, "images": 40, "seeds": "24-63"}
+ERROR = {
+    "bound": 1.0,
+    "statistic": "mean",
+    "mean": 0.8,
+    "se": 0.05,
+    "median": 0.7,
+    "p95": 1.2,
+    "worst": 1.5,
+    "images": 40,
+    "seeds": "24-63",
+}
 TRUTH = {"solver": "heun", "num_steps": 256, "precision": "exact", "converged": 0.01, "converged_seeds": "0-3"}
 TUNED = TunedSampler(
     settings={"solver": "ipndm", "order": 3, "levels": LEVELS},
@@ -33,8 +43,8 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     found = load_sampler(path, NET)
     assert found == TUNED
     assert found.describe() == (
-        "3 evaluations, certified within 0.80 levels of the 256-step solution (mean of 40 images; 95% are within 1.20, "
-        "the worst 1.50)"
+        "3 evaluations, certified within 1 levels of the 256-step solution in the mean (of 40 images: mean 0.80, "
+        "median 0.70, 95th percentile 1.20, worst 1.50)"
     )
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sample(NET, x, **found.settings), sample(NET, x, solver="ipndm", order=3, levels=LEVELS))

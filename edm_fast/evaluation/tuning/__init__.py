@@ -1,6 +1,7 @@
 """tune: the cheapest sampler of a network whose images are within a bound of the converged solution."""
 
 from edm_fast.evaluation.tuning._search import (
+    STATISTICS,
     Errors,
     Found,
     Measured,
@@ -10,6 +11,7 @@ from edm_fast.evaluation.tuning._search import (
     save_pairs,
     seconds,
     tuned_sampler,
+    upper,
 )
 from edm_fast.evaluation.tuning._trials import FITTED, SOLVERS
 from edm_fast.evaluation.tuning._truth import BATCH, COMPARED, STORED, Truth, can_accelerate
@@ -19,6 +21,7 @@ __all__ = [
     "COMPARED",
     "FITTED",
     "SOLVERS",
+    "STATISTICS",
     "STORED",
     "Errors",
     "Found",
@@ -31,4 +34,5 @@ __all__ = [
     "save_pairs",
     "seconds",
     "tuned_sampler",
+    "upper",
 ]

@@ -1,8 +1,10 @@
 """tune: the cheapest sampler of a network that keeps a bound on the distance from the converged solution.
 
 The truth is where the ODE takes the latents of each seed (see `_truth`). The error of a sampler on a seed is the RMS
-difference of the two images in levels of 255. A bound is kept if the mean over held-out seeds, which no choice was made
-on, keeps it with two standard errors to spare. Trials are thinned out on few of the other seeds.
+difference of the two images in levels of 255. A bound is kept if the median (or the mean, or the 95th percentile) over
+held-out seeds, which no choice was made on, keeps it with two standard errors to spare. The median by default: where a
+trajectory decides between two images, every solver of few steps may end at the other one, and a few such seeds make up
+much of a mean.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ from edm_fast.sampling import sample, save_png, to_uint8
 from edm_fast.sampling.images import arrange
 from edm_fast.sampling.tuned import TunedSampler
 
-SEARCHED = 3 / 8  # of the seeds; the others are held out
 # of the fixed samplers for a number of evaluations: how many stay after each round, and on how many searched seeds
-ROUNDS = ((12, 1 / 12), (3, 1 / 2), (1, 1.0))
-HOPELESS = 2.0  # times the bound: where the fitted sampler errs more, no fixed one keeps it
+ROUNDS = ((12, 1 / 32), (3, 1 / 4), (1, 1.0))
+HOPELESS = 1.4  # times the bound: where the fitted sampler errs more, it is not improved, and no fixed one keeps it
 PAIRS, CONTRAST = 16, 16  # pictures, and how many times the difference is made larger in them
 SIGMA = 0.5  # of timed evaluations
+
+
+STATISTICS = {"mean": math.nan, "median": 0.5, "p95": 0.95}  # and which quantile it is
 
 
 class Errors(NamedTuple):
@@ -46,17 +50,26 @@ class Errors(NamedTuple):
 
     mean: float
     se: float  # standard error of the mean
+    median: float
     p95: float
     worst: float
 
     @classmethod
     def of(cls, errors: Sequence[float]) -> Errors:
         deviation = statistics.stdev(errors) if len(errors) > 1 else math.inf
-        p95 = float(np.quantile(errors, 0.95))
-        return cls(statistics.fmean(errors), deviation / math.sqrt(len(errors)), p95, max(errors))
+        median, p95 = (float(np.quantile(errors, q)) for q in (0.5, 0.95))
+        return cls(statistics.fmean(errors), deviation / math.sqrt(len(errors)), median, p95, max(errors))
 
-    def keeps(self, bound: float) -> bool:
-        return self.mean + 2 * self.se <= bound
+
+def upper(errors: Sequence[float], statistic: str) -> float:
+    """A bound on the mean or a quantile of all seeds, two standard errors above that of these; a quantile's is the
+    error of the rank n q + 2 sqrt(n q (1 - q)), infinite if there are not as many."""
+    if statistic == "mean":
+        found = Errors.of(errors)
+        return found.mean + 2 * found.se
+    q, n = STATISTICS[statistic], len(errors)
+    rank = math.ceil(n * q + 2 * math.sqrt(n * q * (1 - q)))
+    return sorted(errors)[rank - 1] if rank <= n else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +81,22 @@ class Task:
     seeds: Sequence[int]
     solvers: Sequence[str]
     precisions: Sequence[str]  # from the most exact on
+    statistic: str = "median"  # of the errors, that the bound is for
 
     def __post_init__(self) -> None:
         check_solvers(self.solvers)
         if len(self.searched) < 2 or len(self.held_out) < 2:
-            raise UserError(f"{len(set(self.seeds))} seeds; expected at least 6, some to search on and some held out")
-
-    @property
-    def searched(self) -> list[int]:
-        seeds = list(dict.fromkeys(self.seeds))
-        return seeds[: math.floor(SEARCHED * len(seeds))]
+            raise UserError(f"{len(set(self.seeds))} seeds; expected at least 4, half of them held out")
 
     @property
     def held_out(self) -> list[int]:
-        return list(dict.fromkeys(self.seeds))[len(self.searched) :]
+        """The first half of the seeds."""
+        seeds = list(dict.fromkeys(self.seeds))
+        return seeds[: len(seeds) // 2]
+
+    @property
+    def searched(self) -> list[int]:
+        return list(dict.fromkeys(self.seeds))[len(self.held_out) :]
 
 
 class Measured:
@@ -90,13 +105,13 @@ class Measured:
     The errors of a trial are named by its coefficients, so that a solver that computes something else is measured anew.
     """
 
-    def __init__(self, truth: Truth, networks: dict[str, Any]) -> None:
-        self.truth, self.networks = truth, networks
+    def __init__(self, truth: Truth, networks: dict[str, Any], fits: Fits | None = None) -> None:
+        self.truth, self.networks, self.fits = truth, networks, fits
         self.path = truth.path.with_suffix(".json")
         self._stored: dict[str, Any] = {
             "versions": {"edm_fast": __version__, "torch": str(torch.__version__)},
             "errors": {},  # by trial and precision, then seed
-            "fitted": {},  # by precision, evaluations and seeds
+            "fitted": {},  # by precision, evaluations, seeds and the error from which on they are improved
         }
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
@@ -113,7 +128,9 @@ class Measured:
         if missing:
             images = self.draw(trial, precision, missing)
             finite = images.isfinite().flatten(1).all(1)
-            found = error_levels(images.where(finite[:, None, None, None], 0), self.truth.images(missing))
+            fits = self.fits if self.fits is not None and {*missing} <= {*self.fits.seeds} else None
+            truth = self.truth.images(missing) if fits is None else fits.truth_of(missing).cpu()
+            found = error_levels(images.where(finite[:, None, None, None], 0), truth)
             # an image that is not finite is farther away than any other
             known.update(zip(map(str, missing), found.where(finite, 255.0).tolist(), strict=True))
             self._store()
@@ -125,10 +142,11 @@ class Measured:
         levels = {"levels": tuned.settings["levels"]}
         return self.errors(trial(self.networks[tuned.precision], method, "listed", levels), tuned.precision, seeds)
 
-    def fitted(self, fits: Fits, precision: str, evaluations: int) -> Fitted:
-        key = f"{precision} {evaluations} {ranges(fits.seeds)}"
+    def fitted(self, precision: str, evaluations: int, worth: float) -> Fitted:
+        assert self.fits is not None
+        key = f"{precision} {evaluations} {ranges(self.fits.seeds)} {worth:g}"
         if key not in self._stored["fitted"]:
-            self._stored["fitted"][key] = fits.best(evaluations)
+            self._stored["fitted"][key] = self.fits.best(evaluations, worth)
             self._store()
         return Fitted(*self._stored["fitted"][key])
 
@@ -192,7 +210,7 @@ class Search:
         self.task, self.measured, self.tick = task, measured, tick
         self.precision = task.precisions[0]  # the most exact one decides on the samplers, and so once for all
         self.net = measured.networks[self.precision]
-        self.fits = Fits(self.net, task.searched, measured.truth.images(task.searched))
+        self.fits = measured.fits = Fits(self.net, task.searched)
 
     def run(self, costs: dict[str, float]) -> Iterator[Found]:
         """The best samplers, the cheapest first; ends with the first that keeps the bound on the held-out seeds.
@@ -210,18 +228,20 @@ class Search:
 
     def judged(self, trial: Trial, precision: str) -> Found:
         """The held-out seeds are asked where the searched ones keep the bound."""
-        bound = self.task.max_error
-        searched, held_out = Errors.of(self.measured.errors(trial, precision, self.task.searched)), None
-        if searched.mean <= bound:
-            held_out = Errors.of(self.measured.errors(trial, precision, self.task.held_out))
-        return Found(trial, precision, searched, held_out, held_out is not None and held_out.keeps(bound))
+        task = self.task
+        searched, held_out, kept = Errors.of(self.measured.errors(trial, precision, task.searched)), None, False
+        if getattr(searched, task.statistic) <= task.max_error:
+            errors = self.measured.errors(trial, precision, task.held_out)
+            held_out, kept = Errors.of(errors), upper(errors, task.statistic) <= task.max_error
+        return Found(trial, precision, searched, held_out, kept)
 
     def best(self, evaluations: int) -> list[Trial]:
         """The fitted sampler and the best of the others, the better one first."""
         found, hopeless = [], False
         if FITTED in self.task.solvers:
-            fitted = fitted_trial(self.net, self.measured.fitted(self.fits, self.precision, evaluations))
-            hopeless = self.mean(fitted, self.task.searched) > HOPELESS * self.task.max_error
+            bound = HOPELESS * self.task.max_error
+            fitted = fitted_trial(self.net, self.measured.fitted(self.precision, evaluations, bound))
+            hopeless = statistics.median(self.errors(fitted, self.task.searched)) > bound
             found.append(fitted)
         if not hopeless:
             found += self.best_fixed(evaluations)
@@ -235,16 +255,24 @@ class Search:
             left = sorted(left, key=lambda each: self.mean(each, seeds))[:most]
         return left
 
-    def mean(self, trial: Trial, seeds: Sequence[int]) -> float:
-        found = statistics.fmean(self.measured.errors(trial, self.precision, seeds))
+    def errors(self, trial: Trial, seeds: Sequence[int]) -> list[float]:
+        found = self.measured.errors(trial, self.precision, seeds)
         self.tick()
         return found
+
+    def mean(self, trial: Trial, seeds: Sequence[int]) -> float:
+        return statistics.fmean(self.errors(trial, seeds))
 
 
 def tuned_sampler(task: Task, found: Found, truth: Truth, apart: float, name: str) -> TunedSampler:
     """What the file says. apart: see `Truth.apart`."""
     assert found.held_out is not None
-    error = {"bound": task.max_error, **found.held_out._asdict(), "images": len(task.held_out)}
+    error = {
+        "bound": task.max_error,
+        "statistic": task.statistic,
+        **found.held_out._asdict(),
+        "images": len(task.held_out),
+    }
     return TunedSampler(
         settings=found.trial.settings,
         evaluations=found.trial.evaluations,
@@ -255,7 +283,7 @@ def tuned_sampler(task: Task, found: Found, truth: Truth, apart: float, name: st
             "num_steps": truth.steps,
             "precision": truth.precision,
             "converged": apart,
-            "converged_seeds": ranges(task.seeds[:COMPARED]),
+            "converged_seeds": ranges(task.held_out[:COMPARED]),
         },
         checkpoint={"name": name, "digest": truth.digest},
         versions={"edm_fast": __version__, "torch": str(torch.__version__), "device": truth.device.type},
