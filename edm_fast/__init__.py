@@ -24,6 +24,8 @@ _HOMES = {
     "Guidance": "sampling",
     "load_sampler": "sampling",
     "generate": "sampling",
+    "invert": "sampling",
+    "log_likelihood": "sampling",
     "sample_seeds": "sampling",
     "StopSampling": "sampling",
     "save_grid": "sampling",
@@ -32,7 +34,18 @@ _HOMES = {
     "explain": "backend",
     "UserError": "errors",
 }
-_PACKAGES = ("checkpoint", "data", "diffusion", "evaluation", "networks", "ops", "plan", "sampling", "training")
+_PACKAGES = (
+    "checkpoint",
+    "data",
+    "diffusion",
+    "evaluation",
+    "networks",
+    "ops",
+    "plan",
+    "sampling",
+    "studies",
+    "training",
+)
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
 

@@ -27,6 +27,7 @@ from edm_fast.errors import UserError, UserOSError
 PathLike = str | os.PathLike[str]
 # what a file may hold, told by its first bytes, and the words for it
 KINDS = {
+    "gif": "a GIF picture",
     "json": "a JSON file",
     "npz": "an .npz file",
     "pickle": "a pickle",
@@ -105,6 +106,8 @@ def kind_of(path: PathLike) -> str | None:
         return "torch" if re.fullmatch(rb"[^/]+/data(\.pkl|/\d+)", first) else "zip"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
     if head[4:9] == b"\0\0\0\0{":  # a header of less than 4 GiB, and its first character
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):

@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -143,4 +143,17 @@ def encode_png(image: np.ndarray, text: str = "", **options: Any) -> bytes:
     image = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="png", pnginfo=info, **options)
+    return buffer.getvalue()
+
+
+def encode_gif(frames: Sequence[np.ndarray], milliseconds: Sequence[int]) -> bytes:
+    """An animation that repeats, of pictures (H, W, 1 or 3) uint8 of one shape, each shown for so long."""
+    images = [
+        PIL.Image.fromarray(np.ascontiguousarray(frame.squeeze(2) if frame.shape[2] == 1 else frame))
+        for frame in frames
+    ]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, format="gif", save_all=True, append_images=images[1:], duration=[*milliseconds], loop=0, disposal=1
+    )
     return buffer.getvalue()

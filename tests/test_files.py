@@ -109,6 +109,7 @@ def saved(save, *args, **kwargs):
 
 
 CONTENT = {
+    "gif": b"GIF89a\1\0\1\0\0\0\0;",
     "json": b'\n {"a": 1}',
     "npz": saved(np.savez, mu=np.zeros(2)),
     "pickle": pickle.dumps({}),

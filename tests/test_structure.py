@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # an import points to a later line; names on one line do not know each other
     {"__main__"},
     {"cli"},
+    {"studies"},
     {"training", "evaluation"},
     {"sampling", "plan"},
     {"checkpoint", "data"},
     {"networks"},
     {"ops", "diffusion"},
     {"backend", "native"},
-    {"files", "distributed", "pictures"},
+    {"files", "distributed", "pictures", "pages"},
     {"errors", "cases", "timing", "_checkout"},
     {"kernels", "_C"},
 ]

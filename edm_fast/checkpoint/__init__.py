@@ -30,6 +30,7 @@ __all__ = [
     "destination",
     "inspect",
     "load",
+    "load_tensors",
     "load_training_state",
     "save",
     "save_pkl",
@@ -100,6 +101,14 @@ def save(net: torch.nn.Module, path: PathLike) -> None:
         save_pkl(net, path)
     else:
         save_native(plain_copy(net), Path(user_path(path)), folder=form == "folder")
+
+
+def load_tensors(path_or_url: PathLike, sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """The weights of a file of any network, by name, read as data; the counters of batch norms are left out."""
+    path, name = _locate(path_or_url, sha256)
+    with damaged(name):
+        stored = _open(path).network("ema")
+        return {key: stored.read(key) for key in stored.shapes if not key.endswith("num_batches_tracked")}
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:

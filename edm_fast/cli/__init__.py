@@ -23,6 +23,7 @@ VERBS = {
     "fid": "Compute Frechet distances between sets of images.",
     "dataset": "Convert images into a dataset, or check one.",
     "convert": "Convert checkpoints between formats.",
+    "study": "Measure what a choice does to images: solver, noise, precision, ...",
     "bench": "Measure speed against the peers.",
     "verify": "Measure each backend's error.",
     "tune-kernels": "Show, clear or fill the tables of measured kernels.",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edm_fast.errors import UserError
 from edm_fast.files import link_target, user_path
@@ -32,6 +34,18 @@ def parse_int_list(text: str) -> list[int]:
             raise UserError(f"{text!r} stands for more than {MAX_INTS:,} integers")
         result.extend(numbers)
     return result
+
+
+def command_line(ctx: click.Context, *words: str, unrecorded: Collection[str] = ()) -> str:
+    """The command as it was typed, without the parameters `unrecorded`, which change no number."""
+    parts = ["edm-fast", *words]
+    for param in ctx.command.params:
+        name, value = str(param.name), ctx.params.get(str(param.name))
+        typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if isinstance(param, click.Option) and typed and name not in unrecorded:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            parts.append(param.opts[0] if value is True else f"{param.opts[0]}={text}")
+    return shlex.join(parts)
 
 
 class Parsed(click.ParamType):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, near
+from edm_fast.files import user_path
 from edm_fast.sampling import Guidance, TunedSampler, ablation_sampler, edm_sampler, load_sampler, sample
 from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers import registry
@@ -54,7 +57,7 @@ def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def _of_sample(options: dict[str, Any]) -> dict[str, Any]:
     solver, explicit = options["solver"] or "heun", options["explicit"]
-    known = inspect.signature(registry()[solver]).parameters
+    known = {} if is_file(solver) else inspect.signature(registry()[solver]).parameters
     for name in ABLATION[1:]:
         if name in explicit:
             raise UserError(
@@ -71,7 +74,7 @@ def _of_sample(options: dict[str, Any]) -> dict[str, Any]:
         for name in (name for name in ("sigma_min", "sigma_max", "rho") if name in explicit):
             raise UserError(f"{_option(name)} does not go with a list of --levels")
     names = [name for name in (*NUMBERS, *CHURN, "order", "nfe", "levels") if name in explicit]
-    return {"solver": solver, **{name: options[name] for name in names}}
+    return {"solver": Path(solver) if is_file(solver) else solver, **{name: options[name] for name in names}}
 
 
 def _option(name: str) -> str:
@@ -97,6 +100,23 @@ def evaluations(solver: Any, guidance: Guidance | None) -> str:
     """How many evaluations an image costs, in words."""
     second = solver.guided_evaluations(guidance)
     return f"{solver.evaluations} evaluations per image" + (f" and {second} for guidance" if second else "")
+
+
+def parse_solver(text: str) -> str:
+    """A name, or the path of a file that holds a solver."""
+    if text in registry():
+        return text
+    if not re.search(r"[./~]", text):
+        raise UserError(
+            f"{text!r} is no solver{near(text, registry())}; expected one of {', '.join(sorted(registry()))}, or the "
+            "path of a .json file"
+        )
+    return user_path(text)
+
+
+def is_file(solver: str | None) -> bool:
+    """Whether what parse_solver returned is a path."""
+    return solver is not None and solver not in registry()
 
 
 def parse_levels(text: str) -> str | list[float]:

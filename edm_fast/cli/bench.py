@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from edm_fast.cli import _options as opt
 from edm_fast.errors import UserError
@@ -88,9 +86,10 @@ def command(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> Non
     if batches is not None and (not batches or min(batches) < 1):
         raise UserError("--batch expects sizes of at least 1, as in 1,8,32")
     settings = {name: options[name] for name in ("networks", "batches", "rows", "rounds", "resume", "memory")}
+    written = opt.command_line(ctx, "bench", *targets, unrecorded=UNRECORDED)
     with _machine.threads(options["threads"]):
         for target in dict.fromkeys(targets or TARGETS):
-            path = bench(target, Path(options["outdir"]), _say, command=_written(ctx), **settings)
+            path = bench(target, Path(options["outdir"]), _say, command=written, **settings)
             click.echo("\n".join(_report.table(_report.read(path))))
             for name in _report.write_pages(path):
                 click.echo(name)
@@ -98,15 +97,3 @@ def command(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> Non
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-def _written(ctx: click.Context) -> str:
-    """The command as far as it decides the numbers."""
-    words = ["edm-fast", "bench", *ctx.params["targets"]]
-    for param in ctx.command.params:
-        name, value = str(param.name), ctx.params.get(str(param.name))
-        typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if isinstance(param, click.Option) and typed and name not in UNRECORDED:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words.append(param.opts[0] if value is True else f"{param.opts[0]}={text}")
-    return shlex.join(words)

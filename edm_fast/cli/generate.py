@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,23 @@ import torch
 import tqdm
 from click.core import ParameterSource
 
-from edm_fast import distributed
-from edm_fast.checkpoint import add_weights
+from edm_fast import __version__, distributed
+from edm_fast.checkpoint import DEMO, add_weights
 from edm_fast.cli import _options as opt
 from edm_fast.cli import _sampler
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._networks import PRECISIONS, load_network, precision_that_runs, prepared, way_to_draw
-from edm_fast.cli._outputs import expect_output, naming
+from edm_fast.cli._outputs import naming
+from edm_fast.cli._overviews import Trajectory, check_overviews, classes, expect_overviews, folders, write_overviews
 from edm_fast.cli._ranks import on_first_rank, wait_for_others
 from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, count
 from edm_fast.files import check_output
-from edm_fast.sampling import check_class, generate, save_grid, save_png, to_uint8
+from edm_fast.sampling import Solver, check_class, generate, save_png, to_uint8
 from edm_fast.sampling.images import image_name, made_with, read_png
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
-
-MAX_GRID = 10_000
 
 
 @click.command()
@@ -81,9 +80,9 @@ MAX_GRID = 10_000
 @click.option("--S_noise", "S_noise", metavar="FLOAT", type=opt.FINITE, default=1, show_default=True, help="Its scale.")
 @click.option(
     "--solver",
-    metavar="NAME",
-    type=click.Choice(sorted(registry())),
-    help=f"{', '.join(sorted(registry()))}.  [default: heun]",
+    metavar="NAME|FILE.json",
+    type=opt.Parsed(_sampler.parse_solver),
+    help=f"{', '.join(sorted(registry()))}; or levels and weights in a file.  [default: heun]",
 )
 @click.option(
     "--order", metavar="INT", type=opt.POSITIVE_INT, help="Of the solver, if it has several.  [default: its own]"
@@ -128,6 +127,18 @@ MAX_GRID = 10_000
 @click.option(
     "--grid", metavar="FILE.png", type=opt.OUTPUT_PATH, help="Also write all images as one picture.  [default: none]"
 )
+@click.option(
+    "--html",
+    metavar="FILE.html",
+    type=opt.OUTPUT_PATH,
+    help="Also write a page of all images with their seeds and settings.  [default: none]",
+)
+@click.option(
+    "--trajectory",
+    metavar="FILE.gif",
+    type=opt.OUTPUT_PATH,
+    help="Also write the denoised images after each step, as an animation.  [default: none]",
+)
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
 def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.
@@ -166,14 +177,10 @@ def check_options(options: dict[str, Any]) -> None:
     _sampler.check_guidance(options)
     options["tuned"] = _sampler.tuned_for(options)
     sampler_for(options)
-    if options["grid"] is not None:
-        if Path(options["grid"]).suffix.lower() != ".png":
-            raise UserError(f"--grid is {options['grid']!r}; expected the name of a .png file")
-        if len(options["seeds"]) > MAX_GRID:
-            raise UserError(f"--grid takes at most {MAX_GRID:,} images; --seeds has {len(options['seeds']):,}")
+    check_overviews(options)
 
 
-def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any]) -> str:
+def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any], solver: Solver) -> str:
     """Names the settings that decide an image besides its seed: networks, sampler, guidance, class, way to draw, kind
     of device.
 
@@ -185,7 +192,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     sampler, kwargs = sampler_for(options)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
-        "sampler": [sampler.__name__, kwargs],
+        "sampler": [sampler.__name__, repr(solver) if _sampler.is_file(options["solver"]) else kwargs],
         "class": options["class_idx"],
         "way": way_to_draw(options["precision"], device),
         "device": device.type,
@@ -217,8 +224,9 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
         guidance.check(net)
     seeds, outdir = options["seeds"], Path(options["outdir"])
     names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
-    mark = on_first_rank(lambda: fingerprint(net, gnet, device, options))
+    mark = on_first_rank(lambda: fingerprint(net, gnet, device, options, solver))
     finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
+    trajectory = None if options["trajectory"] is None else Trajectory()
     start = time.perf_counter()
     images = generate(
         prepared(net, way),
@@ -228,6 +236,7 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
         device=device,
         solver=solver,
         guidance=guidance,
+        callback=trajectory,
         finished=finished,
         rank=distributed.rank(),
         world=distributed.world_size(),
@@ -236,9 +245,12 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
         save_image(image, seed, outdir / names[seed], mark)
     wait_for_others()
     cost = _sampler.evaluations(solver, guidance)
-    report(len(names) - len(finished), len(finished), time.perf_counter() - start, cost, outdir)
-    if options["grid"] is not None:
-        on_first_rank(lambda: write_grid(options["grid"], [outdir / names[seed] for seed in seeds]))
+    line = report(len(names) - len(finished), len(finished), time.perf_counter() - start, cost)
+    distributed.print0(f"{line}: {outdir}{os.sep}")
+    files = {seed: outdir / name for seed, name in names.items()}
+    page = {"note": line, **page_of(options, sampler, kwargs, way, device)}
+    labels = functools.partial(classes, net, [*names], options["class_idx"], device)
+    on_first_rank(lambda: write_overviews(options, files, labels, trajectory, page))
 
 
 def check_channels(net: Any) -> None:
@@ -248,7 +260,7 @@ def check_channels(net: Any) -> None:
 
 def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict[str, Any]) -> set[int]:
     """Make sure that files can be written; the seeds whose images are there already and may be kept."""
-    for folder in (outdir, *([Path(options["grid"]).parent] if options["grid"] else [])):
+    for folder in (outdir, *folders(options)):
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -256,8 +268,7 @@ def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict
     targets = [outdir / name for seed, name in names.items() if seed not in finished]
     if replaced := sum(check_output(path, "png") for path in targets):
         click.echo(f"note: {count(replaced, 'image')} in {outdir} will be replaced")
-    if options["grid"] is not None:
-        expect_output(options["grid"], "png", *(str(outdir / name) for name in names.values()))
+    expect_overviews(options, [str(outdir / name) for name in names.values()])
     return finished
 
 
@@ -302,15 +313,26 @@ def save_image(x: torch.Tensor, seed: int, path: Path, mark: str) -> None:
         save_png(path, to_uint8(x[None])[0], made_with=mark)
 
 
-def write_grid(path: str, images: Sequence[Path]) -> None:
-    """One picture of all images, read back from their files: other ranks made some, an earlier run others."""
-    with naming(Path(path)):
-        save_grid(path, [read_png(image) for image in images])
-
-
-def report(made: int, kept: int, seconds: float, cost: str, outdir: Path) -> None:
+def report(made: int, kept: int, seconds: float, cost: str) -> str:
     rate = f"{made / seconds:.2f} images/s" if seconds > 0 else ""
-    text = f"{count(made, 'image')} in {seconds:.1f} s ({rate}), {cost}" + (
+    return f"{count(made, 'image')} in {seconds:.1f} s ({rate}), {cost}" + (
         f", {kept} kept from before" if kept else ""
     )
-    distributed.print0(f"{text}: {outdir}{os.sep}")
+
+
+def page_of(
+    options: dict[str, Any], sampler: Any, kwargs: dict[str, Any], way: str, device: torch.device
+) -> dict[str, Any]:
+    """Title and settings of the contact sheet."""
+    network = options["network_pkl"] or DEMO
+    names = {
+        "class_idx": "class",
+        "guidance": "guidance",
+        "gnet": "guided by",
+        "guidance_interval": "guidance interval",
+    }
+    names["max_batch_size"] = "batch"
+    chosen = {text: options[name] for name, text in names.items() if options[name] is not None}
+    settings = {"network": network, "sampler": sampler.__name__, **kwargs, **chosen, "network runs": way}
+    settings |= {"device": str(device), "edm-fast": __version__, "torch": torch.__version__}
+    return {"title": f"{count(len({*options['seeds']}), 'image')} of {os.path.basename(network)}", "settings": settings}

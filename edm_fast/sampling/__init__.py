@@ -12,8 +12,10 @@ from edm_fast.sampling.seeds import (
     sample_seeds,
     seed_inputs,
 )
+from edm_fast.sampling.solvers._file import load_solver, save_solver
 from edm_fast.sampling.solvers._generate import generate
 from edm_fast.sampling.solvers._gits import gits
+from edm_fast.sampling.solvers._invert import invert, log_likelihood
 from edm_fast.sampling.solvers._sample import sample
 from edm_fast.sampling.solvers.ablation import ablation_sampler
 from edm_fast.sampling.solvers.edm import edm_sampler
@@ -35,6 +37,9 @@ __all__ = [
     "generate",
     "gits",
     "load_sampler",
+    "invert",
+    "load_solver",
+    "log_likelihood",
     "optimised_levels",
     "run",
     "sample",
@@ -43,5 +48,6 @@ __all__ = [
     "save_grid",
     "save_png",
     "save_sampler",
+    "save_solver",
     "to_uint8",
 ]

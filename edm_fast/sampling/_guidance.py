@@ -24,8 +24,8 @@ class Guidance:
         Salimans 2022).
         An unconditional network: D_ref knows no labels.
         A conditional network: D_ref has the same labels (autoguidance, Karras et al. 2024, Eq. 3).
-    interval: (sigma_lo, sigma_hi); a step is guided if it starts at sigma_lo < sigma <= sigma_hi, with all of its
-    evaluations (Kynkaanniemi et al. 2024). Other steps do not evaluate D_ref.
+    interval: (sigma_lo, sigma_hi); a step down is guided if it starts at sigma_lo < sigma <= sigma_hi, a step up if it
+    ends there, with all of its evaluations (Kynkaanniemi et al. 2024). Other steps do not evaluate D_ref.
 
     Raises UserError for bad values.
     """
@@ -51,7 +51,7 @@ class Guidance:
         object.__setattr__(self, "interval", ends)
 
     def active(self, sigma: float) -> bool:
-        """Whether the step that starts at sigma is guided."""
+        """Whether the step whose higher level is sigma is guided."""
         low, high = (end * (1 + _arguments.ROUNDING) for end in self.interval)
         return self.weight != 1 and low < sigma <= high
 
@@ -59,6 +59,8 @@ class Guidance:
         """UserError if `net` cannot be guided so. class_labels: None if the run has no labels."""
         label_dim, own = getattr(net, "label_dim", None), getattr(self.net, "label_dim", None)
         if self.net is None:
+            if self.weight == 1:
+                return
             if label_dim == 0:
                 raise UserError("the network is unconditional; expected a second network to guide it")
             if class_labels is None:

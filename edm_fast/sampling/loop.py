@@ -123,10 +123,11 @@ def _stage(
 def step(*parts: tuple[Stage, Sequence[float]], draws: int | None = None) -> Step:
     """A step of stages with their numbers. draws: how often noise is drawn; None: as often as it is used."""
     stages, rows = tuple(stage for stage, _ in parts), (numbers for _, numbers in parts)
-    return Step(stages, tuple(itertools.chain(*rows)), _draws(stages) if draws is None else draws)
+    return Step(stages, tuple(itertools.chain(*rows)), used_draws(stages) if draws is None else draws)
 
 
-def _draws(stages: Iterable[Stage]) -> int:
+def used_draws(stages: Iterable[Stage]) -> int:
+    """How many draws of a step enter x."""
     return max((stage.draw + 1 for stage in stages if stage.draw is not None), default=0)
 
 
@@ -191,7 +192,7 @@ class Solver:
             Structure(
                 step.stages, entries, self.limit, guidance if guidance and guidance.active(level) else None, reports
             )
-            for step, entries, level in zip(self.steps, self._entries()[1:], self.levels)
+            for step, entries, level in zip(self.steps, self._entries()[1:], map(max, self.levels, self.levels[1:]))
         ]
 
 
@@ -223,7 +224,7 @@ def run(
     """Take start latents (N, C, H, W) through the steps of `solver`; float64, not clipped.
 
     `randn_like` is called as often as each step says; what it returns is cast to float64.
-    guidance: where guidance.active(level the step starts from), guidance(denoise, x, sigma, labels) is D at each
+    guidance: where guidance.active(the higher level of the step), guidance(denoise, x, sigma, labels) is D at each
     evaluation of the step.
     callback(i, sigma, x, denoised) after step i: x at the level sigma it has reached, and the last D evaluated. It may
     return another x, and stop the run by raising StopSampling; it must not write to what it is given.
@@ -238,7 +239,7 @@ def run(
     for i, (step, structure) in enumerate(zip(solver.steps, structures)):
         # row-major whatever the layout: a generator fills a tensor in memory order
         draws = [_arguments.checked_noise(randn_like(x.contiguous()), x) for _ in range(step.draws)]
-        tensors: Any = (x, class_labels, *draws[: _draws(step.stages)], *history)
+        tensors: Any = (x, class_labels, *draws[: used_draws(step.stages)], *history)
         advanced = functools.partial(advance, structure)
         results = (
             advanced(net, step.row, *tensors) if replay is None else replay(structure, advanced, step.row, tensors)
@@ -265,7 +266,7 @@ def advance(
 ) -> tuple[Tensor, ...]:
     """A step. tensors: the draws it uses, then the history. Returns x, the history for the steps after it, and, if the
     structure reports it and there is one, the last D."""
-    count = _draws(structure.stages)
+    count = used_draws(structure.stages)
     draws, history, base, D = tensors[:count], [*tensors[count:]], x, None
     for stage, numbers, weights in _with_numbers(structure.stages, row):
         noise = {} if stage.draw is None else {"noise": draws[stage.draw]}

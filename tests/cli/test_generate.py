@@ -19,7 +19,16 @@ from edm_fast import accelerate, checkpoint, native, use_backend
 from edm_fast.cli import _networks, main
 from edm_fast.errors import UserError
 from edm_fast.networks import build
-from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, images, sample, sample_seeds, to_uint8
+from edm_fast.sampling import (
+    Guidance,
+    ablation_sampler,
+    edm_sampler,
+    images,
+    sample,
+    sample_seeds,
+    save_solver,
+    to_uint8,
+)
 from edm_fast.sampling.solvers import _generate
 
 UNET = {
@@ -124,6 +133,21 @@ def test_every_sampler(args, sampler, settings, cost, conditional, tmp_path):
         want = to_uint8(sample_seeds(checkpoint.load(conditional), sampler, [0, 1, 2], **settings))
     assert cost in result.output
     np.testing.assert_array_equal(pixels(tmp_path), want)
+
+
+def test_a_solver_in_a_file(conditional, tmp_path):
+    options = (f"--network={conditional}", f"--outdir={tmp_path / 'out'}", "--seeds=0-2", "--skip-existing")
+    settings = {"solver": "ipndm", "levels": [80, 6, 0.5, 0.01]}
+    for name in ("a", "b"):
+        save_solver(sample.solver(checkpoint.load(conditional), None, **settings), tmp_path / f"{name}.json")
+    with use_backend("reference"):
+        assert "3 evaluations per image" in succeed(*options, f"--solver={tmp_path / 'a.json'}").output
+        want = to_uint8(sample_seeds(checkpoint.load(conditional), sample, [0, 1, 2], **settings))
+        np.testing.assert_array_equal(pixels(tmp_path / "out"), want)
+        assert "3 kept" in succeed(*options, f"--solver={tmp_path / 'b.json'}").output  # what it says counts
+        (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text().replace("80.0", "79.0"))
+        result = run(*options, f"--solver={tmp_path / 'a.json'}")
+    assert result.exit_code == 2 and "was not made" in result.stderr
 
 
 def test_a_second_network_guides(conditional, tmp_path):
@@ -392,6 +416,10 @@ BAD = {
     "class out of range": (["--class=4"], "expected 0 to 3"),
     "class without classes": (["--network={gray}", "--class=0"], "unconditional"),
     "unknown solver": (["--solver=huen"], "huen"),
+    "no such solver file": (["--solver={tmp}/none.json"], "none.json"),
+    "solver file that is empty": (["--solver={tmp}/empty.pkl"], "empty.pkl is no solver"),
+    "solver file and steps": (["--solver={tmp}/solver.json", "--steps=3"], "num_steps does not go with a solver that"),
+    "solver file and churn": (["--solver={tmp}/solver.json", "--S_churn=3"], "--S_churn does not go with"),
     "disc of another solver": (["--solver=dpmpp", "--disc=vp"], "--disc does not go with --solver=dpmpp"),
     "schedule with nfe": (["--nfe=5", "--schedule=vp"], "--schedule does not go with"),
     "churn of another solver": (["--solver=dpmpp", "--S_churn=3"], "--S_churn does not go with --solver=dpmpp"),
@@ -408,6 +436,7 @@ BAD = {
     "interval of one": (["--guidance=2", "--guidance-interval=1"], "'1' is not LO,HI"),
     "interval upside down": (["--guidance=2", "--guidance-interval=2,1"], "sigma_lo < sigma_hi"),
     "guidance nan": (["--guidance=nan"], "not a finite number"),
+    "solver of no name": (["--solver=  "], "is no solver"),
     "guidance without classes": (["--network={gray}", "--guidance=2"], "unconditional"),
     "gnet of other images": (["--gnet={gray}", "--guidance=2"], "1 channels and the network of 3"),
     "no such gnet": (["--gnet={tmp}/none.pkl", "--guidance=2"], "none.pkl"),
@@ -427,6 +456,10 @@ BAD = {
     "outdir is a file": (["--outdir={tmp}/file"], "file"),
     "outdir below a file": (["--outdir={tmp}/file/deeper"], "file"),
     "grid of another type": (["--grid=grid.jpg"], ".png"),
+    "page of another type": (["--html=page.png"], "expected the name of a .html file"),
+    "film of another type": (["--trajectory=film.mp4"], "expected the name of a .gif file"),
+    "film of many images": (["--trajectory=film.gif", "--seeds=0-64"], "--trajectory takes at most 64 images"),
+    "film of a continued run": (["--trajectory=film.gif", "--skip-existing"], "expected one process, and no --skip-"),
     "grid below a file": (["--grid={tmp}/file/grid.png"], "file"),
     "unknown device": (["--device=toaster"], "toaster"),
     "device without float64": (["--device=mps"], "mps"),
@@ -440,6 +473,7 @@ def test_bad_input(name, conditional, gray, tmp_path):
     args, words = BAD[name]
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "empty.pkl").write_bytes(b"")
+    (tmp_path / "solver.json").write_text('{"levels": [9, 1], "keeps": "slope", "weights": [[-8]]}')
     (tmp_path / "malicious.pkl").write_bytes(pickle.dumps({"ema": Payload(str(tmp_path / "canary"))}))
     with open(conditional, "rb") as file:
         (tmp_path / "truncated.safetensors").write_bytes(file.read()[:-1000])

@@ -21,7 +21,7 @@ from helpers.tiny_training import write_dataset
 
 # every option and argument that takes a path
 PATHS = {
-    "generate": ["--network", "--gnet", "--sampler", "--outdir", "--grid"],
+    "generate": ["--network", "--gnet", "--solver", "--sampler", "--outdir", "--grid", "--html", "--trajectory"],
     "tune": ["network", "--out", "--check"],
     "train": ["--outdir", "--data", "--transfer", "--resume"],
     "fid calc": ["--images", "--ref", "--detector"],
@@ -29,6 +29,10 @@ PATHS = {
     "dataset convert": ["--source", "--dest"],
     "dataset check": ["path"],
     "convert": ["source", "dest"],
+    "study precision": ["--network", "--outdir"],
+    "study quality": ["--network", "--outdir", "--data", "--detector"],
+    "study stochasticity": ["--network", "--outdir", "--data", "--detector"],
+    "study truncation": ["--network", "--outdir"],
     "bench": ["--networks", "--outdir", "--readme", "--results"],
     "verify": ["--network", "--json"],
     "tune-kernels": ["--network"],
@@ -120,6 +124,8 @@ TUNE = ("tune", "tiny.safetensors", "--nfe=2", "--max-error=500", "--seeds=0-5",
 WRITERS = {
     "generate image": (lambda d: (*GENERATE, f"--outdir={Path(d).parent}"), "out/000003.png", "text", []),
     "generate grid": (lambda d: (*GENERATE, "--outdir=out", f"--grid={d}"), "grid.png", "text", ["out/000003.png"]),
+    "generate page": (lambda d: (*GENERATE, "--outdir=out", f"--html={d}"), "a/s.html", "zip", ["out/000003.png"]),
+    "generate film": (lambda d: (*GENERATE, "--outdir=out", f"--trajectory={d}"), "s.gif", "text", ["out/000003.png"]),
     "fid ref": (
         lambda d: ("fid", "ref", "--data=images.zip", f"--dest={d}", "--detector=detector.pt", "--device=cpu"),
         "a/ref.npz",

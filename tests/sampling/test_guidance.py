@@ -44,6 +44,11 @@ def test_weight_1_has_the_bits_of_the_network_and_its_evaluations(solver):
         assert len(found) == evaluations and not second and {n for n, _ in found} == {3}
 
 
+def test_weight_1_is_no_guidance_of_an_unconditional_network_either():
+    z, _ = draws()
+    assert torch.equal(sample(tiny(), z, guidance=Guidance(1), **STEPS), sample(tiny(), z, **STEPS))
+
+
 def test_classifier_free_guidance_is_one_batch_of_two():
     found = []
     net = counted(tiny(label_dim=4), found)
@@ -172,6 +177,7 @@ def test_bad_values(make, words):
     ("kwargs", "guidance", "labels", "words"),
     [
         ({}, Guidance(2), None, "network is unconditional"),
+        ({}, Guidance(1, tiny(label_dim=3)), None, "has 3 classes and the network 0"),
         ({"label_dim": 4}, Guidance(2), None, "class_labels is None"),
         ({"label_dim": 4}, Guidance(2, tiny(label_dim=3)), 4, "has 3 classes and the network 4"),
         ({}, Guidance(2, tiny(label_dim=3)), None, "has 3 classes and the network 0"),

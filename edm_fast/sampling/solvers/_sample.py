@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from edm_fast.errors import UserError, near
 from edm_fast.sampling import _arguments, loop
 from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling.levels import LEVELS, has_rho
+from edm_fast.sampling.solvers._file import check_levels, load_solver
 from edm_fast.sampling.solvers._registry import registry
 
 ENDS = ("zero", "sigma_min", "denoised")
@@ -27,7 +29,7 @@ def sample(
     class_labels: Tensor | None = None,
     randn_like: loop.RandnLike = torch.randn_like,
     *,
-    solver: str | loop.Solver = "heun",
+    solver: str | os.PathLike[str] | loop.Solver = "heun",
     order: int | None = None,
     num_steps: int | None = None,
     nfe: int | None = None,
@@ -42,8 +44,9 @@ def sample(
 ) -> loop.Solver:
     """Denoise latents (N, C, H, W) ~ N(0, I) with any solver; returns float64, not clipped.
 
-    solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own. Or the steps of a run, such
-    as sample.solver(net, None, ...) returns, which nothing but guidance and callback goes with.
+    solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own. Or the steps of a run, with
+    which nothing but guidance and callback goes: what sample.solver(net, None, ...) returns, or a file FILE.json, see
+    `edm_fast.sampling.solvers`.
     num_steps (18 if neither is set) or nfe: steps, or evaluations of `net` for an image, guidance apart.
     levels: a name of `edm_fast.sampling.levels` ("karras" if not set), cut to the network's own range; or the levels
     themselves, one more than steps, falling, the last may be 0.
@@ -57,11 +60,14 @@ def sample(
     if nfe is not None and num_steps is not None:
         raise UserError(f"num_steps is {num_steps} and nfe is {nfe}; expected one of them")
     shape = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "ends": ends}
+    if isinstance(solver, os.PathLike) or (isinstance(solver, str) and solver.endswith(".json")):
+        solver = load_solver(solver)
+        check_levels(net, solver)
     if isinstance(solver, loop.Solver):
         counts = {"order": order, "num_steps": num_steps, "nfe": nfe, "levels": levels}
         _expect_unset("a solver that has its levels and steps", {**counts, **shape, **solver_options})
         return solver
-    method = _method(solver, order, solver_options)
+    method = on_levels(solver, order, solver_options)
     if levels is not None and not isinstance(levels, str):
         _expect_unset("a list of levels", shape)
         return _on_list(net, method, levels, num_steps, nfe)
@@ -92,7 +98,7 @@ def _expect_unset(what: str, settings: dict[str, Any]) -> None:
             raise UserError(f"{name} does not go with {what}")
 
 
-def _method(name: str, order: int | None, options: dict[str, Any]) -> Callable[..., loop.Solver]:
+def on_levels(name: str, order: int | None, options: dict[str, Any]) -> Callable[..., loop.Solver]:
     """The solver as a function of levels. UserError for a name or an option that does not exist."""
     if name not in registry():
         raise UserError(

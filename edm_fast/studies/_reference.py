@@ -1,0 +1,40 @@
+"""Real images that a study compares with, and the options that choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tqdm
+
+from edm_fast.checkpoint import DEMO
+from edm_fast.errors import UserError
+from edm_fast.evaluation import quality
+from edm_fast.studies._study import Option, Session
+
+OPTIONS = {
+    "data": Option("path", None, f"Training images, a folder or zip, or {DEMO!r}.  [default: the demo's digits]"),
+    "features": Option("word", None, f"What is compared: {', '.join(quality.FEATURES)}.  [default: by the data]"),
+    "detector": Option("path", None, "TorchScript file of Inception, as of edm-fast fid.  [default: none]"),
+    "images": Option("count", 5000, "Most training images to compare with, drawn at random."),
+}
+
+
+def reference(session: Session) -> quality.Reference:
+    """The training images of the session's network, and as many others as it has seeds. UserError if none are known."""
+    options, net = session.options, session.net
+    data = options["data"] or (DEMO if session.network == DEMO else None)
+    if data is None:
+        raise UserError(f"the training images of {session.network} are not known; expected --data=PATH")
+    names = {name: options[name] for name in ("features", "detector", "images")}
+    found = quality.reference(
+        str(data), others=len(session.seeds), device=session.device, batch=session.batch, progress=_progress, **names
+    )
+    shape, drawn = tuple(found.images.shape[1:]), (net.img_channels, net.img_resolution, net.img_resolution)
+    if shape != drawn:
+        raise UserError(f"images of {data} have shape {shape}, those of the network {drawn}; expected equal ones")
+    return found
+
+
+def _progress(batches: Iterable[Any]) -> Iterable[Any]:
+    return tqdm.tqdm(batches, desc="features", unit="batch", leave=False, disable=None, dynamic_ncols=True)
