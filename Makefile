@@ -1,4 +1,4 @@
-# make sample   images from the bundled checkpoint, in out/ (out/grid.png shows them all)
+# make sample   images from the bundled checkpoint by its tuned sampler, in out/ (out/grid.png shows them all)
 # make test     tests (with coverage, but for those of Triton), lint, types
 # make lint     ruff and mypy
 # make isas     tests of ops, plans and networks on the instruction sets, portable and AVX2, that are not the best one here

@@ -17,9 +17,9 @@ from edm_fast.sampling.solvers._generate import generate
 from edm_fast.sampling.solvers._gits import gits
 from edm_fast.sampling.solvers._invert import invert, log_likelihood
 from edm_fast.sampling.solvers._sample import sample
+from edm_fast.sampling.solvers._tuned import SUFFIX, TunedSampler, load_sampler, save_sampler
 from edm_fast.sampling.solvers.ablation import ablation_sampler
 from edm_fast.sampling.solvers.edm import edm_sampler
-from edm_fast.sampling.tuned import SUFFIX, TunedSampler, load_sampler, save_sampler
 
 __all__ = [
     "SUFFIX",

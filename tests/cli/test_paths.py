@@ -15,6 +15,7 @@ from edm_fast.cli import _options as opt
 from edm_fast.cli import bench, verify
 from edm_fast.evaluation import _report, tuning
 from edm_fast.evaluation import bench as measuring
+from edm_fast.evaluation.tuning import _fit, _trials
 from helpers import tiny_detector
 from helpers.tiny_networks import tiny_checkpoint
 from helpers.tiny_training import write_dataset
@@ -108,6 +109,8 @@ def place(tmp_path, monkeypatch):
     for name in ("verify_ops", "verify_network"):
         monkeypatch.setattr(verify, name, lambda *args: [])
     monkeypatch.setattr(tuning.Truth.__init__, "__defaults__", (4,))
+    monkeypatch.setitem(_fit.TEACHER, "num_steps", 8)
+    monkeypatch.delitem(_trials.GRIDS, "optimised")  # takes seconds
     monkeypatch.setattr(measuring, "measure", lambda *args: [])
     monkeypatch.setattr(bench._machine, "slug", lambda settings: "here")
     monkeypatch.setattr(_report, "heading", lambda document: "heading")

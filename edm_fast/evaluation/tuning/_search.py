@@ -33,7 +33,7 @@ from edm_fast.pictures import GRID
 from edm_fast.plan import accelerate
 from edm_fast.sampling import sample, save_png, to_uint8
 from edm_fast.sampling.images import arrange
-from edm_fast.sampling.tuned import TunedSampler
+from edm_fast.sampling.solvers._tuned import TunedSampler
 
 # of the fixed samplers for a number of evaluations: how many stay after each round, and on how many searched seeds
 ROUNDS = ((12, 1 / 32), (3, 1 / 4), (1, 1.0))
