@@ -24,7 +24,7 @@ from edm_fast.evaluation.accuracy import error_levels
 from edm_fast.sampling import run, sample, sample_seeds
 from edm_fast.sampling.solvers._gits import cheapest_jumps, jump_costs, trajectories
 
-TEACHER = {"solver": "ipndm", "order": 4, "num_steps": 120, "ends": "denoised"}
+TEACHER: dict[str, Any] = {"solver": "ipndm", "order": 4, "num_steps": 120, "ends": "denoised"}
 ORDER = 4  # slopes in a step; more of them change little
 DIFFERENCE = 1e-2  # of logarithms of levels, and of weights in those of a step: far above the rounding of float32
 DAMPINGS = (1e-4, 1e-2, 1.0)
@@ -105,7 +105,9 @@ class Fits:
         latents, labels = self._start
         targets = [self._teacher[1][i] for i in indices[1:]]
         sigmas = self.sigmas(indices)
-        x, history, weights = latents.to(torch.float64) * sigmas[0], [], []
+        x = latents.to(torch.float64) * sigmas[0]
+        history: list[Tensor] = []
+        weights: list[list[float]] = []
 
         def step(i: int, sigma: float, reached: Tensor, denoised: Tensor) -> Tensor:
             nonlocal x

@@ -41,7 +41,7 @@ class Truth:
 
     def __init__(self, net: Any, steps: int = STEPS) -> None:
         self.net, self.steps = net, steps
-        self.settings = {"solver": "heun", "num_steps": steps}
+        self.settings: dict[str, Any] = {"solver": "heun", "num_steps": steps}
         self.device = next(net.parameters()).device
         self.digest = weights_digest(net)
         exact = can_accelerate(self.device)
