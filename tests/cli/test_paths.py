@@ -122,7 +122,7 @@ def place(tmp_path, monkeypatch):
 NET = "--network=tiny.safetensors"
 GENERATE = ("generate", NET, "--device=cpu", "--seeds=3", "--steps=2")
 BENCH = ("bench", "networks", "--networks=tiny.safetensors", "--rounds=1")
-TUNE = ("tune", "tiny.safetensors", "--nfe=2", "--max-error=500", "--seeds=0-5", "--solvers=euler", "--device=cpu")
+TUNE = ("tune", "tiny.safetensors", "--nfe=2", "--max-error=500", "--seeds=0-7", "--solvers=euler", "--device=cpu")
 # verb: (its arguments for a destination, a name for that, a file that must not be replaced, the sources)
 WRITERS = {
     "generate image": (lambda d: (*GENERATE, f"--outdir={Path(d).parent}"), "out/000003.png", "text", []),
