@@ -129,7 +129,7 @@ def default_name(network: str) -> str:
 
 def checked_task(
     device: torch.device, nfe: list[int], solvers: list[str] | None, precisions: list[str] | None, **rest: Any
-) -> tuning.Task:
+) -> tuning.Wanted:
     """UserError for what can be told wrong before anything is loaded."""
     if not nfe or min(nfe) < 1 or max(nfe) > MOST_EVALUATIONS:
         raise UserError(f"--nfe expects numbers from 1 to {MOST_EVALUATIONS}, as in 4-14")
@@ -139,7 +139,7 @@ def checked_task(
             raise UserError(f"--precisions: {name!r} does not run here; expected some of {', '.join(allowed)}")
     chosen = precisions or allowed[len(allowed) > 1 :]
     ordered = sorted(set(chosen), key=allowed.index)
-    return tuning.Task(evaluations=sorted(set(nfe)), solvers=solvers or ALL, precisions=ordered, **rest)
+    return tuning.Wanted(evaluations=sorted(set(nfe)), solvers=solvers or ALL, precisions=ordered, **rest)
 
 
 def measure(network: str, device: torch.device, path: str, seeds: list[int]) -> str:
@@ -170,7 +170,7 @@ def compute_truth(truth: tuning.Truth, seeds: list[int]) -> float:
     return apart
 
 
-def run_search(task: tuning.Task, measured: tuning.Measured) -> tuning.Found:
+def run_search(task: tuning.Wanted, measured: tuning.Measured) -> tuning.Found:
     """The table, line by line; its last line."""
     costs = tuning.seconds(measured.networks)
     times = (f"{name} {seconds / tuning.BATCH * 1e3:.2f} ms" for name, seconds in costs.items())

@@ -9,7 +9,7 @@ import torch
 from edm_fast.errors import UserError
 from edm_fast.evaluation import tuning
 from edm_fast.evaluation.accuracy import draw, error_levels
-from edm_fast.evaluation.tuning import Errors, Measured, Search, Task, Truth, _fit, _trials
+from edm_fast.evaluation.tuning import Errors, Measured, Search, Truth, Wanted, _fit, _trials
 from edm_fast.evaluation.tuning._fit import Fits
 from edm_fast.evaluation.tuning._search import by_cost
 from edm_fast.sampling import load_sampler, sample, save_sampler
@@ -70,7 +70,7 @@ def task(**changes):
         "solvers": ["fitted"],
         "statistic": "mean",
     }
-    return Task(**{**settings, "precisions": ["stored"], **changes})
+    return Wanted(**{**settings, "precisions": ["stored"], **changes})
 
 
 def search(truth, **changes):

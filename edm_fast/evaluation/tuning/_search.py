@@ -73,7 +73,7 @@ def upper(errors: Sequence[float], statistic: str) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Wanted:
     """What is searched for."""
 
     max_error: float
@@ -206,7 +206,7 @@ def by_cost(evaluations: Sequence[int], seconds: dict[str, float]) -> list[tuple
 class Search:
     """The samplers of a network that a task allows. tick() is called after each one that is measured."""
 
-    def __init__(self, task: Task, measured: Measured, tick: Callable[[], Any] = lambda: None) -> None:
+    def __init__(self, task: Wanted, measured: Measured, tick: Callable[[], Any] = lambda: None) -> None:
         self.task, self.measured, self.tick = task, measured, tick
         self.precision = task.precisions[0]  # the most exact one decides on the samplers, and so once for all
         self.net = measured.networks[self.precision]
@@ -264,7 +264,7 @@ class Search:
         return statistics.fmean(self.errors(trial, seeds))
 
 
-def tuned_sampler(task: Task, found: Found, truth: Truth, apart: float, name: str) -> TunedSampler:
+def tuned_sampler(task: Wanted, found: Found, truth: Truth, apart: float, name: str) -> TunedSampler:
     """What the file says. apart: see `Truth.apart`."""
     assert found.held_out is not None
     error = {
@@ -301,7 +301,7 @@ def ranges(seeds: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def save_pairs(path: Path, task: Task, found: Found, measured: Measured) -> None:
+def save_pairs(path: Path, task: Wanted, found: Found, measured: Measured) -> None:
     """A picture of held-out seeds: the sampler's image, the truth, and grey with 16 times their difference."""
     seeds = task.held_out[:PAIRS]
     ours, truth = measured.draw(found.trial, found.precision, seeds).clamp(-1, 1), measured.truth.images(seeds)
