@@ -89,7 +89,7 @@ def _solver(document: dict[str, Any]) -> loop.Solver:
     count = len(levels) - 1
     if not 1 <= count <= _arguments.MAX_STEPS:
         raise UserError(f"levels has {len(levels)} numbers; expected 2 to {_arguments.MAX_STEPS + 1:,}")
-    steps = _short_form(document, levels) if short else _full_form(document.get("steps"), levels)
+    steps = short_form(document, levels) if short else _full_form(document.get("steps"), levels)
     for i, (sigma, sigma_next, step) in enumerate(zip(levels, levels[1:], steps)):
         rises = sigma_next >= sigma and any(stage.evaluates for stage in step.stages)
         if rises or not sigma > 0 or sigma_next < 0:
@@ -98,7 +98,8 @@ def _solver(document: dict[str, Any]) -> loop.Solver:
     return loop.Solver(levels, steps, start=None if start is None else _number("start", start))
 
 
-def _short_form(document: dict[str, Any], levels: Sequence[float]) -> list[loop.Step]:
+def short_form(document: dict[str, Any], levels: Sequence[float]) -> list[loop.Step]:
+    """The steps of "keeps", "weights", and "a" and "h" where there are any; also of the solver `listed`."""
     keeps = document.get("keeps")
     if keeps not in ("slope", "data"):
         raise UserError(f'keeps is {_shown(keeps)}; expected "slope" or "data"')
@@ -181,9 +182,9 @@ def _object(where: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _list(where: str, value: Any, length: int | None, of: str) -> list[Any]:
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        found = f"has {len(value)} entries" if isinstance(value, list) else f"is {_shown(value)}"
+def _list(where: str, value: Any, length: int | None, of: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
+        found = f"has {len(value)} entries" if isinstance(value, (list, tuple)) else f"is {_shown(value)}"
         raise UserError(f"{where} {found}; expected {'a list of' if length is None else length} {of}")
     return value
 
@@ -194,11 +195,11 @@ def _numbers(where: str, value: Any, length: int | None = None) -> list[float]:
 
 def _number(where: str, value: Any) -> float:
     """JSON has no NaN, but Python reads it; an integer may be too large for a float."""
-    if type(value) in (int, float) and abs(value) <= 1.7e308:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.7e308:
         return float(value)
     raise UserError(f"{where} is {_shown(value)}; expected a finite number")
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -27,12 +27,12 @@ def test_without_weights_it_is_euler():
 @pytest.mark.parametrize(
     "weights, line",
     [
-        ([[1.0]], "weights of 1 steps; expected a list for each of 4"),
-        (3, "weights of int steps"),
-        ([[1.0], [1.0, 1.0, 1.0], [1.0], [1.0]], "step 1 .*expected a list of 1 to 2 numbers"),
-        ([[1.0], [], [1.0], [1.0]], "step 1 "),
-        ([[1.0], ["a"], [1.0], [1.0]], "weight 0 of step 1 is 'a'; expected a number"),
-        ([[1.0], [float("inf")], [1.0], [1.0]], "finite"),
+        ([[1.0]], "weights has 1 entries; expected 4 lists, one for each step"),
+        (3, "weights is 3; expected 4 lists"),
+        ([[1.0], [1.0, 1.0, 1.0], [1.0], [1.0]], r"weights\[1\] has 3 numbers; expected 1 to 2"),
+        ([[1.0], [], [1.0], [1.0]], r"weights\[1\] has 0 numbers"),
+        ([[1.0], ["a"], [1.0], [1.0]], r'weights\[1\]\[0\] is "a"; expected a finite number'),
+        (((1.0,), (float("inf"),), (1.0,), (1.0,)), "finite"),
     ],
 )
 def test_faults(weights, line):
