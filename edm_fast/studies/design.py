@@ -42,6 +42,7 @@ PUBLISHED = {  # FID of CIFAR-10 without classes, VP and VE
 }
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
 JUDGED, ROUND = 256, 64  # images that the losses are compared on, and at a time
+STEPS = 18  # of the sampler
 FIRST = 4  # steps after which the speed is known
 TICKS = 15  # of the rest
 ENOUGH = 0.95  # of the time
@@ -131,7 +132,7 @@ def measure(session: Session, point: Entry) -> Entry:
     # the sigmas and noise of all configurations are the same
     found = {"images": round(rows[-1]["kimg"] * 1000), "training_seconds": rows[-1]["seconds"]}
     found |= judge(ema, session.shared.judged.to(session.device), session.shared.labels.to(session.device))
-    images = session.draw(edm_sampler, ema, num_steps=18)
+    images = session.draw(edm_sampler, ema, num_steps=STEPS)
     curve = [[row["seconds"], row["loss"]] for row in rows]
     return {**found, "curve": curve, "picture": session.keep(point["config"], images)}
 

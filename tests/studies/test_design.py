@@ -24,10 +24,11 @@ def test_design(tmp_path, monkeypatch, short):
             raise KeyboardInterrupt
         return loop(**settings)
 
-    args = ("design", *short, "--configs=A,F", f"--outdir={tmp_path / 'out'}")
+    args = ("design", *short, "--configs=F", f"--outdir={tmp_path / 'out'}")
     seen = -2
     monkeypatch.setattr(design, "training_loop", killed)
-    monkeypatch.setattr(design, "FIRST", 2)
+    for name, value in {"FIRST": 2, "STEPS": 2, "LEVELS": (0.1, 1.0)}.items():
+        monkeypatch.setattr(design, name, value)
     out, rows = killed_and_resumed(monkeypatch, tmp_path, "design", *short, "--configs=A,F", points=1)
     assert [row["config"] for row in rows] == ["A", "F"] and all("reason" not in row for row in rows)
     before = len(calls)
@@ -46,7 +47,7 @@ def test_design(tmp_path, monkeypatch, short):
     seen = before + 1
     assert run(*args).exit_code == 130 and len(calls) == before + 2
     assert run(*args, "--resume").exit_code == 0
-    assert "Resuming from" in (tmp_path / "out/design-runs/A/log.txt").read_text()
+    assert "Resuming from" in (tmp_path / "out/design-runs/F/log.txt").read_text()
     assert calls[before + 1]["resume_state_dump"] == calls[before + 2]["resume_state_dump"]
 
 
