@@ -1,7 +1,7 @@
 # make sample   images from the bundled checkpoint, in out/ (out/grid.png shows them all)
 # make test     tests (with coverage, but for those of Triton), lint, types
 # make lint     ruff and mypy
-# make isas     tests of ops, plans and networks on the instruction sets that are not the best one here
+# make isas     tests of ops, plans and networks on the instruction sets, portable and AVX2, that are not the best one here
 # make sanitize tests of the native code, built for AddressSanitizer and UBSan in build/sanitize (GCC; minutes)
 # make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
 #               more); make bench-ops: of each op's backends, in out/bench.json (minutes); make bench-suites: the networks
@@ -44,10 +44,12 @@ lint: $(VENV)/developer
 	$(BIN)/mypy
 
 # what has tests of its own on each instruction set, or asks torch or Triton alone, is left out
-NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py choice.py)
+NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py select.py table.py)
+
+OTHER_ISAS := from edm_fast import native; print(*(isa for isa in ("portable", "avx2") if native.available(isa) and isa != native.isa()))
 
 isas: $(VENV)/developer
-	for isa in portable avx2; do \
+	for isa in $$($(BIN)/python -c '$(OTHER_ISAS)'); do \
 	    OMP_NUM_THREADS=1 $(BIN)/pytest -q --isa=$$isa $(PYTEST_FLAGS) $(NOT_NATIVE) tests/ops tests/plan tests/networks \
 	        -k "not isa and not instruction_set and not opcheck and not compile and not native" || exit 1; done
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import golden_cases, triton_interpreter  # noqa: E402
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    triton_interpreter.sum_in_one_order()
+    triton_interpreter.prepare()
 
 
 def pytest_addoption(parser):

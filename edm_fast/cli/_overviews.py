@@ -11,7 +11,7 @@ import torch
 
 from edm_fast import distributed, pages, pictures
 from edm_fast.cli._outputs import expect_output, naming
-from edm_fast.errors import UserError, count
+from edm_fast.errors import UserError
 from edm_fast.files import atomic_write
 from edm_fast.sampling import arrange, save_grid, seed_inputs, to_uint8
 from edm_fast.sampling.images import read_png
@@ -30,9 +30,7 @@ def check_overviews(options: Mapping[str, Any]) -> None:
         if Path(options[option]).suffix.lower() != suffix:
             raise UserError(f"--{option} is {options[option]!r}; expected the name of a {suffix} file")
         if len(options["seeds"]) > MOST[option]:
-            raise UserError(
-                f"--{option} takes at most {count(MOST[option], 'image')}; --seeds has {len(options['seeds']):,}"
-            )
+            raise UserError(f"--{option} takes at most {MOST[option]:,} images; --seeds has {len(options['seeds']):,}")
     if options["trajectory"] is not None and (options["skip_existing"] or distributed.launched() > 1):
         raise UserError("--trajectory shows images as they are drawn; expected one process, and no --skip-existing")
 

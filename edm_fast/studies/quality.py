@@ -15,9 +15,9 @@ from edm_fast.studies._reference import OPTIONS, reference
 from edm_fast.studies._study import Chart, Entry, Grid, Option, Pictures, Session, Study
 
 REAL = "other real images"
-PAIRS = 16
-LEAST = 8  # images
+PAIRS = LEAST = 8
 COLUMNS = {"frechet": "", "kid": "KID", "precision": "precision", "recall": "recall", "near": "near copies"}
+LOG = {"frechet": "y", "kid": "", "precision": "", "recall": ""}  # an unbiased KID may be negative
 SHARE = 0.01  # of other real images that count as near copies
 
 
@@ -58,8 +58,8 @@ def measure(session: Session, point: Entry) -> Entry:
         features = real.features_of(images)
     found = real.quality(features)
     distances, indices = (column[:, 0] for column in nearest(features, real.features))
-    closest = distances.argsort()[:PAIRS]
-    pairs = torch.stack([images[closest].cpu(), real.images[indices[closest]].double() / 127.5 - 1], 1).flatten(0, 1)
+    shown = torch.cat([distances.argsort()[:PAIRS], torch.arange(min(PAIRS, len(images)))])
+    pairs = torch.stack([images[shown].cpu(), real.images[indices[shown]].double() / 127.5 - 1], 1).flatten(0, 1)
     return {
         "metric": real.name,
         "frechet": found.frechet,
@@ -77,7 +77,7 @@ def show(rows: Sequence[Entry], session: Session) -> list[Chart | Grid | Picture
         return []
     names = {**COLUMNS, "frechet": rows[0]["metric"]}
     titles = {"frechet": "Frechet distance", "kid": "Kernel distance", "precision": "Precision", "recall": "Recall"}
-    charts = [Chart(title, "evaluations", names[key], _lines(rows, key)) for key, title in titles.items()]
+    charts = [Chart(title, "evaluations", names[key], _lines(rows, key), LOG[key]) for key, title in titles.items()]
     return [
         Grid(
             f"{len(session.seeds)} images against {len(session.shared.real.images)} training images",
@@ -91,7 +91,8 @@ def show(rows: Sequence[Entry], session: Session) -> list[Chart | Grid | Picture
         Pictures(
             "Nearest training images",
             {_caption(row): row["picture"] for row in rows},
-            f"Pairs: an image, and to its right the training image whose features are nearest; the {PAIRS} closest.",
+            f"Pairs: an image, and to its right the training image whose features are nearest. The {PAIRS} "
+            f"closest, then those of the first {PAIRS} seeds.",
         ),
     ]
 

@@ -4,7 +4,10 @@ import csv
 import re
 
 import pytest
+import torch
 
+from edm_fast.evaluation import quality
+from edm_fast.sampling.images import read_png
 from helpers.pages import check_in_a_browser
 from helpers.small_studies import killed_and_resumed, run
 from helpers.tiny_networks import tiny_checkpoint
@@ -21,6 +24,13 @@ def test_quality(tmp_path, monkeypatch, data):
     assert {path.name for path in (out / "quality-pictures").iterdir()} == {
         *("other-real-images-0.png", "heun-3.png", "heun-5.png")
     }
+    assert few["frechet"] != more["frechet"]
+    tiles = read_png(out / real["picture"]).reshape(4, 8, 8, 8, 3).transpose(0, 2, 4, 1, 3).reshape(16, 2, 3, 8, 8)
+    reference = quality.reference(str(data), detector=str(tmp_path / "d.pt"), others=10)
+    left, right = torch.from_numpy(tiles).unbind(1)
+    assert {image.numpy().tobytes() for image in left} <= {image.numpy().tobytes() for image in reference.others}
+    where = quality.nearest(reference.features_of(left), reference.features)[1][:, 0]
+    assert torch.equal(right, reference.images[where])
     lines = list(csv.DictReader((out / "quality.csv").open()))
     assert float(lines[1]["recall"]) == few["recall"] and lines[2]["frechet"] == ""
     text = (out / "quality.html").read_text()

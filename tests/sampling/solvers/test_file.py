@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from edm_fast.sampling import (
     run,
     sample,
     save_solver,
+    solvers,
 )
 from edm_fast.sampling.solvers import registry
 from helpers.analytic_denoisers import Gauss
@@ -72,6 +74,20 @@ def test_full_form(tmp_path):
             sample(gauss(), latents(), guidance=guidance, **s) for s in ({"solver": path}, {"levels": LEVELS})
         )
         assert torch.equal(found, want)
+
+
+def test_the_examples_of_the_documentation(tmp_path):
+    examples = re.findall(r'\{"levels": .*?\]\}(?=\n)', solvers.__doc__, re.DOTALL)
+    found = [load_solver(written(tmp_path, example)) for example in examples]
+    assert [solver.evaluations for solver in found] == [3, 2]
+    levels = found[1].levels
+    heun = sample.solver(gauss(), None, levels=levels)
+    assert torch.equal(run(gauss(), latents(), found[1]), run(gauss(), latents(), heun))
+    for solver in found:  # where D is constant, x - D is in proportion to sigma
+        flat = Gauss(torch.full([1, 1, 1, 1], 0.3, dtype=torch.float64), 0)
+        x = run(flat, latents(), solver) - 0.3
+        want = (latents() * 80 - 0.3) * solver.levels[-1] / 80
+        assert (x - want).abs().max() < 3e-3
 
 
 def short(**changes):
