@@ -119,6 +119,16 @@ def transformed(*tensors: torch.Tensor) -> bool:
     return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
 
 
+def traced(*tensors: torch.Tensor) -> bool:
+    """Whether a dispatch mode or a trace is at work, or one of `tensors` is of a subclass, which only torch's own
+    operations are seen by."""
+    # no public question exists for modes either
+    modes = torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+    if modes or torch.jit.is_tracing():
+        return True
+    return any(type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for tensor in tensors)
+
+
 def tensors(values: Any) -> Iterator[torch.Tensor]:
     """Those among the values, and in lists, tuples and dicts among them."""
     for value in values:

@@ -32,9 +32,10 @@ class Algorithm(NamedTuple):
     packed: bool
     doubled: bool
     error: str  # the first of the precisions exact, fp32, bf16 that allows it
+    place: int = -1  # in that list
 
     def __index__(self) -> int:
-        return [*ALGORITHMS].index(self.name)
+        return self.place
 
 
 lib: Any = None
@@ -47,7 +48,7 @@ try:
     from edm_fast import _C
 
     _isa, ISAS = _C.BEST_ISA, tuple(row["name"] for row in _C.ISAS)
-    ALGORITHMS = {row["name"]: Algorithm(**row) for row in _C.ALGORITHMS}
+    ALGORITHMS = {row["name"]: Algorithm(**row, place=place) for place, row in enumerate(_C.ALGORITHMS)}
     lib = _C
 except ImportError as error:
     _why = f"the compiled part is not there ({one_line(error)})"

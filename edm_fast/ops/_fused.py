@@ -7,7 +7,7 @@ that costs less per call than a formula registered with torch.library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import torch
@@ -118,15 +118,16 @@ def differentiable(
     reference: Callable[[Any], torch.Tensor],
     forward: Callable[..., Any],
     gradients: Callable[..., dict[str, Any]],
-    saved: Sequence[str],
+    saved: Mapping[str, Sequence[str]],
     keeps_result: bool = False,
 ) -> Callable[[Any], torch.Tensor]:
     """A function of the record with derivatives of any order.
 
     forward(*args) is a torch op; what it returns beside the result, and with `keeps_result` the result before it, is
     handed to gradients(args, needs, dy, *more). This gives gradients by the names of arguments, those that are True in
-    `needs` at least. `saved` names the tensors whose numbers a gradient depends on: of others, in `args`, the shape
-    alone is right. Second derivatives, torch.func and forward mode go through the reference.
+    `needs` at least. `saved`: the tensors whose numbers gradients depend on, each with the arguments that these are the
+    gradients of. Of others, and where those need none, the shape alone is right in `args`. Second derivatives,
+    torch.func and forward mode go through the reference.
     """
     fields = arguments._fields
     names = [name for name, hint in get_type_hints(arguments).items() if hint in (torch.Tensor, _OPTIONAL)]
@@ -140,7 +141,9 @@ def differentiable(
         def forward(ctx: Any, *args: Any) -> torch.Tensor:
             found = forward(*args)
             results = found if isinstance(found, tuple) else (found,)
-            tensors = [(name in saved, args[place]) for name, place in zip(names, places)]
+            needed = {field for field, needs in zip(fields, ctx.needs_input_grad) if needs}
+            keeps = [not needed.isdisjoint(saved.get(name, ())) for name in names]
+            tensors = [(keep, args[place]) for keep, place in zip(keeps, places)]
             ctx.save_for_backward(*[t if keep else None for keep, t in tensors], *results[0 if keeps_result else 1 :])
             ctx.shapes = [None if keep or t is None else (list(t.shape), t.dtype) for keep, t in tensors]
             ctx.rest = _replaced(args, places, [None] * count)

@@ -24,6 +24,8 @@ from edm_fast.plan import _cpu, _gpu
 from edm_fast.plan._algorithms import ALLOWED
 from edm_fast.plan._batches import Inputs, in_parts, shape_fault, shapes_of, shapes_of_one
 from edm_fast.plan._capture import EvaluatedShapes
+from edm_fast.plan._gradients import DifferentiableProgram
+from edm_fast.plan._graph import Graph
 from edm_fast.plan._pool import Pool, Shapes
 from edm_fast.plan._table import dropped
 from edm_fast.plan._trace import trace
@@ -43,13 +45,18 @@ class HiddenError(UserError, AttributeError):
 
 
 def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packed_limit: float | None = None) -> Any:
-    """A copy of `net` that evaluates faster: same class, attributes and call, no gradients, weights as they are now.
+    """A copy of `net` that evaluates faster: same class, attributes and call, weights as they are now and constant.
 
     precision, on the CPU: "exact" keeps every layer's rounding error within twice the reference's; "fp32" may spend
     more of float32's digits on speed; "bf16" has products of 16 bits. On a GPU: "exact" runs the reference's operations
     in its order and layout; "fp32", "tf32", "bf16" and "fp16" run images in that type, channels last, and replay a CUDA
     graph unless `cuda_graph` is false; the samplers of this package then replay each of their steps as one. `net` is a
     network of this package or an instance of the published classes, in evaluation mode.
+
+    Gradients with respect to images, levels and labels are those of autograd: where one of them requires gradients, the
+    evaluation and its backward run on the same kernels, at least twice as long each as an evaluation alone, and hold
+    what the backward reads. There "bf16" has products of 32 bits, and on a GPU TF32 is as `torch.backends` says. With
+    torch.func, forward mode, torch.export and whatever else watches operations, the network itself is evaluated.
 
     packed_limit, on the CPU: the most memory for packed weights of convolutions, in that of their own; those beyond it
     transform theirs at each call. None: 1 for networks of more than 8 MB of weights; for smaller ones math.inf, no
@@ -164,6 +171,10 @@ def with_model(net: _Precond, model: torch.nn.Module) -> _Precond:
     return fast
 
 
+def needs_gradients(tensors: Collection[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 class Evaluation(torch.nn.Module):
     """Stands in for the raw network of a copy of an accelerated network: evaluate(run, *inputs)."""
 
@@ -196,6 +207,8 @@ class PlannedUNet(torch.nn.Module):
         self.how = precision, cuda_graph, packed_limit, choose
         self.planner = planner(self.device, *self.how)
         self.pool: Pool[Program] = Pool()
+        self.differentiable: Pool[DifferentiableProgram] = Pool()
+        self.graphs: dict[Shapes, Graph] = {}  # traced, and not yet made programs of
         self.most_images: dict[Shapes, int] = {}  # evaluated at once, by the shapes of one
         self.evaluated_shapes = EvaluatedShapes()
         self.reasons: dict[str, dict[str, str]] = {}  # by op: why each of its implementations is passed over
@@ -204,6 +217,10 @@ class PlannedUNet(torch.nn.Module):
 
     @_untraced
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.watched(tensors := [*backend.tensors((args, kwargs))]):
+            if (fault := self.fault(tensors)) is not None:
+                raise UserError(fault)
+            return self.reference[0](*args, **kwargs)
         return self.evaluate(self.run, *args, **kwargs)
 
     def evaluate(self, run: Run, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -213,29 +230,38 @@ class PlannedUNet(torch.nn.Module):
         fault = shape_fault(inputs) or self.fault(inputs.values())
         if fault is not None:
             raise UserError(fault)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        differentiable = needs_gradients(inputs.values())
+        with torch.set_grad_enabled(differentiable), torch.autocast(self.device.type, enabled=False):
             if len(inputs["x"]) == 0:
                 return self.reference[0](**arguments)
-            return in_parts(run, inputs, self.images_at_once(inputs))
+            return in_parts(self.run_differentiable if differentiable else run, inputs, self.images_at_once(inputs))
 
     def fault(self, tensors: Collection[torch.Tensor]) -> str | None:
         """Why these are no inputs, or None."""
         if any(t.device != self.device for t in tensors):
             return f"a network accelerated for {self.device} got tensors on another device"
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return "an accelerated network has no gradients; expected torch.no_grad() or the network itself"
-        if backend.transformed():
-            return "an accelerated network does not run in torch.func or forward mode; expected the network itself"
         if self.reference[0].training:
             return "the network was put in training mode after accelerate(); expected net.eval()"
         return None
+
+    def watched(self, tensors: Collection[torch.Tensor]) -> bool:
+        """Whether operations are followed by more than autograd, such as a trace: a plan would show it none."""
+        return backend.transformed(*tensors) or backend.traced(*tensors)
 
     def images_at_once(self, inputs: Inputs) -> int:
         """How many images of this shape a program takes."""
         shapes = shapes_of_one(inputs)
         if shapes not in self.most_images:
-            self.most_images[shapes] = self.planner.images_at_once(lambda: trace(self.reference[0], dict(shapes)))
+            graph = self.graph(shapes_of(inputs))
+            self.most_images[shapes] = self.planner.images_at_once(graph)
+            if len(inputs["x"]) <= self.most_images[shapes]:
+                self.graphs[shapes_of(inputs)] = graph
         return self.most_images[shapes]
+
+    def graph(self, shapes: Shapes) -> Graph:
+        """What the network computes of inputs of these shapes."""
+        found = self.graphs.pop(shapes, None)
+        return trace(self.reference[0], dict(shapes)) if found is None else found
 
     def run(self, inputs: Inputs) -> torch.Tensor:
         """The output for the inputs of one program."""
@@ -244,11 +270,16 @@ class PlannedUNet(torch.nn.Module):
         self.note(program)
         return result
 
+    def run_differentiable(self, inputs: Inputs) -> torch.Tensor:
+        """The same, with gradients."""
+        with self.differentiable.program(shapes_of(inputs), lambda s: self.planner.differentiable(self.graph(s))) as p:
+            return p.run(inputs)
+
     def program(self, shapes: Shapes) -> Program:
         """A new program for inputs of these shapes."""
         # in inference mode the program could be used there alone; autocast would change what is timed and recorded
         with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
-            program = self.planner(trace(self.reference[0], dict(shapes)))
+            program = self.planner(self.graph(shapes))
         for name in program.calls:
             reasons = dict.fromkeys(backend.ops()[name].implementations, "the network runs as one accelerated plan")
             self.reasons[name] = {**reasons, **dropped(name)}
@@ -296,7 +327,10 @@ class PlannedUNet(torch.nn.Module):
         layouts = [None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors]
         kind = formulas, structure, tuple(layouts), tuple(sorted(backend.requested().items()))
         shapes = self.evaluated_shapes.get(kind)
-        if shapes is None or self.fault([t for t in tensors if t is not None]) is not None:
+        found = [t for t in tensors if t is not None]
+        if self.watched(found):
+            return step(net, row, *tensors)
+        if shapes is None or self.fault(found) or needs_gradients(found):
             evaluated: set[Shapes] = set()
 
             def run_and_note(inputs: Inputs) -> torch.Tensor:

@@ -1,10 +1,8 @@
-"""The algorithms a convolution may run on, by its precision, and how each is bound to memory."""
+"""The algorithms a convolution may run on, by its precision, and the memory of each."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 from edm_fast import native
 from edm_fast.native import Algorithm
@@ -35,6 +33,11 @@ class Shape:
         """The convolution alone."""
         return dataclasses.replace(self, h=2 * self.h, w=2 * self.w, doubled=False) if self.doubled else self
 
+    def adjoint(self) -> Shape:
+        """The convolution that takes the gradient of the result to that of the image."""
+        n, outputs, h, w = self.output()
+        return Shape(n, outputs, h, w, self.channels, self.kernel, self.kernel - 1 - self.padding)
+
     def output(self) -> tuple[int, int, int, int]:
         own, grow = self.after_doubling(), 2 * self.padding - self.kernel + 1
         return own.n, own.outputs, own.h + grow, own.w + grow
@@ -46,27 +49,10 @@ def packed_size(shape: Shape, algorithm: Algorithm) -> int:
     return native.lib.conv2d_packed_size(algorithm=algorithm, **sizes)
 
 
-def _sizes(shape: Shape, algorithm: Algorithm) -> dict[str, Any]:
-    """Arguments of the native convolution and of the size of its workspace."""
-    return dict(
-        algorithm=algorithm,
-        n=shape.n,
-        h=shape.h,
-        w=shape.w,
-        inputs=shape.channels,
-        kernel=shape.kernel,
-        padding=shape.padding,
-    )
-
-
 def workspace(shape: Shape, algorithm: Algorithm) -> int:
     """Floats of memory that a call needs; -1 if the algorithm does not compute such a layer."""
-    return native.lib.conv2d_fwd_workspace(**_sizes(shape, algorithm))
-
-
-def bind(shape: Shape, algorithm: Algorithm, **arguments: Any) -> Callable[[int], None]:
-    """The native convolution with its arguments set: `arguments` are those that the shape does not say."""
-    return native.bind("conv2d_fwd_cpu", **_sizes(shape, algorithm), outputs=shape.outputs, **arguments)
+    sizes = dict(n=shape.n, h=shape.h, w=shape.w, inputs=shape.channels, kernel=shape.kernel, padding=shape.padding)
+    return native.lib.conv2d_fwd_workspace(algorithm=algorithm, **sizes)
 
 
 def fits(algorithm: Algorithm, shape: Shape) -> bool:

@@ -46,7 +46,7 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
         fused = fuse_upsampling(first, second)
         if fused is None or first.args.up != 2 or second.args.weight.shape[-1] != 3:
             return None
-        found = candidates(fused[0], seconds)
+        found = candidates_of(shape_of(fused[0]), seconds)
         return fused if found and fastest(found).implementation.doubled else None
 
     def merge_norm(first: Node, second: Node) -> list[AnyNode] | None:
@@ -60,7 +60,7 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
     for node in graph.nodes:
         if convolution(node) is not None and not isinstance(node.args, LinearArgs):
             doubled = isinstance(node, Fused)
-            found[node] = [c for c in candidates(node, seconds) if c.implementation.doubled == doubled]
+            found[node] = [c for c in candidates_of(shape_of(node), seconds) if c.implementation.doubled == doubled]
     found = {node: able for node, able in found.items() if able}
     selected = within_memory(found, limit * sum(convolution(node).weight.numel() for node in found))
     linear = [node for node in graph.nodes if isinstance(node.args, LinearArgs)]
@@ -69,6 +69,5 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
     return rewrite(graph, merge_norm), algorithms
 
 
-def candidates(node: AnyNode, seconds: Seconds) -> list[Candidate]:
-    shape = shape_of(node)
+def candidates_of(shape: Shape, seconds: Seconds) -> list[Candidate]:
     return [Candidate(a.name, a, time, packed_size(shape, a) if a.packed else 0) for a, time in seconds(shape).items()]

@@ -16,24 +16,26 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast import native
 from edm_fast.native import Algorithm
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.attention.cpu import lower as lower_attention
 from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.ops.group_norm_silu.cpu import lower as lower_norm
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
-from edm_fast.plan import _algorithms
+from edm_fast.plan import _algorithms, _gradients
 from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._convolutions import Seconds, convolution, shape_of, with_algorithms
+from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, SeparateQKVArgs, TorchArgs, Value, map_tensors, map_values
 from edm_fast.plan._memory import Place, Region, allocate
 from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._tune import MeasuredAlgorithms
-from edm_fast.plan._weights import Prepared, Weights
+from edm_fast.plan._weights import Packing, Prepared, Weights
 
 Step = Callable[[int], None]  # called with the number of threads
 View = Callable[[Value | torch.Tensor], torch.Tensor]
@@ -59,21 +61,29 @@ class Planner:
         self.precision, self.limit, self.seconds = precision, packed_limit, seconds
         self.prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
-    def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
+    def images_at_once(self, graph: Graph) -> int:
         """How many images to evaluate together: many if weights are what has to be read, few enough for the
         second-level cache if images are."""
-        graph = graph_of_one()
         images = [value.shape for node in graph.nodes for value in node.outputs if len(value.shape) == 4]
         if not is_small(graph) or not images:
             return MANY
-        return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape) for shape in images)))
+        return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape[1:]) for shape in images)))
 
     def __call__(self, graph: Graph) -> Program:
-        small, calls = is_small(graph), graph.op_calls()
-        seconds = self.seconds or MeasuredAlgorithms(self.precision, cold=not small)
-        limit = self.limit if self.limit is not None else math.inf if small else PACKED_LIMIT
-        graph, algorithms = with_algorithms(rewritten(graph), seconds, limit)
-        return _Builder(algorithms, Weights(_prepare, self.prepared)).program(graph, calls)
+        calls, weights = graph.op_calls(), Weights(_prepare, self.prepared)
+        graph, algorithms = with_algorithms(rewritten(graph), *self._terms(graph, self.precision))
+        return _Builder(algorithms, weights).program(graph, calls)
+
+    def differentiable(self, graph: Graph) -> DifferentiableProgram:
+        """The same for evaluations with gradients; "bf16" has products of float32 here."""
+        terms = self._terms(graph, "fp32" if self.precision == "bf16" else self.precision)
+        return _gradients.on_cpu(graph, *terms, Weights(_prepare, self.prepared))
+
+    def _terms(self, graph: Graph, precision: str) -> tuple[Seconds, float]:
+        """The seconds of algorithms, and the limit of packed weights."""
+        small = is_small(graph)
+        seconds = self.seconds or MeasuredAlgorithms(precision, cold=not small)
+        return seconds, self.limit if self.limit is not None else math.inf if small else PACKED_LIMIT
 
 
 def is_small(graph: Graph) -> bool:
@@ -85,10 +95,10 @@ def is_small(graph: Graph) -> bool:
     return 4 * sum(sizes) <= SMALL_NETWORK
 
 
-def _prepare(tensor: torch.Tensor, layout: Algorithm | torch.memory_format | None) -> torch.Tensor:
+def _prepare(tensor: torch.Tensor, layout: Packing | torch.memory_format | None) -> torch.Tensor:
     tensor = tensor.detach().to(torch.float32)
-    if isinstance(layout, Algorithm):
-        return pack(tensor, layout)
+    if isinstance(layout, Packing):
+        return pack(tensor, *layout)
     return tensor.contiguous(memory_format=layout or torch.contiguous_format)
 
 
@@ -244,8 +254,8 @@ class _Builder:
                 before = self.norm(node.first.args, affine)
         algorithm = self.algorithms[node.second if isinstance(node, Fused) else node]
         self.chosen.append((shape, algorithm))
-        packed = self.weights(conv.weight, algorithm if algorithm.packed else None)
-        balance = self.weights(conv.weight, algorithm) if algorithm.paired and not algorithm.packed else None
+        packed = self.weights(conv.weight, Packing(algorithm) if algorithm.packed else None)
+        balance = self.weights(conv.weight, Packing(algorithm)) if algorithm.paired and not algorithm.packed else None
         workspace = None if algorithm.packed else Value((_algorithms.workspace(shape, algorithm),))
         bias = None if conv.bias is None else self.weights(conv.bias).reshape(1, -1)
         emb, residual = conv.emb, conv.residual
@@ -254,26 +264,14 @@ class _Builder:
         def bind(view: View) -> Step:
             rows = view(emb) if emb is not None else bias
             vector = view(total) if total is not None else rows
-            (to, to_pitch), (source, pitch) = native.window(view(y)), native.window(view(x))
-            other, other_pitch = native.window(view(residual)) if residual is not None else (0, 0)
-            at, count = (native.window(vector)[0], vector.shape[0]) if vector is not None else (0, 0)
-            step = _algorithms.bind(
-                shape,
-                algorithm,
-                y=to,
-                x=source,
-                weight=packed.data_ptr(),
-                bias=at,
-                residual=other,
-                bias_rows=count,
-                y_pitch=to_pitch,
-                x_pitch=pitch,
-                residual_pitch=other_pitch,
-                scale=float(conv.scale),
-                workspace=None if workspace is None else view(workspace).data_ptr(),
-                affine=None if affine is None else view(affine).data_ptr(),
+            step = lower_conv2d(
+                *(view(y), view(x), packed, algorithm, shape.kernel, shape.padding, vector),
+                None if residual is None else view(residual),
+                scale=conv.scale,
                 silu=silu,
-                balance=None if balance is None else balance.data_ptr(),
+                workspace=None if workspace is None else view(workspace),
+                affine=None if affine is None else view(affine),
+                balance=balance,
             )
             steps = [step]
             if before is not None:
@@ -292,35 +290,13 @@ class _Builder:
 
     def norm(self, norm: Any, result: Value) -> Task:
         """The normalised image, or, as a `result` of 2 dimensions, the numbers by which a convolution normalises it."""
-        x, scale, shift, image = norm.x, norm.scale, norm.shift, len(result.shape) == 4
-        weight, bias = self.weights(norm.weight), self.weights(norm.bias)
-        n, c, h, w = x.shape
-        stats = Value((3, n, norm.groups))
+        norm = map_tensors(self.weights, norm)
+        stats = Value((3, norm.x.shape[0], norm.groups))
 
         def bind(view: View) -> Step:
-            source, pitch = native.window(view(x))
-            return native.bind(
-                "group_norm_silu_fwd_cpu",
-                x=source,
-                **{"y" if image else "affine": view(result).data_ptr()},
-                stats=view(stats).data_ptr(),
-                weight=weight.data_ptr(),
-                bias=bias.data_ptr(),
-                scale=None if scale is None else native.window(view(scale))[0],
-                shift=None if shift is None else native.window(view(shift))[0],
-                n=n,
-                c=c,
-                space=h * w,
-                groups=norm.groups,
-                scale_rows=0 if scale is None else scale.shape[0],
-                shift_rows=0 if shift is None else shift.shape[0],
-                eps=float(norm.eps),
-                silu=bool(norm.silu),
-                channels_last=True,
-                x_pitch=pitch,
-            )
+            return lower_norm(view(result), view(stats), map_values(view, norm))
 
-        return Task([v for v in (x, scale, shift) if v is not None], [result, stats], bind)
+        return Task([v for v in (norm.x, norm.scale, norm.shift) if v is not None], [result, stats], bind)
 
     def resampling(self, node: Node) -> Task:
         x, f, up, down, padding = node.args

@@ -8,8 +8,9 @@ operations, order and layout of the reference.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,7 +19,8 @@ import torch
 from edm_fast.plan import _implementations
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._gpu_program import Numerics, Program, Step, Values, tensor_float
-from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, map_tensors
+from edm_fast.plan._gradients import DifferentiableProgram
+from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, last_uses, map_tensors
 from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
 from edm_fast.plan._select import Candidate, fastest, with_statistics
 from edm_fast.plan._tune import Measure, MeasuredImplementations, time_candidates
@@ -47,7 +49,7 @@ class Planner:
         self.measure = measure or MeasuredImplementations(device)
         self.prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
-    def images_at_once(self, graph_of_one: Callable[[], Graph]) -> int:
+    def images_at_once(self, graph: Graph) -> int:
         """All of them: a GPU is not full with a few."""
         return MANY
 
@@ -65,6 +67,20 @@ class Planner:
         with tensor_float(self.numerics.tf32):
             steps = self._steps(nodes, inputs, graph.output, weights)
             return Program(steps, inputs, graph.output, self.numerics, weights, calls, self.captured)
+
+    def differentiable(self, graph: Graph) -> DifferentiableProgram:
+        """The same for evaluations with gradients: those of the network with images in the dtype of the precision."""
+        weights = Weights(self._prepare, self.prepared)
+        exact, dtype = self.numerics.exact, self.numerics.dtype
+        if not exact:
+            graph = dataclasses.replace(graph, nodes=[_with_weights(node, weights) for node in graph.nodes])
+
+        def call(node: Node, args: Any) -> Any:
+            if not exact and _implementations.takes_images(node):
+                args = map_tensors(lambda tensor: tensor.to(dtype), args)
+            return node.run(args)
+
+        return DifferentiableProgram(graph, call, self.numerics.cast)
 
     def _prepare(self, tensor: torch.Tensor, layout: str | None) -> torch.Tensor:
         if layout is not None:
@@ -115,13 +131,3 @@ def _with_weights(node: AnyNode, weights: Weights) -> Any:
         return Fused(node.rule, _with_weights(node.first, weights), _with_weights(node.second, weights))
     takes_images = _implementations.takes_images(node)
     return Node(node.function, map_tensors(weights, node.args), node.outputs) if takes_images else node
-
-
-def last_uses(nodes: Sequence[AnyNode], output: Value) -> dict[AnyNode, list[Value]]:
-    """The values that nobody reads after each node."""
-    read_later, dead = {output}, {}
-    for node in reversed(nodes):
-        values = dict.fromkeys([*node.inputs(), *node.outputs])
-        dead[node] = [value for value in values if value not in read_later]
-        read_later.update(values)
-    return dead

@@ -134,6 +134,16 @@ def attention_of(qkv: torch.Tensor, h: int, w: int) -> torch.Tensor:
     return a.transpose(1, 2).reshape(len(a), h, w, -1).permute(0, 3, 1, 2)
 
 
+def last_uses(nodes: Sequence[AnyNode], output: Value) -> dict[AnyNode, list[Value]]:
+    """The values that nobody reads after each node."""
+    read_later, dead = {output}, {}
+    for node in reversed(nodes):
+        values = dict.fromkeys([*node.inputs(), *node.outputs])
+        dead[node] = [value for value in values if value not in read_later]
+        read_later.update(values)
+    return dead
+
+
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """The same structure of lists, tuples, records and dicts with function(leaf) for all else."""
     if isinstance(tree, (list, tuple)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from edm_fast.plan._graph import AnyNode, Value
 
@@ -26,14 +26,15 @@ class Candidate:
 
 
 Candidates = Mapping[AnyNode, Sequence[Candidate]]
+K = TypeVar("K")
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.seconds)
 
 
-def within_memory(candidates: Candidates, limit: float) -> dict[AnyNode, Candidate]:
-    """The fastest candidate of each node, or a slower one that packs less: packed weights have at most `limit` floats.
+def within_memory(candidates: Mapping[K, Sequence[Candidate]], limit: float) -> dict[K, Candidate]:
+    """The fastest candidate of each, or a slower one that packs less: packed weights have at most `limit` floats.
 
     Given up first is what saves the least time for its memory.
     """

@@ -160,7 +160,19 @@ def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Gra
             f"accelerate() cannot follow this network, whose layers, hooks and replaced methods may compute anything "
             f"but not read numbers of tensors ({type(error).__name__}: {one_line(error)}); expected the network itself"
         ) from error
-    return Graph(values, _needed(_folded(recorder.nodes), output), output)
+    nodes = _needed(_folded(recorder.nodes), output)
+    for node in nodes:
+        if isinstance(node.function, backend.Op) and any(isinstance(w, Value) for w in _weights(node.args)):
+            raise UserError(
+                f"accelerate() cannot follow this network: a weight of {node.function.name} depends on its inputs; "
+                "expected the network itself"
+            )
+    return Graph(values, nodes, output)
+
+
+def _weights(args: Any) -> list[Any]:
+    """The arguments of an op that plans prepare once."""
+    return [getattr(args, name, None) for name in ("weight", "bias", "f")]
 
 
 def _folded(nodes: list[Node]) -> list[Node]:

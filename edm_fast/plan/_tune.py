@@ -26,9 +26,10 @@ from edm_fast import backend, native, timing
 from edm_fast.cases import widened
 from edm_fast.errors import UserError, one_line
 from edm_fast.native import Algorithm
+from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
-from edm_fast.plan._algorithms import ALLOWED, Shape, bind, fits, workspace
+from edm_fast.plan._algorithms import ALLOWED, Shape, fits, workspace
 from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
@@ -127,13 +128,11 @@ def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dic
 
     def prepared(a: Algorithm) -> Callable[[], None]:
         seen, image = (shape, x) if a.doubled else (own, wide)
-        tensors = {"y": y, "x": image, "weight": pack(weight, a) if a.packed else weight}
-        tensors["workspace"] = torch.empty(workspace(seen, a), **like)
-        if a.paired and not a.packed:
-            tensors["balance"] = pack(weight, a)
-        memory.extend(tensors.values())
-        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-        step = bind(seen, a, **addresses, y_pitch=shape.outputs, x_pitch=shape.channels, scale=1.0)
+        packed = pack(weight, a) if a.packed or a.paired else weight
+        work = torch.empty(workspace(seen, a), **like)
+        memory.extend((packed, work))
+        read, balance = (packed, None) if a.packed or not a.paired else (weight, packed)
+        step = lower_conv2d(y, image, read, a, shape.kernel, shape.padding, workspace=work, balance=balance)
         steps = [step] if a.doubled else [*double, step]
 
         def call() -> None:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
+
+from edm_fast.native import Algorithm
+
+
+class Packing(NamedTuple):
+    """The layout of a convolution's weight that an algorithm reads."""
+
+    algorithm: Algorithm
+    transposed: bool = False  # for the adjoint
 
 
 @dataclasses.dataclass(eq=False)

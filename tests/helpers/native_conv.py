@@ -21,7 +21,7 @@ UNPACKED = [a for a in ALGORITHMS if not a.packed]
 def variant(algorithm: native.Algorithm, **fields: bool) -> native.Algorithm | None:
     """The algorithm that differs from this one by `packed`, `paired` or `int16`, if there is one."""
     want = algorithm._replace(**fields)
-    return next((a for a in ALGORITHMS if a == want._replace(name=a.name, error=a.error)), None)
+    return next((a for a in ALGORITHMS if a == want._replace(name=a.name, error=a.error, place=a.place)), None)
 
 
 def layers(algorithm: native.Algorithm) -> list[tuple[int, int]]:

@@ -56,6 +56,12 @@ def test_autocast_keeps_the_wide_product():
     assert torch.equal(inside, attention_weights(q, k))
 
 
+def test_the_result_has_the_dtype_of_autocast():
+    qkv = torch.randn(1, 48, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(qkv).dtype == reference(qkv).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("pixels", [9, 64, 256])
 def test_backward_of_the_weights_has_the_bits_of_torchs_softmax(pixels):
     """The published code takes softmax's own backward; another sum over the keys is 1e-6 of a network's gradient."""

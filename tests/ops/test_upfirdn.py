@@ -127,6 +127,14 @@ def test_compiles_without_a_graph_break():
 
 
 @needs_native
+def test_the_result_has_the_dtype_of_autocast():
+    x = torch.randn(1, 2, 4, 4)
+    for how in ({"up": 2}, {"down": 2}):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = upfirdn(x, torch.full((2, 2), 0.25), **how)
+            assert found.dtype == reference(x, torch.full((2, 2), 0.25), **how).dtype == torch.bfloat16
+
+
 def test_reasons():
     x, f = torch.randn(1, 2, 4, 4), torch.full((2, 2), 0.25)
     assert op_checks.choose("upfirdn", x, f, up=2).backend == "cpu"

@@ -9,7 +9,6 @@ import warnings
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 
 from edm_fast import accelerate, edm_sampler, explain, native
 from edm_fast.errors import UserError
@@ -238,7 +237,6 @@ REFUSED = {
     "training mode later": (lambda net: call(accelerate(net), lambda: net.train()), "training mode"),
     "precision": (lambda net: accelerate(net, "tf32"), "tf32"),
     "device": (lambda net: accelerate(net.to("meta")), "meta"),
-    "gradient": (lambda net: accelerate(net)(torch.ones(1, 3, 8, 8, requires_grad=True), 0.7), "gradient"),
     "input elsewhere": (lambda net: accelerate(net)(torch.ones(1, 3, 8, 8, device="meta"), 0.7), "another device"),
     "weights": (lambda net: accelerate(net).load_state_dict(net.state_dict()), "weights"),
     "float64": (lambda net: accelerate(net).double(), "float64"),
@@ -308,40 +306,6 @@ def test_results_are_fresh_tensors_also_out_of_inference_mode():
     kept = second.clone()
     fast(x + 1, sigma)
     assert torch.equal(second, kept) and torch.equal(first, kept)
-
-
-def dual(function, x):
-    with forward_ad.dual_level():
-        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x)))
-
-
-TRANSFORMS = {
-    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
-    "forward mode": dual,
-    "vmap": lambda f, x: torch.vmap(lambda x: f(x[None]))(x),
-    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
-    "vjp": torch.func.vjp,
-    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
-    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).sum())(x),
-    "linearize": torch.func.linearize,
-    "functionalize": lambda f, x: torch.func.functionalize(f)(x),
-    "double backward": lambda f, x: torch.autograd.functional.jvp(f, x, x),
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp-ve", "adm", "adm-iddpm"])
-def test_transforms_are_refused_in_one_line(name):
-    """A plan would lose a derivative without a word. Images and levels may carry it."""
-    net = network(name)
-    x, sigma, labels = inputs(net, 2, 0.7)
-    for precision in ("exact", "fp32", "bf16"):
-        fast = accelerate(net, precision)
-        for transform in TRANSFORMS if precision == "fp32" else ("jvp", "forward mode", "vmap"):
-            with pytest.raises(UserError, match="expected .*the network itself"):
-                TRANSFORMS[transform](lambda x, fast=fast: fast(x, sigma), x)
-    with pytest.raises(UserError, match="torch.func or forward mode"):
-        dual(lambda sigma: fast(x, sigma, labels), torch.tensor([0.7, 0.7]))
 
 
 def test_other_weights_are_refused():

@@ -13,6 +13,7 @@ from edm_fast import accelerate
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import inputs, relative_error
 from edm_fast.networks import EDMPrecond, SongUNet
+from edm_fast.ops import conv2d
 from helpers import native_conv as nc
 from helpers.planned_networks import network
 
@@ -287,3 +288,18 @@ def test_hooks_of_all_modules(register, hook):
         want = outputs(net)
         assert relative_error([outputs(fast)], [want]) <= 1e-5 and relative_error([want], [before]) > 1e-2
     assert torch.equal(outputs(fast), before)
+
+
+def test_weights_that_depend_on_inputs_are_refused_in_one_line():
+    net = network("ddpmpp-vp")
+
+    class Modulated(type(parts(net, "Conv2d")[1])):
+        def forward(self, x, emb=None, residual=None, scale=1.0):
+            return conv2d(x, self.weight * x.mean(), self.bias, emb, residual, scale)
+
+    parts(net, "Conv2d")[1].__class__ = Modulated
+    with pytest.raises(
+        UserError, match="a weight of conv2d depends on its inputs; expected the network itself"
+    ) as told:
+        outputs(accelerate(net))
+    assert "\n" not in str(told.value)

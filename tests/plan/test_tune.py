@@ -204,33 +204,27 @@ ALL = [*native.ALGORITHMS]
 
 def plant(monkeypatch, fault, *names):
     """Let these algorithms fail in one way or another."""
-    bind = _tune.bind
+    lower = _tune.lower_conv2d
 
-    def bound(shape, algorithm, **arguments):
-        step = bind(shape, algorithm, **arguments)
+    def lowered(y, x, weight, algorithm, *sizes, **memory):
+        step = lower(y, x, weight, algorithm, *sizes, **memory)
         if algorithm.name not in names:
             return step
         if fault == "does not launch":
             raise RuntimeError("no such kernel")
-        return functools.partial(spoilt, step, shape, arguments["y"])
+        return functools.partial(spoilt, step, y.permute(0, 2, 3, 1).view(-1))
 
-    def spoilt(step, shape, address, threads):
+    def spoilt(step, pixels, threads):
         if fault == "raises":
             raise RuntimeError("no memory")
         if fault != "writes nothing":
             step(threads)
         if fault == "wrong":
-            (ctypes_floats(address, math.prod(shape.output())))[3] += 0.01
+            pixels[3] += 0.01
         if fault == "nan":
-            (ctypes_floats(address, math.prod(shape.output())))[3] = math.nan
+            pixels[3] = math.nan
 
-    monkeypatch.setattr(_tune, "bind", bound)
-
-
-def ctypes_floats(address, count):
-    import ctypes
-
-    return (ctypes.c_float * count).from_address(address)
+    monkeypatch.setattr(_tune, "lower_conv2d", lowered)
 
 
 @nc.needs_native

@@ -57,6 +57,6 @@ def on_kernel(
         reference,
         forward_op,
         lambda args, needs, da, a, stats: {"qkv": backward_op(da, a, stats, *args)},
-        saved=["qkv"],
+        saved={"qkv": ["qkv"]},
         keeps_result=True,
     )

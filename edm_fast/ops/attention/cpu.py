@@ -68,6 +68,8 @@ def _backward(da: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, args: Atte
 def reason(args: AttentionArgs) -> str | None:
     if args.qkv.device.type != "cpu":
         return "it needs CPU tensors"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast wants another dtype"
     if args.qkv.dtype != torch.float32:
         return f"it takes float32, not {args.qkv.dtype}"
     return native.cpu_reason()

@@ -53,14 +53,24 @@ def on_kernel(
         before=["dy"],
     )
 
+    return with_gradients(forward_op, adjoint_op, weight_op)
+
+
+def with_gradients(
+    forward: Callable[..., torch.Tensor],
+    adjoint: Callable[..., torch.Tensor],
+    weight_gradient: Callable[..., torch.Tensor] | None = None,
+) -> Callable[[Conv2dArgs], torch.Tensor]:
+    """The op of three functions of the arguments one by one, the last two of dy scale before them."""
+
     def gradients(args: Conv2dArgs, needs: Any, dy: torch.Tensor) -> dict[str, torch.Tensor]:
         dy = dy if args.scale == 1.0 else dy * args.scale
         dy = dy if transformed(dy) else channels_last(dy)  # batches of gradients have no such layout
         found = {"residual": dy} if needs.residual else {}
         if needs.x:
-            found["x"] = adjoint_op(dy, *args)
-        if needs.weight:
-            found["weight"] = weight_op(dy, *args)
+            found["x"] = adjoint(dy, *args)
+        if needs.weight and weight_gradient is not None:
+            found["weight"] = weight_gradient(dy, *args)
         if needs.bias or needs.emb:
             own = args.emb is not None and args.emb.shape[0] == dy.shape[0]
             drows = dy.sum((2, 3)) if own else dy.sum((0, 2, 3))[None]
@@ -68,7 +78,7 @@ def on_kernel(
             found |= {"bias": drows.sum(0)} if needs.bias else {}
         return found
 
-    return differentiable(Conv2dArgs, reference, forward_op, gradients, saved=["x", "weight"])
+    return differentiable(Conv2dArgs, reference, forward, gradients, saved={"x": ["weight"], "weight": ["x"]})
 
 
 def reason(args: Conv2dArgs) -> str | None:

@@ -78,8 +78,8 @@ def on_kernel(
         dweight, dbias, dscale, dshift = dparams.split((1, 1, *rows_of(args)))
         return {"x": dx, "weight": dweight[0], "bias": dbias[0], "scale": dscale, "shift": dshift}
 
-    saved = ["x", "weight", "bias", "scale", "shift"]
-    return differentiable(GroupNormSiluArgs, reference, forward_op, gradients, saved)
+    tensors = ["x", "weight", "bias", "scale", "shift"]
+    return differentiable(GroupNormSiluArgs, reference, forward_op, gradients, saved=dict.fromkeys(tensors, tensors))
 
 
 def arguments_of(args: GroupNormSiluArgs, layout: torch.memory_format) -> dict[str, Any]:

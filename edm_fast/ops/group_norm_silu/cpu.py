@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from edm_fast import native
@@ -23,6 +25,25 @@ def _forward(args: GroupNormSiluArgs) -> _kernel.Pair:
     arguments = _kernel.arguments_of(args, layout)
     native.call("group_norm_silu_fwd_cpu", y=y, stats=stats, x_pitch=args.x.shape[1], **arguments)
     return y, stats
+
+
+def lower(result: torch.Tensor, stats: torch.Tensor, args: GroupNormSiluArgs) -> Callable[[int], None]:
+    """The call bound to float32 memory: to an image channels last, as x is, or to the (N, 3C) numbers by which a
+    convolution of x normalises it (csrc/group_norm_silu.h)."""
+    source, pitch = native.window(args.x)
+    n, c, h, w = args.x.shape
+    tensors = {"weight": args.weight, "bias": args.bias, "stats": stats}
+    rows = {"scale": args.scale, "shift": args.shift}
+    return native.bind(
+        "group_norm_silu_fwd_cpu",
+        **{"y" if result.ndim == 4 else "affine": result.data_ptr(), "x": source},
+        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+        **{name: None if row is None else native.window(row)[0] for name, row in rows.items()},
+        **{f"{name}_rows": count for name, count in zip(rows, _kernel.rows_of(args))},
+        **dict(n=n, c=c, space=h * w, groups=args.groups, eps=float(args.eps), silu=bool(args.silu)),
+        channels_last=True,
+        x_pitch=pitch,
+    )
 
 
 def _backward(dy: torch.Tensor, stats: torch.Tensor, args: GroupNormSiluArgs) -> _kernel.Pair:

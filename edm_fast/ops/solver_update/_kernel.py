@@ -6,6 +6,7 @@ import torch
 from torch.nn import Parameter
 
 from edm_fast import native
+from edm_fast.backend import traced
 from edm_fast.ops.solver_update.reference import Result, SolverUpdateArgs
 
 MAX_TERMS = 8  # of csrc/solver_update.h and kernels/solver_update.py
@@ -31,7 +32,7 @@ def common_reason(args: SolverUpdateArgs) -> str | None:
     if torch.compiler.is_compiling():
         return "torch.compile fuses the plain formula itself"
     # this is no op of torch's: it cannot be recorded, nor run on a tensor that only stands for another
-    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+    if traced():
         return "a dispatch mode or a trace needs the plain formula"
     if any([type(t) not in (torch.Tensor, Parameter) for t in args.tensors()]):
         return "a subclass of tensors needs the plain formula"

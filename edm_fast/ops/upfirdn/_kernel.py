@@ -52,7 +52,7 @@ def on_kernel(name: str, device: str, kernel: Kernel) -> Callable[[UpfirdnArgs],
         before=["dy"],
     )
     return differentiable(
-        UpfirdnArgs, reference, forward_op, lambda args, needs, dy: {"x": adjoint_op(dy, *args)}, saved=["f"]
+        UpfirdnArgs, reference, forward_op, lambda args, needs, dy: {"x": adjoint_op(dy, *args)}, saved={"f": ["x"]}
     )
 
 

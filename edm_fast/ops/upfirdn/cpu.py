@@ -15,6 +15,8 @@ from edm_fast.ops.upfirdn.reference import UpfirdnArgs
 def reason(args: UpfirdnArgs) -> str | None:
     if args.x.device.type != "cpu":
         return "it needs CPU tensors"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast wants another dtype"
     if args.x.dtype not in native.DTYPES:
         return f"it takes float32 or float64, not {args.x.dtype}"
     return native.cpu_reason() or _kernel.reason(args)
