@@ -48,7 +48,7 @@ TICKS = 15  # of the rest
 ENOUGH = 0.95  # of the time
 
 
-class Images(NamedTuple):
+class TrainingImages(NamedTuple):
     """What is trained on, and what the results are judged by, in [-1, 1]."""
 
     path: str
@@ -66,14 +66,16 @@ def small_digits(part: Any) -> tuple[np.ndarray, np.ndarray]:
     return halved.round().astype(np.uint8), labels
 
 
-def prepare(session: Session) -> Images:
+def prepare(session: Session) -> TrainingImages:
     path = session.options["data"]
     if path is not None:
         dataset = ImageFolderDataset(path, use_labels=True)
         items = [dataset[i] for i in np.random.RandomState(0).permutation(len(dataset))[:JUDGED]]
         images, labels = np.stack([image for image, _ in items]), np.stack([label for _, label in items])
         judged = torch.from_numpy(images).float() / 127.5 - 1
-        return Images(str(path), dataset.has_labels, dataset.resolution, judged, torch.from_numpy(labels).float())
+        return TrainingImages(
+            str(path), dataset.has_labels, dataset.resolution, judged, torch.from_numpy(labels).float()
+        )
     path = session.outdir / "design-digits.zip"
     if not path.exists():
         images, classes = small_digits("train")
@@ -81,7 +83,7 @@ def prepare(session: Session) -> Images:
     images, classes = small_digits("heldout")
     chosen = np.random.RandomState(0).permutation(len(images))[:JUDGED]
     judged = torch.from_numpy(images[chosen, None]).float() / 127.5 - 1
-    return Images(str(path), True, images.shape[-1], judged, torch.eye(10)[classes[chosen]])
+    return TrainingImages(str(path), True, images.shape[-1], judged, torch.eye(10)[classes[chosen]])
 
 
 def points(session: Session) -> list[Entry]:
