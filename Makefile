@@ -1,4 +1,4 @@
-# make sample   images from the bundled checkpoint, in out/ (out/grid.png shows them all)
+# make sample   images from the bundled checkpoint by its tuned sampler, in out/ (out/grid.png shows them all)
 # make test     tests (with coverage, but for those of Triton), lint, types
 # make lint     ruff and mypy
 # make isas     tests of ops, plans and networks on the instruction sets, portable and AVX2, that are not the best one here
@@ -26,7 +26,7 @@ PYTEST_FLAGS ?= --numprocesses=auto
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
-	$(BIN)/edm-fast generate --outdir=out --seeds=0-63 --grid=out/grid.png
+	$(BIN)/edm-fast generate --network=demo --sampler=demo --outdir=out --seeds=0-63 --grid=out/grid.png
 	@echo "see out/grid.png"
 
 # Triton's interpreter and compiler take twice as long where lines are counted, and hardly run lines of edm_fast

@@ -22,6 +22,7 @@ _HOMES = {
     "ablation_sampler": "sampling",
     "sample": "sampling",
     "Guidance": "sampling",
+    "load_sampler": "sampling",
     "generate": "sampling",
     "invert": "sampling",
     "log_likelihood": "sampling",

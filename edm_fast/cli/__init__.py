@@ -18,6 +18,7 @@ from edm_fast.cli._errors import error_line, plain_warnings
 # the summaries stand here so that listing the verbs imports none of them
 VERBS = {
     "generate": "Draw images from a network.",
+    "tune": "Find the fewest evaluations that keep a bound on the error.",
     "train": "Train a network on a dataset.",
     "fid": "Compute Frechet distances between sets of images.",
     "dataset": "Convert images into a dataset, or check one.",

@@ -45,6 +45,15 @@ def way_to_draw(precision: str | None, device: torch.device) -> str:
     return f"accelerated {precision or 'fp32'}" if reason is None else f"plain {backends}"
 
 
+def precision_that_runs(precision: str, device: torch.device) -> str | None:
+    """That of a sampler file, or None, which is as exact or more so, where it cannot run."""
+    try:
+        way_to_draw(precision, device)
+    except UserError:
+        return None
+    return precision
+
+
 def prepared(net: Any, way: str) -> Any:
     """`net` ready to run in this way; plain and stored networks run as they are, with torch's own settings."""
     how, _, precision = way.partition(" ")

@@ -9,17 +9,34 @@ from typing import Any
 
 from edm_fast.errors import UserError, near
 from edm_fast.files import user_path
-from edm_fast.sampling import Guidance, ablation_sampler, edm_sampler, sample
+from edm_fast.sampling import Guidance, TunedSampler, ablation_sampler, edm_sampler, load_sampler, sample
 from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers import registry
 
 OPTIONS = {  # names of options on the command line where they differ
     "num_steps": "--steps",
     "discretization": "--disc",
+    "guidance_interval": "--guidance-interval",
 }
 ABLATION = ("solver", "discretization", "schedule", "scaling")
 NUMBERS = ("num_steps", "sigma_min", "sigma_max", "rho")
 CHURN = ("S_churn", "S_min", "S_max", "S_noise")
+
+
+def tuned_for(options: dict[str, Any]) -> TunedSampler | None:
+    """The sampler file that is named. UserError for what it is, or for an option that it decides on itself."""
+    if options["sampler_file"] is None:
+        return None
+    decided = (*NUMBERS, *CHURN, *ABLATION, "order", "nfe", "levels", "guidance", "gnet", "guidance_interval")
+    for name in (name for name in decided if name in options["explicit"]):
+        raise UserError(f"{_option(name)} does not go with --sampler; expected one of them")
+    tuned = load_sampler(options["sampler_file"])
+    if options["precision"] not in (None, tuned.precision):
+        raise UserError(
+            f"--precision is {options['precision']} and {options['sampler_file']} was measured in {tuned.precision}; "
+            "expected no --precision, or that of the file"
+        )
+    return tuned
 
 
 def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -28,6 +45,8 @@ def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     edm_fast.sample for every solver but euler and heun, and for --order, --nfe and --levels; otherwise the ablation
     sampler if any of its own four is set, and the EDM sampler if none is. UserError for options that do not combine.
     """
+    if options.get("tuned") is not None:
+        return sample, options["tuned"].settings
     if options.get("solver") in (None, "euler", "heun") and all(
         options.get(name) is None for name in ("order", "nfe", "levels")
     ):

@@ -34,7 +34,9 @@ class Names(click.ParamType):
 
 
 @click.command()
-@click.argument("targets", metavar="[networks] [sampling] [training]", nargs=-1, type=click.Choice(list(TARGETS)))
+@click.argument(
+    "targets", metavar="[networks] [sampling] [processes] [training]", nargs=-1, type=click.Choice(list(TARGETS))
+)
 @click.option("--networks", metavar="A,B", type=Names(), help="Presets, demo or checkpoints.  [default: by target]")
 @click.option("--batch", "batches", metavar="LIST", type=opt.INT_LIST, help="As in 1,8,32.  [default: by target]")
 @click.option("--rows", metavar="A,B", type=Names(ROWS), help=f"Of {', '.join(ROWS)}.  [default: all]")
@@ -66,7 +68,8 @@ class Names(click.ParamType):
 )
 @click.pass_context
 def command(ctx: click.Context, targets: tuple[str, ...], **options: Any) -> None:
-    """Time one evaluation of networks, a sampling run, and a training step, each way by turns in one process.
+    """Time one evaluation of networks, a sampling run, a process of edm-fast generate, and a training step, each way by
+    turns. The row "tuned" draws with the sampler file of the demo model.
 
     Speeds are relative to eager PyTorch in float32 on the reference backend. Presets get fresh random weights. Without
     --resume, the files of the targets are written anew.

@@ -17,11 +17,11 @@ import tqdm
 from click.core import ParameterSource
 
 from edm_fast import __version__, distributed
-from edm_fast.checkpoint import DEMO
+from edm_fast.checkpoint import DEMO, add_weights
 from edm_fast.cli import _options as opt
 from edm_fast.cli import _sampler
 from edm_fast.cli._device import resolve_device
-from edm_fast.cli._networks import PRECISIONS, load_network, prepared, way_to_draw
+from edm_fast.cli._networks import PRECISIONS, load_network, precision_that_runs, prepared, way_to_draw
 from edm_fast.cli._outputs import naming
 from edm_fast.cli._overviews import Trajectory, check_overviews, classes, expect_overviews, folders, write_overviews
 from edm_fast.cli._ranks import on_first_rank, wait_for_others
@@ -94,6 +94,13 @@ from edm_fast.sampling.solvers import registry
     type=opt.Parsed(_sampler.parse_levels),
     help=f"Noise levels: {', '.join(LEVELS)}, or numbers such as 80,10,1,0.  [default: karras]",
 )
+@click.option(
+    "--sampler",
+    "sampler_file",
+    metavar="FILE",
+    type=opt.INPUT_PATH,
+    help="Solver, levels and precision of edm-fast tune; demo: that of the demo model.  [default: none]",
+)
 @click.option("--guidance", metavar="FLOAT", type=opt.FINITE, help="Weight of guidance.  [default: 1, none]")
 @click.option(
     "--gnet",
@@ -144,6 +151,9 @@ def command(**options: Any) -> None:
     --skip-existing draws the missing images alone: whole batches as they would have been, so to the same bytes, the
     rest of batches partly finished in batches of its own. --network=demo names the model inside.
 
+    --sampler takes what edm-fast tune has written for this network, says how far its images are from the converged
+    solution, and goes with no option that decides on the sampler or on guidance.
+
     \b
     edm-fast generate --outdir=out --grid=out/grid.png
     torchrun --standalone --nproc_per_node=2 -m edm_fast generate --network=model.pkl --outdir=out
@@ -165,6 +175,7 @@ def check_options(options: dict[str, Any]) -> None:
     if low is not None and high is not None and low >= high:
         raise UserError(f"--sigma_min {low:g} is not below --sigma_max {high:g}")
     _sampler.check_guidance(options)
+    options["tuned"] = _sampler.tuned_for(options)
     sampler_for(options)
     check_overviews(options)
 
@@ -177,9 +188,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     """
     digest = hashlib.sha256()
     for each in (net, *([] if gnet is None else [gnet])):
-        for name, value in sorted(each.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_weights(digest, each)
     sampler, kwargs = sampler_for(options)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
@@ -197,8 +206,14 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
 
 def run(device: torch.device, options: dict[str, Any]) -> None:
     """The whole command, on each rank."""
+    tuned = options["tuned"]
+    if tuned is not None:
+        options["precision"] = precision_that_runs(tuned.precision, device)
     way = way_to_draw(options["precision"], device)
     net = load_network(device, options["network_pkl"])
+    if tuned is not None:
+        on_first_rank(lambda: tuned.check(net))
+        distributed.print0(tuned.describe())
     check_channels(net)
     check_class(net, options["class_idx"])
     sampler, kwargs = sampler_for(options)

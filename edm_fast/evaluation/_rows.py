@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from edm_fast.evaluation import _peers
-from edm_fast.evaluation._networks import accelerated, half
+from edm_fast.evaluation._networks import DEMO, accelerated, half
 from edm_fast.evaluation._peers import Subject
+from edm_fast.sampling import load_sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Row:
     device: str = "any"  # "cpu" or "cuda": where it is part of a benchmark
     tf32: bool = False  # products of float32 in 10 bits, on GPUs
     autocast: torch.dtype | None = None
+    tuned: bool = False  # sampled by the sampler file of the demo model, which has its own number of steps
 
     def described(self) -> dict[str, str]:
         return {"precision": self.precision, "memory_format": self.memory_format, "compile": self.compile}
@@ -47,6 +49,10 @@ def _ours(precision: str, memory_format: str = "own", limit: float | None = None
         memory_format=memory_format,
         device=device,
     )
+
+
+def _tuned(subject: Subject) -> Any:
+    return accelerated(subject.net, load_sampler(DEMO, subject.net).precision)
 
 
 def _evaluations(subject: Subject) -> Any:
@@ -103,6 +109,7 @@ ROWS: dict[str, Row] = {
         _ours("fp32"),
         _ours("fp32", limit=math.inf),
         _ours("bf16"),
+        Row("tuned", _tuned, backend="auto", memory_format="own", tuned=True, device="cpu"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
         Row("torch.compile", _peers.compiled, compile="default"),
         Row("onnxruntime", _peers.onnxruntime, memory_format="own", compile="all", samples=False, device="cpu"),
@@ -129,5 +136,5 @@ ROWS: dict[str, Row] = {
 
 
 def names(device: str) -> tuple[str, ...]:
-    """The rows of a benchmark on this kind of device."""
-    return tuple(name for name, row in ROWS.items() if row.device in ("any", device))
+    """The rows of a benchmark on this kind of device, without those of sampling alone."""
+    return tuple(name for name, row in ROWS.items() if row.device in ("any", device) and not row.tuned)

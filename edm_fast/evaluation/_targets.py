@@ -1,22 +1,33 @@
-"""What bench measures: one evaluation, one sampling run, one training step. Each call returns what it computed."""
+"""What bench measures: an evaluation, a sampling run, a process of edm-fast generate, a training step.
+
+Each call returns what it computed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from edm_fast.backend import use_backend
+from edm_fast.checkpoint import save
 from edm_fast.diffusion.loss import EDMLoss
+from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import DEMO
 from edm_fast.evaluation._peers import Subject
 from edm_fast.evaluation._rows import ROWS, Row, names
 from edm_fast.plan._gpu_program import tensor_float
-from edm_fast.sampling import edm_sampler, sample_seeds
+from edm_fast.sampling import edm_sampler, load_sampler, sample, sample_seeds
+from edm_fast.sampling.images import image_name, read_png
 
+TUNED = f"--sampler={DEMO}"
 DDPMPP, NCSNPP = "edm-cifar10-32x32-cond-vp", "edm-cifar10-32x32-cond-ve"
 ADM = "edm-imagenet-64x64-cond-adm"
 STEPS = 18
@@ -56,13 +67,45 @@ def evaluation(row: Row, subject: Subject) -> Callable[[], Results]:
 
 
 def sampling(row: Row, subject: Subject) -> Callable[[], Results]:
-    """The deterministic sampler of the paper from seeds to images."""
+    """From seeds to images: by the deterministic sampler of the paper, or as a sampler file has it."""
     run = row.build(subject)
+    sampler: Any = sample if row.tuned else edm_sampler
+    settings = load_sampler(DEMO, subject.net).settings if row.tuned else {"num_steps": STEPS}
 
     def call() -> Results:
         with running(row, subject):
             seeds = range(subject.batch)
-            return [sample_seeds(run, edm_sampler, seeds, device=subject.device, num_steps=STEPS)]
+            return [sample_seeds(run, sampler, seeds, device=subject.device, **settings)]
+
+    return call
+
+
+# of edm-fast generate: the backend of its ops, and options
+PROCESSES = {"reference": ("reference", ""), "accelerate-fp32": ("auto", "--precision=fp32"), "tuned": ("auto", TUNED)}
+
+
+def process(row: Row, subject: Subject) -> Callable[[], Results]:
+    """edm-fast generate as a process of its own, from its start to the images in their files."""
+    if row.name not in PROCESSES:
+        raise UserError(f"{row.name} is no way to run edm-fast generate; expected some of {', '.join(PROCESSES)}")
+    backend, option = PROCESSES[row.name]
+    network, outdir = subject.folder / "network.safetensors", subject.folder / row.name
+    if not network.exists():
+        save(subject.net, network)
+    options = [f"--network={network}", f"--outdir={outdir}", f"--seeds=0-{subject.batch - 1}", f"--steps={STEPS}"]
+    if row.tuned:
+        load_sampler(DEMO, subject.net)  # complains
+        del options[-1]
+    command = [sys.executable, "-m", "edm_fast", "generate", *options, *filter(None, [option])]
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "EDM_FAST_BACKEND": backend, "OMP_NUM_THREADS": threads}
+
+    def call() -> Results:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{row.name}: {(done.stderr.strip().splitlines() or ['no output'])[-1][:160]}")
+        pixels = [read_png(outdir / image_name(seed)) for seed in range(subject.batch)]
+        return [torch.from_numpy(np.stack(pixels)).double() / 127.5 - 1]
 
     return call
 
@@ -97,8 +140,13 @@ def training(row: Row, subject: Subject) -> Callable[[], Results]:
 TARGETS = {
     "networks": Target("evaluation", evaluation, (DDPMPP, NCSNPP, ADM, DEMO), (1, 8, 32), names("cpu")),
     "sampling": Target(
-        f"{STEPS}-step run", sampling, (DEMO,), (64,), tuple(name for name in names("cpu") if ROWS[name].samples)
+        f"{STEPS}-step run",
+        sampling,
+        (DEMO,),
+        (64,),
+        (*(name for name in names("cpu") if ROWS[name].samples), "tuned"),
     ),
+    "processes": Target(f"edm-fast generate with {STEPS} steps", process, (DEMO,), (64,), tuple(PROCESSES)),
     "training": Target("step", training, (DDPMPP,), (8,), tuple(name for name in names("cpu") if ROWS[name].trains)),
 }
 

@@ -86,7 +86,7 @@ def failure(error: BaseException) -> str:
 def _errors(target: str, results: Results, truth: Results) -> Entry:
     """Of the first call, relative to the reference; of images also the mean difference in levels of 255."""
     found = {"error": _networks.relative_error(results, truth)}
-    if target == "sampling":
+    if target in ("sampling", "processes"):
         clipped = [images[0].clamp(-1, 1) for images in (results, truth)]
         found["levels"] = (clipped[0] - clipped[1]).abs().mean().item() * 127.5
     return found

@@ -17,14 +17,17 @@ from edm_fast.sampling.solvers._generate import generate
 from edm_fast.sampling.solvers._gits import gits
 from edm_fast.sampling.solvers._invert import invert, log_likelihood
 from edm_fast.sampling.solvers._sample import sample
+from edm_fast.sampling.solvers._tuned import SUFFIX, TunedSampler, load_sampler, save_sampler
 from edm_fast.sampling.solvers.ablation import ablation_sampler
 from edm_fast.sampling.solvers.edm import edm_sampler
 
 __all__ = [
+    "SUFFIX",
     "Guidance",
     "Solver",
     "StackedRandomGenerator",
     "StopSampling",
+    "TunedSampler",
     "ablation_sampler",
     "arrange",
     "check_class",
@@ -33,6 +36,7 @@ __all__ = [
     "edm_sampler",
     "generate",
     "gits",
+    "load_sampler",
     "invert",
     "load_solver",
     "log_likelihood",
@@ -43,6 +47,7 @@ __all__ = [
     "seed_inputs",
     "save_grid",
     "save_png",
+    "save_sampler",
     "save_solver",
     "to_uint8",
 ]

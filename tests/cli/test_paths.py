@@ -13,15 +13,17 @@ from click.testing import CliRunner
 from edm_fast import cli
 from edm_fast.cli import _options as opt
 from edm_fast.cli import bench, verify
-from edm_fast.evaluation import _report
+from edm_fast.evaluation import _report, tuning
 from edm_fast.evaluation import bench as measuring
+from edm_fast.evaluation.tuning import _fit, _trials
 from helpers import tiny_detector
 from helpers.tiny_networks import tiny_checkpoint
 from helpers.tiny_training import write_dataset
 
 # every option and argument that takes a path
 PATHS = {
-    "generate": ["--network", "--gnet", "--solver", "--outdir", "--grid", "--html", "--trajectory"],
+    "generate": ["--network", "--gnet", "--solver", "--sampler", "--outdir", "--grid", "--html", "--trajectory"],
+    "tune": ["network", "--out", "--check"],
     "train": ["--outdir", "--data", "--transfer", "--resume"],
     "fid calc": ["--images", "--ref", "--detector"],
     "fid ref": ["--data", "--dest", "--detector"],
@@ -88,7 +90,9 @@ def test_home_and_text_that_is_no_path(verb, option, tmp_path, monkeypatch):
     assert value in (str(tmp_path / "home/x"), [str(tmp_path / "home/x")])
     for bad in ("", "  ", "a\0b", "file:///a", "~nosuchuser/a"):
         line = refused(*verb.split(), f"{option}={bad}" if option.startswith("--") else bad)
-        assert option.strip("-") in line or "'[DST]'" in line or "'SRC'" in line or "'FILE'" in line
+        assert (
+            option.strip("-") in line or "'[DST]'" in line or "'NETWORK'" in line or "'SRC'" in line or "'FILE'" in line
+        )
     assert os.listdir() == []
 
 
@@ -105,6 +109,9 @@ def place(tmp_path, monkeypatch):
     tiny_detector.save("detector.pt")
     for name in ("verify_ops", "verify_network"):
         monkeypatch.setattr(verify, name, lambda *args: [])
+    monkeypatch.setattr(tuning.Truth.__init__, "__defaults__", (4,))
+    monkeypatch.setitem(_fit.TEACHER, "num_steps", 8)
+    monkeypatch.delitem(_trials.GRIDS, "optimised")  # takes seconds
     monkeypatch.setattr(measuring, "measure", lambda *args: [])
     monkeypatch.setattr(bench._machine, "slug", lambda settings: "here")
     monkeypatch.setattr(_report, "heading", lambda document: "heading")
@@ -116,6 +123,7 @@ def place(tmp_path, monkeypatch):
 NET = "--network=tiny.safetensors"
 GENERATE = ("generate", NET, "--device=cpu", "--seeds=3", "--steps=2")
 BENCH = ("bench", "networks", "--networks=tiny.safetensors", "--rounds=1")
+TUNE = ("tune", "tiny.safetensors", "--nfe=2", "--max-error=500", "--seeds=0-7", "--solvers=euler", "--device=cpu")
 # verb: (its arguments for a destination, a name for that, a file that must not be replaced, the sources)
 WRITERS = {
     "generate image": (lambda d: (*GENERATE, f"--outdir={Path(d).parent}"), "out/000003.png", "text", []),
@@ -137,6 +145,7 @@ WRITERS = {
     ),
     "convert pkl": (lambda d: ("convert", "tiny.safetensors", d, "--overwrite"), "net.pkl", "text", []),
     "verify": (lambda d: ("verify", NET, "--device=cpu", f"--json={d}"), "a/found.json", "text", ["tiny.safetensors"]),
+    "tune": (lambda d: (*TUNE, f"--out={d}"), "a/tiny.sampler.json", "text", ["tiny.safetensors"]),
     "bench": (lambda d: (*BENCH, f"--outdir={Path(d).parent}"), "out/networks-here.json", "text", []),
     "bench page": (lambda d: (*BENCH, f"--outdir={Path(d).parent}"), "out/networks-here.md", "zip", []),
     "readme": (lambda d: ("bench", f"--readme={d}", "--results=."), "README.md", None, []),

@@ -106,9 +106,19 @@ def test_sampling_compares_images(tmp_path):
     assert entries["fused"]["levels"] < 1e-2 < entries["torch-bf16"]["levels"] < 20
 
 
+def test_processes_compare_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDM_FAST_CACHE_DIR", str(tmp_path / "cache"))
+    path = tiny_checkpoint(tmp_path, img_channels=1)
+    entries = measured("processes", path, 2, ["fused", "tuned"])
+    assert entries["reference"]["median_s"] > 0.1 and entries["reference"]["levels"] == 0
+    assert "no way to run edm-fast generate" in entries["fused"]["reason"]
+    assert "tuned for" in entries["tuned"]["reason"]  # another network
+
+
 def test_defaults():
-    for target in TARGETS.values():
-        assert target.rows[:2] == ("reference", "fused") and set(target.rows) <= set(ROWS)
+    for name, target in TARGETS.items():
+        assert set(target.rows) <= set(ROWS) and ("tuned" in target.rows) == (name in ("sampling", "processes"))
+        assert target.rows[:2] == ("reference", "accelerate-fp32" if name == "processes" else "fused")
     assert "onnxruntime" not in TARGETS["sampling"].rows and TARGETS["training"].rows == ("reference", "fused")
     assert default_batches("networks", "edm-imagenet-64x64-cond-adm") == (1, 2, 8)
     assert default_batches("networks", "demo") == (1, 8, 32) and default_batches("sampling", "demo") == (64,)
