@@ -72,7 +72,7 @@ def _option(name: str, metavar: str, kind: Any, default: Any, text: str) -> clic
 def _command(study: Study) -> click.Command:
     own = {f"--{name.replace('_', '-')}": option for name, option in study.options.items()}
     params: list[click.Parameter] = [
-        _option("--network", "PATH|URL", opt.INPUT_PATH_OR_URL, DEMO, "Checkpoint."),
+        *([_option("--network", "PATH|URL", opt.INPUT_PATH_OR_URL, DEMO, "Checkpoint.")] * study.needs_network),
         _option("--outdir", "DIR", opt.OUTPUT_PATH, "out/study", "Where the results go."),
         _option("--seeds", "LIST", opt.INT_LIST, study.seeds, "Of the images, as in 1,2,5-10."),
         _option("--batch", "INT", opt.POSITIVE_INT, 64, "Most images at a time."),
@@ -96,15 +96,16 @@ def _callback(study: Study) -> Any:
             raise UserError("--seeds expects different integers, as in 0-15")
         session = Session(
             study,
-            options["network"],
+            options.get("network", ""),
             options["seeds"],
             Path(options["outdir"]),
             {name: options[name] for name in study.options},
             options["batch"],
             resolve_device(options["device"], group=False),
+            options["resume"],
         )
         written = opt.command_line(ctx, "study", study.name, unrecorded=UNRECORDED)
-        for path in run_study(session, options["resume"], written, lambda text: click.echo(text, err=True)):
+        for path in run_study(session, written, lambda text: click.echo(text, err=True)):
             click.echo(path)
 
     return callback

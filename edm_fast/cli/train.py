@@ -32,6 +32,8 @@ from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
 from edm_fast.networks import ARCHITECTURES
 from edm_fast.training import (
+    AUGMENT,
+    AUGMENT_LABELS,
     ImageFolderDataset,
     Interrupted,
     Stopped,
@@ -45,9 +47,6 @@ from edm_fast.training import (
 )
 
 PRECONDS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm": ("EDMPrecond", "EDMLoss")}
-# plain coin flips, and the rest with the probability given by --augment
-AUGMENT = {"xflip": 1e8, "yflip": 1, "scale": 1, "rotate_frac": 1, "aniso": 1, "translate_frac": 1}
-AUGMENT_LABELS = 9
 RUN_NAME = re.compile(r"(\d+)-?(.*)")
 
 

@@ -13,6 +13,7 @@ from edm_fast.errors import some
 from edm_fast.studies._study import Chart, Entry, Grid, Pictures, Session, name_of
 
 COLOURS = ("#4269d0", "#e0861a", "#ff725c", "#2b9c8f", "#3ca951", "#c2569b", "#a463f2", "#7a6a55", "#30343b", "#97bbf5")
+TICKS = 10  # as many values on a logarithmic axis are all named
 LINES = ("-", "--", ":", "-.")
 NUMBER = (int, float)
 
@@ -46,8 +47,13 @@ def _draw(axes: Any, chart: Chart) -> None:
         axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.5, label=name, **style)
     if "x" in chart.log:
         axes.set_xscale("log")
+        measured = sorted({x for points in chart.lines.values() for x, _ in points})
+        if len(measured) <= TICKS:
+            axes.set_xticks(measured, [f"{x:g}" for x in measured])
+            axes.set_xticks([], minor=True)
     if "y" in chart.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
     axes.grid(True, which="both", color="#e4e4e4", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,24 +26,27 @@ from edm_fast.studies._study import Chart, Entry, Session, name_of
 KINDS = {"json": "json", "csv": "text", "png": "png", "html": "text"}
 
 
-def run_study(session: Session, resume: bool = False, command: str = "", say: Any = print) -> list[Path]:
+def run_study(session: Session, command: str = "", say: Any = print) -> list[Path]:
     """Measure what is missing and write NAME.json, .csv, .png and .html; returns their paths.
 
-    The JSON file is written after each point. resume: keep the points of an earlier run with the same settings;
-    UserError if they differ.
+    The JSON file is written after each point. A session that resumes keeps the points of an earlier run with the same
+    settings; UserError if they differ.
     """
     study = session.study
     paths = {suffix: session.outdir / f"{study.name}.{suffix}" for suffix in KINDS}
     replaced = [str(path) for suffix, path in paths.items() if check_output(path, KINDS[suffix])]
     settings = _settings(session)
-    rows = _finished(paths["json"], settings) if resume else []
-    if replaced and not resume:
+    rows = _finished(paths["json"], settings) if session.resume else []
+    if replaced and not session.resume:
         say(f"note: will be replaced: {', '.join(replaced)}")
     points = study.points(session)
     known = _known(points, rows)
     document: Entry = {"study": study.name, "settings": settings, "machine": _machine.settings(session.device)}
-    document["command"] = command
+    document |= {"command": command, "date": _now(), "rows": [*known.values()]}
     missing = [point for point in points if _key(point, point) not in known]
+    if missing:
+        session.shared  # noqa: B018  bad options are told before anything is measured
+    write_json(paths["json"], document)  # what a run that is killed leaves was made with these settings
     with tqdm.tqdm(total=len(points), initial=len(known), unit="point", desc=study.name, dynamic_ncols=True) as bar:
         for point in missing:
             bar.set_postfix_str(name_of(point)[:40], refresh=False)
@@ -54,7 +57,6 @@ def run_study(session: Session, resume: bool = False, command: str = "", say: An
     document["rows"] = [known[_key(point, point)] for point in points]
     if not missing:
         say(f"{study.name}: {count(len(points), 'point')} finished before")
-        write_json(paths["json"], {"date": _now(), **document})
     _write_pages(session, document, paths)
     return [*paths.values()]
 

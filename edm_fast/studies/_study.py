@@ -75,6 +75,7 @@ class Study:
     prepare: Callable[[Session], Any] = lambda session: None
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     seeds: str = "0-15"
+    needs_network: bool = True  # False: the study trains its own
 
 
 class Session:
@@ -89,9 +90,11 @@ class Session:
         options: Mapping[str, Any],
         batch: int = 64,
         device: torch.device | str = "cpu",
+        resume: bool = False,
     ) -> None:
         self.study, self.network, self.seeds, self.outdir = study, network, list(seeds), outdir
         self.options, self.batch, self.device = dict(options), batch, torch.device(device)
+        self.resume = resume
         self._accelerated: dict[str, Any] = {}
 
     @functools.cached_property
@@ -103,7 +106,8 @@ class Session:
 
     @functools.cached_property
     def digest(self) -> str:
-        return weights_digest(self.net)
+        """Of the weights; nothing for a study that trains its own network."""
+        return weights_digest(self.net) if self.study.needs_network else ""
 
     @functools.cached_property
     def fast(self) -> Any:

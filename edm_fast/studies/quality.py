@@ -45,7 +45,6 @@ def prepare(session: Session) -> Compared:
 
 
 def points(session: Session) -> list[Entry]:
-    session.shared  # noqa: B018  bad options are told before anything is measured
     runs = [{"images": solver, "nfe": nfe} for solver in session.options["solvers"] for nfe in session.options["nfe"]]
     return [{"images": REAL, "nfe": 0}, *runs]
 

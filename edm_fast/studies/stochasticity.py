@@ -43,7 +43,6 @@ def settings() -> Iterator[dict[str, float]]:
 
 
 def points(session: Session) -> list[Entry]:
-    session.shared  # noqa: B018  bad options are told before anything is measured
     return [dict(values) for values in dict.fromkeys(tuple(each.items()) for each in settings())]
 
 

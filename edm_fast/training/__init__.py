@@ -2,7 +2,7 @@
 
 from edm_fast.data import ImageFolderDataset
 from edm_fast.diffusion.loss import EDMLoss, VELoss, VPLoss
-from edm_fast.training._augment import AugmentPipe
+from edm_fast.training._augment import AUGMENT, AUGMENT_LABELS, AugmentPipe
 from edm_fast.training._build import describe_network
 from edm_fast.training._folder import check_free, clear_leftovers, run_results
 from edm_fast.training._run import deal_batch
@@ -12,6 +12,8 @@ from edm_fast.training._stop import Interrupted, Stopped
 from edm_fast.training.loop import training_loop
 
 __all__ = [
+    "AUGMENT",
+    "AUGMENT_LABELS",
     "AugmentPipe",
     "EDMLoss",
     "ImageFolderDataset",

@@ -17,6 +17,10 @@ from torch import Tensor
 from edm_fast.training import _color as color
 from edm_fast.training import _warp as geo
 
+# the published training: plain coin flips, and the rest with the probability p of the pipe; labels of an image
+AUGMENT = {"xflip": 1e8, "yflip": 1, "scale": 1, "rotate_frac": 1, "aniso": 1, "translate_frac": 1}
+AUGMENT_LABELS = 9
+
 
 @dataclass
 class AugmentPipe:

@@ -30,6 +30,7 @@ PATHS = {
     "dataset convert": ["--source", "--dest"],
     "dataset check": ["path"],
     "convert": ["source", "dest"],
+    "study design": ["--outdir", "--data"],
     "study precision": ["--network", "--outdir"],
     "study quality": ["--network", "--outdir", "--data", "--detector"],
     "study stochasticity": ["--network", "--outdir", "--data", "--detector"],

@@ -25,7 +25,8 @@ def killed_and_resumed(monkeypatch, folder, name, *options, points=2, **network)
         return study.measure(session, point)
 
     out = folder / "out"
-    args = (name, f"--network={tiny_checkpoint(folder, **network)}", f"--outdir={out}", *options)
+    own = [f"--network={tiny_checkpoint(folder, **network)}"] if study.needs_network else []
+    args = (name, *own, f"--outdir={out}", *options)
     with monkeypatch.context() as patch:
         patch.setitem(studies.registry(), name, dataclasses.replace(study, measure=measure))
         assert run(*args).exit_code == 130
