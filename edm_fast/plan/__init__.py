@@ -20,10 +20,13 @@ from edm_fast import backend, native
 from edm_fast.errors import UserError
 from edm_fast.networks import SongUNet, build
 from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
-from edm_fast.plan import _cpu, _gpu
+from edm_fast.plan import _gpu
 from edm_fast.plan._algorithms import ALLOWED
 from edm_fast.plan._batches import Inputs, in_parts, shape_fault, shapes_of, shapes_of_one
 from edm_fast.plan._capture import EvaluatedShapes
+from edm_fast.plan._cpu import CpuPlanner, CpuProgram
+from edm_fast.plan._gpu import GpuPlanner
+from edm_fast.plan._gpu_program import GpuProgram
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import Graph
 from edm_fast.plan._pool import Pool, Shapes
@@ -33,11 +36,11 @@ from edm_fast.plan._trace import trace
 __all__ = ["accelerate"]
 
 PRECISIONS = {"cpu": tuple(ALLOWED), "cuda": tuple(_gpu.PRECISIONS)}
-Program = _cpu.Program | _gpu.Program
+Program = CpuProgram | GpuProgram
 INSIDE = {"_orig_mod": "torch.compile", "module": "a parallel or averaged model"}  # where wrappers keep the network
 
 Run = Callable[[Inputs], torch.Tensor]  # evaluates the raw network
-Step = Callable[..., Sequence[torch.Tensor]]  # a sampling step: a function of a denoiser, numbers and tensors
+StepFunction = Callable[..., Sequence[torch.Tensor]]  # a sampling step: a function of a denoiser, numbers and tensors
 
 
 class HiddenError(UserError, AttributeError):
@@ -130,8 +133,8 @@ def planner(
 ) -> Any:
     """What makes a program of a traced network on this device."""
     if device.type == "cpu":
-        return _cpu.Planner(precision, packed_limit, choose)
-    return _gpu.Planner(precision, device, cuda_graph, choose)
+        return CpuPlanner(precision, packed_limit, choose)
+    return GpuPlanner(precision, device, cuda_graph, choose)
 
 
 def signature(model: torch.nn.Module) -> inspect.Signature:
@@ -290,7 +293,9 @@ class PlannedUNet(torch.nn.Module):
         for name, calls in program.calls.items():
             backend.ops()[name].note(f"accelerated {self.how[0]}", self.reasons[name], calls)
 
-    def replayer(self, net: Any) -> Callable[[Hashable, Step, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
+    def replayer(
+        self, net: Any
+    ) -> Callable[[Hashable, StepFunction, Sequence[float], Sequence[Any]], Sequence[Any]] | None:
         """What a sampler gives its steps to: replay(structure, step, row, tensors) is step(denoise, row, *tensors).
 
         net: the accelerated network with this model; denoise(x, sigma, labels) is the network, to the bit. All that the
@@ -315,7 +320,7 @@ class PlannedUNet(torch.nn.Module):
         net: _Precond,
         formulas: Hashable,
         structure: Hashable,
-        step: Step,
+        step: StepFunction,
         row: Sequence[float],
         tensors: Sequence[torch.Tensor | None],
     ) -> Sequence[torch.Tensor]:
@@ -343,7 +348,7 @@ class PlannedUNet(torch.nn.Module):
             return result
         # as for programs: not for inference mode alone
         with self.pool.program(shapes, self.program) as program, torch.no_grad(), torch.inference_mode(False):
-            assert isinstance(program, _gpu.Program)
+            assert isinstance(program, GpuProgram)
             inline = program.inline
             result = program.replay_step(kind, lambda row, *t: step(denoiser(inline), row, *t), row, tensors)
         self.note(program)

@@ -37,7 +37,7 @@ from edm_fast.plan._rewrite import rewritten
 from edm_fast.plan._tune import MeasuredAlgorithms
 from edm_fast.plan._weights import Packing, Prepared, Weights
 
-Step = Callable[[int], None]  # called with the number of threads
+BoundCall = Callable[[int], None]  # called with the number of threads
 View = Callable[[Value | torch.Tensor], torch.Tensor]
 SMALL_NETWORK = 8 * 2**20  # bytes of weights that may be read again for every few images
 PACKED_LIMIT = 1.0  # of larger networks: the most memory for packed weights, in that of their own
@@ -49,10 +49,10 @@ class Task(NamedTuple):
 
     reads: Sequence[Value | torch.Tensor]
     writes: Sequence[Value]
-    bind: Callable[[View], Step]
+    bind: Callable[[View], BoundCall]
 
 
-class Planner:
+class CpuPlanner:
     """Builds the programs of one network, which share their weights."""
 
     captured = False  # there are no graphs on CPUs
@@ -69,7 +69,7 @@ class Planner:
             return MANY
         return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape[1:]) for shape in images)))
 
-    def __call__(self, graph: Graph) -> Program:
+    def __call__(self, graph: Graph) -> CpuProgram:
         calls, weights = graph.op_calls(), Weights(_prepare, self.prepared)
         graph, algorithms = with_algorithms(rewritten(graph), *self._terms(graph, self.precision))
         return _Builder(algorithms, weights).program(graph, calls)
@@ -102,14 +102,14 @@ def _prepare(tensor: torch.Tensor, layout: Packing | torch.memory_format | None)
     return tensor.contiguous(memory_format=layout or torch.contiguous_format)
 
 
-class Program:
+class CpuProgram:
     """A network at one set of input shapes. Not for two threads at once: its arena is its own."""
 
     def __init__(
         self,
         inputs: Mapping[str, torch.Tensor],
         output: torch.Tensor,
-        steps: Sequence[Step],
+        steps: Sequence[BoundCall],
         memory: tuple[torch.Tensor, Weights],
         algorithms: Sequence[tuple[Shape, Algorithm]],
         calls: Counter[str],
@@ -139,7 +139,7 @@ class _Builder:
         self.places: dict[Value, Place] = {}
         self.chosen: list[tuple[Shape, Algorithm]] = []
 
-    def program(self, graph: Graph, calls: Counter[str]) -> Program:
+    def program(self, graph: Graph, calls: Counter[str]) -> CpuProgram:
         producers = {value: node for node in graph.nodes for value in node.outputs}
         for node in graph.nodes:
             if is_concatenation(node):
@@ -154,7 +154,7 @@ class _Builder:
 
         inputs = {name: view(value) for name, value in graph.inputs.items()}
         steps = [task.bind(view) for task in tasks]
-        return Program(inputs, view(graph.output), steps, (arena, self.weights), self.chosen, calls)
+        return CpuProgram(inputs, view(graph.output), steps, (arena, self.weights), self.chosen, calls)
 
     def join(self, node: AnyNode, producers: Mapping[Value, AnyNode]) -> None:
         """Give the parts of a concatenation their place inside it, where their producers can write there."""
@@ -208,7 +208,7 @@ class _Builder:
         inputs = node.inputs()
         cast = any(value.dtype != torch.float32 for value in inputs)
 
-        def bind(view: View) -> Step:
+        def bind(view: View) -> BoundCall:
             # tensors, not `view`: a step that held it would keep its program alive in a circle
             tensors, outputs = {value: view(value) for value in inputs}, [view(value) for value in node.outputs]
             fixed = map_values(tensors.__getitem__, node.args)
@@ -231,7 +231,7 @@ class _Builder:
                 starts[start] = part
             start += part.shape[1]
 
-        def bind(view: View) -> Step:
+        def bind(view: View) -> BoundCall:
             joined = view(node.output)
             pairs = [(joined[:, at : at + part.shape[1]], view(part)) for at, part in starts.items()]
 
@@ -261,7 +261,7 @@ class _Builder:
         emb, residual = conv.emb, conv.residual
         total = Value(emb.shape) if emb is not None and bias is not None else None  # emb + bias
 
-        def bind(view: View) -> Step:
+        def bind(view: View) -> BoundCall:
             rows = view(emb) if emb is not None else bias
             vector = view(total) if total is not None else rows
             step = lower_conv2d(
@@ -293,7 +293,7 @@ class _Builder:
         norm = map_tensors(self.weights, norm)
         stats = Value((3, norm.x.shape[0], norm.groups))
 
-        def bind(view: View) -> Step:
+        def bind(view: View) -> BoundCall:
             return lower_norm(view(result), view(stats), map_values(view, norm))
 
         return Task([v for v in (norm.x, norm.scale, norm.shift) if v is not None], [result, stats], bind)
@@ -302,7 +302,7 @@ class _Builder:
         x, f, up, down, padding = node.args
         f = self.weights(f)
 
-        def bind(view: View) -> Step:
+        def bind(view: View) -> BoundCall:
             return lower_upfirdn(view(node.output), view(x), f, up > 1, max(up, down), padding)
 
         return Task([x], node.outputs, bind)
@@ -311,7 +311,7 @@ class _Builder:
         qkv, heads = node.args
         separate = isinstance(node.args, SeparateQKVArgs)
 
-        def bind(view: View) -> Step:
+        def bind(view: View) -> BoundCall:
             return lower_attention(view(node.output), view(qkv), heads, separate)
 
         return Task([qkv], node.outputs, bind)
@@ -321,7 +321,7 @@ def add(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None, threads: i
     torch.add(a, b, out=total)
 
 
-def in_turn(steps: list[Step], threads: int) -> None:
+def in_turn(steps: list[BoundCall], threads: int) -> None:
     for step in steps:
         step(threads)
 

@@ -18,7 +18,7 @@ import torch
 
 from edm_fast.plan import _implementations
 from edm_fast.plan._batches import MANY
-from edm_fast.plan._gpu_program import Numerics, Program, Step, Values, tensor_float
+from edm_fast.plan._gpu_program import ChosenCall, GpuProgram, Numerics, Values, tensor_float
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, last_uses, map_tensors
 from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
@@ -40,7 +40,7 @@ def captures(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class Planner:
+class GpuPlanner:
     """Builds the programs of one network on one device, which share their weights."""
 
     def __init__(self, precision: str, device: torch.device, cuda_graph: bool, measure: Measure | None = None) -> None:
@@ -53,7 +53,7 @@ class Planner:
         """All of them: a GPU is not full with a few."""
         return MANY
 
-    def __call__(self, graph: Graph) -> Program:
+    def __call__(self, graph: Graph) -> GpuProgram:
         weights = Weights(self._prepare, self.prepared)
         calls, nodes = graph.op_calls(), graph.nodes
         if not self.numerics.exact:
@@ -66,7 +66,7 @@ class Planner:
             inputs[value] = self.numerics.cast(noise)
         with tensor_float(self.numerics.tf32):
             steps = self._steps(nodes, inputs, graph.output, weights)
-            return Program(steps, inputs, graph.output, self.numerics, weights, calls, self.captured)
+            return GpuProgram(steps, inputs, graph.output, self.numerics, weights, calls, self.captured)
 
     def differentiable(self, graph: Graph) -> DifferentiableProgram:
         """The same for evaluations with gradients: those of the network with images in the dtype of the precision."""
@@ -90,7 +90,7 @@ class Planner:
 
     def _steps(
         self, nodes: Sequence[AnyNode], inputs: dict[Value, torch.Tensor], output: Value, weights: Weights
-    ) -> list[Step]:
+    ) -> list[ChosenCall]:
         """Every node on its candidate; all candidates are run once and timed, on noise for an input."""
         wanted = {} if self.numerics.exact else _implementations.wanted_statistics(nodes)
         images = {node: norm.x for node in nodes if (norm := _implementations.norm_with(node, wanted)) is not None}
@@ -113,7 +113,7 @@ class Planner:
             key = f"{self.numerics.dtype} {self.numerics.tf32} {_implementations.described(node, args)}"
             candidates[node] = time_candidates(found, calls, key, self.measure)
             candidate = fastest(candidates[node])
-            values.run(Step(node, candidate, image, dead[node]), args)
+            values.run(ChosenCall(node, candidate, image, dead[node]), args)
             if (
                 any(candidate.leaves_statistics for candidate in candidates[node])
                 and node.output not in values.statistics
@@ -122,7 +122,7 @@ class Planner:
                 result = values.tensors[node.output]
                 values.statistics[node.output] = _implementations.statistics_of(result, *wanted[node.output])
         selected = with_statistics(candidates, images)
-        return [Step(node, selected[node], images.get(node), dead[node]) for node in nodes]
+        return [ChosenCall(node, selected[node], images.get(node), dead[node]) for node in nodes]
 
 
 def _with_weights(node: AnyNode, weights: Weights) -> Any:

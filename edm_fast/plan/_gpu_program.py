@@ -55,7 +55,7 @@ def tensor_float(allowed: bool) -> Iterator[None]:
 
 
 @dataclasses.dataclass(eq=False)
-class Step:
+class ChosenCall:
     """A node on the implementation chosen for it."""
 
     node: AnyNode
@@ -77,7 +77,7 @@ class Values:
             return args
         return map_tensors(lambda tensor: tensor.to(self.numerics.dtype), args)
 
-    def run(self, step: Step, args: Any) -> None:
+    def run(self, step: ChosenCall, args: Any) -> None:
         """Run a step and drop what is dead after it."""
         needed = {"stats": self.statistics[step.image]} if step.candidate.needs_statistics else {}
         result = step.candidate.implementation(args, **needed)
@@ -89,12 +89,12 @@ class Values:
             del self.tensors[value]
 
 
-class Program:
+class GpuProgram:
     """A network at one set of input shapes. Not for two threads at once: its buffers are its own."""
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[ChosenCall],
         inputs: Mapping[Value, torch.Tensor],
         output: Value,
         numerics: Numerics,

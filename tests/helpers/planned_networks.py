@@ -48,7 +48,7 @@ def planned(net, precision, measure=first, cuda_graph=True):
     net = copy.deepcopy(net).to(DEVICE)
     fast = copy.copy(net)
     fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, "fp32", cuda_graph, choose=measure)}
-    fast.model.planner = _gpu.Planner(precision, DEVICE, cuda_graph, measure)
+    fast.model.planner = _gpu.GpuPlanner(precision, DEVICE, cuda_graph, measure)
     return fast
 
 

@@ -174,7 +174,9 @@ def test_weights_are_cast_once_for_all_programs():
 
 def test_what_a_program_made_goes_with_it(monkeypatch):
     finished = []
-    monkeypatch.setattr(_gpu_program.Program, "finish", lambda program: finished.append(program.inputs["x"].shape[0]))
+    monkeypatch.setattr(
+        _gpu_program.GpuProgram, "finish", lambda program: finished.append(program.inputs["x"].shape[0])
+    )
     net = network("ddpmpp")
     fast = planned(net, "fp16")
     for n in (2, 1, 3, 2, 4, 5, 6, 1):

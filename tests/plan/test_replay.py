@@ -111,8 +111,8 @@ def test_few_graphs_serve_any_number_of_steps(monkeypatch):
     draw(fast, **CHURN)
     draw(fast, **CHURN)
     evaluated = []
-    run = _gpu_program.Program.run
-    monkeypatch.setattr(_gpu_program.Program, "run", lambda *args: evaluated.append(1) or run(*args))
+    run = _gpu_program.GpuProgram.run
+    monkeypatch.setattr(_gpu_program.GpuProgram, "run", lambda *args: evaluated.append(1) or run(*args))
     draw(fast, **CHURN)
     draw(fast, num_steps=40, sigma_max=50, rho=5, **CHURN)
     assert len(replays(fast)) == 3 and not evaluated  # Heun with and without noise, Euler into 0; no evaluation beside
@@ -184,7 +184,7 @@ def test_kinds_beyond_the_bound_are_not_recorded(monkeypatch):
         assert torch.equal(draw(plain, sampler, num_steps=2), draw(fast, sampler, num_steps=2))
     assert len(made) == 2
     finished = []
-    monkeypatch.setattr(_gpu_program.Program, "finish", lambda program: finished.append(1))
+    monkeypatch.setattr(_gpu_program.GpuProgram, "finish", lambda program: finished.append(1))
     for sampler, kwargs in (METHODS["euler"], METHODS["euler"], METHODS["dpm"], METHODS["dpm"]):
         assert torch.equal(draw(plain, sampler, **kwargs), draw(fast, sampler, **kwargs))
     assert len(replays(fast)) == 2 and len(finished) == len(made) - 2 > 0  # the latest; over before they go
@@ -327,7 +327,7 @@ def test_copies_make_graphs_of_their_own():
     want = draw(fast)
     draw(fast)
     model = pickle.loads(pickle.dumps(fast.model))
-    model.planner = _gpu.Planner("fp32", DEVICE, True, fast.model.how[-1])
+    model.planner = _gpu.GpuPlanner("fp32", DEVICE, True, fast.model.how[-1])
     for copied in (copy.deepcopy(fast.model), model):
         copied.planner = model.planner
         again = copy.copy(fast)
