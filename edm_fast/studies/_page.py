@@ -13,6 +13,7 @@ from edm_fast.errors import some
 from edm_fast.studies._study import Chart, Entry, Grid, Pictures, Session, name_of
 
 COLOURS = ("#4269d0", "#e0861a", "#ff725c", "#2b9c8f", "#3ca951", "#c2569b", "#a463f2", "#7a6a55", "#30343b", "#97bbf5")
+DECADE = 10
 TICKS = 10  # as many values on a logarithmic axis are all named
 LINES = ("-", "--", ":", "-.")
 NUMBER = (int, float)
@@ -26,7 +27,7 @@ def drawn(chart: Chart) -> np.ndarray:
     figure = Figure(figsize=(7.5, 4.8), dpi=110)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.11, right=0.98, bottom=0.11, top=0.93)  # layout engines draw everything twice
+    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.11, top=0.93)  # layout engines draw everything twice
     _draw(axes, chart)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -53,7 +54,9 @@ def _draw(axes: Any, chart: Chart) -> None:
             axes.set_xticks([], minor=True)
     if "y" in chart.log:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < DECADE * low else "")  # no power of ten may be in between
     axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
     axes.grid(True, which="both", color="#e4e4e4", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -15,6 +15,7 @@ LATE = {
     "scipy",
     "triton",
     "matplotlib",
+    "jinja2",
     "lmdb",
     "onnx",
     "concurrent.futures.process",
