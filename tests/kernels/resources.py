@@ -13,6 +13,7 @@ tests measure all variants where a kernel file has changed since, and a sample w
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -62,10 +63,29 @@ def variants(source: str) -> dict[str, Any]:
     return found.variants()
 
 
+def files(op: str) -> list[Path]:
+    """The kernel file of an op, and those it names, and so on."""
+    found, new = [], [ROOT / f"kernels/{op}.py"]
+    while new:
+        found.append(path := new.pop())
+        text = path.read_text()
+        named = (p for p in (ROOT / "kernels").glob("_*.py") if re.search(rf"\b{p.stem}\b", text))
+        new += [p for p in named if p not in (*found, *new)]
+    return sorted(found)
+
+
+def code(path: Path) -> str:
+    """What a file does: comments and docstrings left out."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
+
+
 def digest(op: str) -> str:
     """Names what the kernels of an op are compiled from."""
-    paths = [*sorted((ROOT / "kernels").glob("_*.py")), ROOT / f"kernels/{op}.py"]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+    return hashlib.sha256("\0".join(map(code, files(op))).encode()).hexdigest()[:16]
 
 
 def measured_before(op: str, triton: str) -> bool:
