@@ -118,7 +118,7 @@ def test_metadata():
     data = importlib.metadata.metadata("edm-fast")
     assert data["Name"] == "edm-fast" and data["Requires-Python"] == ">=3.10"
     needs = {re.match(r"[\w-]+", line)[0] for line in importlib.metadata.requires("edm-fast") if "extra ==" not in line}
-    assert needs == {"torch", "numpy", "scipy", "click", "tqdm", "pillow", "safetensors"}
+    assert needs == {"torch", "numpy", "scipy", "click", "tqdm", "pillow", "safetensors", "matplotlib", "jinja2"}
     assert set(data.get_all("Provides-Extra")) >= {"gpu", "dev", "lmdb", "tensorboard"}
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="edm-fast")
     assert script.value == "edm_fast.cli:main"

@@ -8,7 +8,7 @@ import torch
 import edm_fast
 from edm_fast import Guidance, accelerate, native
 from edm_fast.errors import UserError
-from edm_fast.plan import _gpu
+from edm_fast.plan import _gpu_program
 from edm_fast.sampling import sample
 from helpers import taped_graph
 from helpers.analytic_denoisers import Gauss
@@ -142,8 +142,8 @@ def test_step_graphs(monkeypatch):
     net = network("ddpmpp")
     plain, fast = planned(net, "fp32", cuda_graph=False), planned(net, "fp32")
     z, labels = (t.to(next(net.parameters()).device) for t in draws(2))
-    run, evaluated = _gpu.Program.run, []
-    monkeypatch.setattr(_gpu.Program, "run", lambda *args: evaluated.append(1) or run(*args))
+    run, evaluated = _gpu_program.GpuProgram.run, []
+    monkeypatch.setattr(_gpu_program.GpuProgram, "run", lambda *args: evaluated.append(1) or run(*args))
     with torch.no_grad():
         for guidance in (Guidance(2), Guidance(2, None, (0.1, 10)), Guidance(3)):
             want = sample(plain, z, labels, guidance=guidance, **STEPS)

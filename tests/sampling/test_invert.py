@@ -18,7 +18,14 @@ LO, HI = 0.02, 20.0
 LIMITS = {"sigma_min": LO, "sigma_max": HI}
 STOCHASTIC = sorted({"dpmpp_sde", "er_sde", "restart", "sa_solver", *(n for n in registry() if "ancestral" in n)})
 ORDERS = [
-    *(("euler", {}, 1), ("heun", {}, 2), ("dpm2", {"r": 0.7}, 2), ("midpoint", {}, 2), ("ipndm", {}, 2)),
+    *(
+        ("euler", {}, 1),
+        ("listed", {}, 1),
+        ("heun", {}, 2),
+        ("dpm2", {"r": 0.7}, 2),
+        ("midpoint", {}, 2),
+        ("ipndm", {}, 2),
+    ),
     *(("adams", {}, 2), ("ipndm_v", {"order": 2}, 2), ("deis_tab", {"order": 3}, 2), ("sdm", {}, 1)),
     *(("dpmpp", {}, 2), ("exp_ab_x", {}, 2), ("exp_ab_eps", {"order": 2}, 2)),
     *(("gradient_estimation", {"gamma": 1.5}, 2), ("unipc", {"lower_order_final": False}, 2)),
