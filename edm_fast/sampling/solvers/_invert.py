@@ -40,9 +40,10 @@ def invert(
     2022, Eq. 1) is run up the same levels that sample() runs down, and x at the highest is divided by it.
     Every solver that draws no noise works: adams, deis_tab, dpm2, dpmpp, euler, exp_ab_eps, exp_ab_x,
     gradient_estimation, heun, ipndm, ipndm_v, listed (weights of the steps upwards), midpoint, sdm (of first order; its
-    switch counts from the lowest level), unipc, and dpmpp_2m_sde and dpmpp_3m_sde with eta = 0. Settings are those of `edm_fast.sample`; a list of
-    levels falls, as there, and does not end at 0. Upwards the first step counts as much as others, so that multistep
-    solvers, which begin with Euler's, are of second order at most. UserError for other solvers and for bad settings.
+    switch counts from the lowest level), unipc, and dpmpp_2m_sde and dpmpp_3m_sde with eta = 0. Settings are those of
+    `edm_fast.sample`; a list of levels falls, as there, and does not end at 0. Upwards the first step counts as much as
+    others, so that multistep solvers, which begin with Euler's, are of second order at most. UserError for other
+    solvers and for bad settings.
     """
     _check_images(images)
     settings = {"order": order, "num_steps": num_steps, "nfe": nfe, "levels": levels, "rho": rho}
