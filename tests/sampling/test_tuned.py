@@ -43,7 +43,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     found = load_sampler(path, NET)
     assert found == TUNED
     assert found.describe() == (
-        "3 evaluations, certified within 1 levels of the 256-step solution in the mean (of 40 images: mean 0.80, "
+        "3 evaluations, certified within 1 level of the 256-step solution in the mean (of 40 images: mean 0.80, "
         "median 0.70, 95th percentile 1.20, worst 1.50)"
     )
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -51,8 +51,9 @@ class TunedSampler:
     def describe(self) -> str:
         """One line: what it costs and how far it is from the truth."""
         error = self.error
+        bound = f"{error['bound']:g} level{'s' * (error['bound'] != 1)}"
         return (
-            f"{self.evaluations} evaluations, certified within {error['bound']:g} level{'s' * (error['bound'] != 1)} of the "
+            f"{self.evaluations} evaluations, certified within {bound} of the "
             f"{self.truth['num_steps']}-step solution in the {error['statistic']} (of {error['images']} images: mean "
             f"{error['mean']:.2f}, median {error['median']:.2f}, 95th percentile {error['p95']:.2f}, worst "
             f"{error['worst']:.2f})"
