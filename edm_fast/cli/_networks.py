@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from edm_fast import distributed, native
+from edm_fast import distributed
 from edm_fast.backend import requested
 from edm_fast.checkpoint import DEMO, load
 from edm_fast.cli._ranks import on_first_rank
 from edm_fast.errors import UserError
 from edm_fast.plan import PRECISIONS as ACCELERATED
-from edm_fast.plan import accelerate
+from edm_fast.plan import accelerate, unaccelerated
 
 PRECISIONS = tuple(dict.fromkeys((*ACCELERATED["cuda"], *ACCELERATED["cpu"])))
 
@@ -37,9 +37,7 @@ def way_to_draw(precision: str | None, device: torch.device) -> str:
     allowed = ACCELERATED[device.type]
     if precision is not None and precision not in allowed:
         raise UserError(f"--precision {precision} does not run on {device.type}; expected {', '.join(allowed)}")
-    reason, backends = None if on_gpu else native.cpu_reason(), requested()
-    if reason is None and set(backends.values()) != {"auto"}:
-        reason = "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
+    backends, reason = requested(), unaccelerated(device)
     if precision is not None and reason is not None:
         raise UserError(f"--precision {precision} does not run here: {reason}; expected no --precision")
     return f"accelerated {precision or 'fp32'}" if reason is None else f"plain {backends}"

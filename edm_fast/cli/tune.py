@@ -20,7 +20,7 @@ from edm_fast.errors import UserError, count
 from edm_fast.evaluation import tuning
 from edm_fast.evaluation.tuning import FITTED, SOLVERS
 from edm_fast.files import check_output, is_url
-from edm_fast.plan import PRECISIONS
+from edm_fast.plan import PRECISIONS, unaccelerated
 from edm_fast.sampling import SUFFIX, load_sampler, save_sampler
 
 MOST_EVALUATIONS = 100
@@ -133,7 +133,7 @@ def checked_task(
     """UserError for what can be told wrong before anything is loaded."""
     if not nfe or min(nfe) < 1 or max(nfe) > MOST_EVALUATIONS:
         raise UserError(f"--nfe expects numbers from 1 to {MOST_EVALUATIONS}, as in 4-14")
-    allowed = list(PRECISIONS[device.type]) if tuning.can_accelerate(device) else [tuning.STORED]
+    allowed = list(PRECISIONS[device.type]) if unaccelerated(device) is None else [tuning.STORED]
     for name in precisions or []:
         if name not in allowed:
             raise UserError(f"--precisions: {name!r} does not run here; expected some of {', '.join(allowed)}")

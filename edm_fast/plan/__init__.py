@@ -69,9 +69,8 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     what layers compute. Python code inside `net.model` runs when a shape is first met, on tensors without numbers, and
     no more: hooks there that only look on or read numbers raise UserError, and random numbers stay as first drawn.
     Hooks of the copy itself run at every call. Weights, too, are read when a shape is first met; make another copy
-    after changing them. Threads may use the copy at the
-    same time, each on a stream of its own; while graphs are recorded, in the first two calls of a kind, none of them
-    may wait for the whole device (torch.cuda.synchronize).
+    after changing them. Threads may use the copy at the same time, each on a stream of its own; while graphs are
+    recorded, in the first two calls of a kind, none of them may wait for the whole device (torch.cuda.synchronize).
     """
     net = own_network(net)
     model = net.model.reference[0] if isinstance(net.model, PlannedUNet) else net.model
@@ -91,6 +90,14 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     if device.type == "cuda":
         fast.use_fp16 = False  # the plan casts, to the type of its precision
     return fast
+
+
+def unaccelerated(device: torch.device) -> str | None:
+    """Why commands run networks on this device as they are; None where `accelerate` takes them."""
+    if device.type != "cpu":
+        return None
+    named = "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
+    return native.cpu_reason() or (named if set(backend.requested().values()) != {"auto"} else None)
 
 
 def own_network(net: Any) -> _Precond:

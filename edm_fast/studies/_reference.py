@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import tqdm
+from torch import Tensor
 
 from edm_fast.checkpoint import DEMO
 from edm_fast.errors import UserError
 from edm_fast.evaluation import quality
-from edm_fast.studies._study import Option, Session
+from edm_fast.studies._study import Entry, Option, Session
 
 OPTIONS = {
     "data": Option("path", None, f"Training images, a folder or zip, or {DEMO!r}.  [default: the demo's digits]"),
@@ -34,6 +35,19 @@ def reference(session: Session) -> quality.Reference:
     if shape != drawn:
         raise UserError(f"images of {data} have shape {shape}, those of the network {drawn}; expected equal ones")
     return found
+
+
+def scores(real: quality.Reference, features: Tensor) -> Entry:
+    """How good images with these features (N, D) are, as entries of a row."""
+    found = real.quality(features)
+    return {
+        "metric": real.name,
+        "frechet": found.frechet,
+        "kid": found.kid.mean,
+        "kid_spread": found.kid.std,
+        "precision": found.precision,
+        "recall": found.recall,
+    }
 
 
 def _progress(batches: Iterable[Any]) -> Iterable[Any]:

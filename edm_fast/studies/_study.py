@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm_fast import native
-from edm_fast.backend import requested
 from edm_fast.checkpoint import load, weights_digest
 from edm_fast.evaluation import accuracy
-from edm_fast.plan import accelerate
+from edm_fast.plan import accelerate, unaccelerated
 from edm_fast.sampling import save_grid
 
 Entry = dict[str, Any]
@@ -116,7 +114,7 @@ class Session:
 
     @functools.cached_property
     def can_accelerate(self) -> bool:
-        return self.device.type == "cuda" or (native.cpu_reason() is None and set(requested().values()) == {"auto"})
+        return unaccelerated(self.device) is None
 
     def accelerated(self, precision: str) -> Any:
         """edm_fast.accelerate(net, precision), once. UserError where that cannot be done."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from edm_fast.errors import UserError
 from edm_fast.evaluation.quality import Reference, nearest
 from edm_fast.sampling import sample
-from edm_fast.studies._reference import OPTIONS, reference
+from edm_fast.studies._reference import OPTIONS, reference, scores
 from edm_fast.studies._study import Chart, Entry, Grid, Option, Pictures, Session, Study
 
 REAL = "other real images"
@@ -56,17 +56,11 @@ def measure(session: Session, point: Entry) -> Entry:
     else:
         images = session.draw(sample, solver=point["images"], nfe=point["nfe"])
         features = real.features_of(images)
-    found = real.quality(features)
     distances, indices = (column[:, 0] for column in nearest(features, real.features))
     shown = torch.cat([distances.argsort()[:PAIRS], torch.arange(min(PAIRS, len(images)))])
     pairs = torch.stack([images[shown].cpu(), real.images[indices[shown]].double() / 127.5 - 1], 1).flatten(0, 1)
     return {
-        "metric": real.name,
-        "frechet": found.frechet,
-        "kid": found.kid.mean,
-        "kid_spread": found.kid.std,
-        "precision": found.precision,
-        "recall": found.recall,
+        **scores(real, features),
         "near": float((distances < shared.limit).double().mean()),
         "picture": session.keep(f"{point['images'].replace(' ', '-')}-{point['nfe']}", pairs),
     }

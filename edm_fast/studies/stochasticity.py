@@ -8,7 +8,7 @@ from typing import Any
 from edm_fast.errors import UserError
 from edm_fast.evaluation.quality import Reference
 from edm_fast.sampling import edm_sampler
-from edm_fast.studies._reference import OPTIONS, reference
+from edm_fast.studies._reference import OPTIONS, reference, scores
 from edm_fast.studies._study import Chart, Entry, Grid, Option, Pictures, Session, Study
 
 # one setting at a time moves away from these; a highest level of 80 is that of the sampler, so no limit
@@ -49,15 +49,9 @@ def points(session: Session) -> list[Entry]:
 def measure(session: Session, point: Entry) -> Entry:
     images = session.draw(edm_sampler, num_steps=session.options["steps"], **point)
     real = session.shared
-    found = real.quality(real.features_of(images))
     name = "-".join(f"{value:g}" for value in point.values())
     return {
-        "metric": real.name,
-        "frechet": found.frechet,
-        "kid": found.kid.mean,
-        "kid_spread": found.kid.std,
-        "precision": found.precision,
-        "recall": found.recall,
+        **scores(real, real.features_of(images)),
         "picture": session.keep(name, images[:SHOWN]),
     }
 

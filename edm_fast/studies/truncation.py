@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edm_fast.errors import UserError
 from edm_fast.evaluation.accuracy import converged, error_levels
-from edm_fast.sampling import Solver, ablation_sampler, run, sample
+from edm_fast.sampling import Solver, ablation_sampler, run, sample, seed_inputs
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
 from edm_fast.sampling.solvers._gits import cheapest_jumps, jump_costs, trajectories
@@ -65,14 +65,8 @@ class Limits:
 
     @functools.cached_property
     def _costs(self) -> tuple[list[float], Tensor]:
-        found: list[Any] = []
-
-        def teach(net: Any, latents: Tensor, labels: Tensor | None, randn_like: Any) -> Tensor:
-            found.append(trajectories(net, latents, labels, **TEACHER))
-            return latents
-
-        self._session.draw(teach, seeds=WARM_UP)
-        levels, states, slopes = found[0]
+        latents, labels, _ = seed_inputs(self._session.net, WARM_UP, device=self._session.device)
+        levels, states, slopes = trajectories(self._session.fast, latents, labels, **TEACHER)
         return levels, jump_costs(levels, states, slopes)
 
     def gits(self, steps: int) -> list[float]:

@@ -8,7 +8,6 @@ import click
 import numpy as np
 import PIL.Image
 import pytest
-from click.testing import CliRunner
 
 from edm_fast import cli
 from edm_fast.cli import _options as opt
@@ -17,6 +16,7 @@ from edm_fast.evaluation import _report, tuning
 from edm_fast.evaluation import bench as measuring
 from edm_fast.evaluation.tuning import _fit, _trials
 from helpers import tiny_detector
+from helpers.command_line import refused, run
 from helpers.tiny_networks import tiny_checkpoint
 from helpers.tiny_training import write_dataset
 
@@ -60,17 +60,6 @@ COMMANDS = dict(commands(cli.main))
 
 def param(verb, option):
     return next(p for p in COMMANDS[verb].params if option in (*p.opts, p.name))
-
-
-def run(*args):
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
-
-
-def refused(*args):
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
 
 
 def test_the_table_is_complete():

@@ -7,30 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
-from edm_fast import cli, load_sampler
+from edm_fast import load_sampler
 from edm_fast.evaluation import tuning
 from edm_fast.evaluation.accuracy import error_levels
 from edm_fast.evaluation.tuning import _fit, _trials
 from edm_fast.sampling.images import read_png
+from helpers.command_line import refused, run
 from helpers.tiny_networks import tiny_checkpoint
 
 # Heun's method in 256 steps, precision exact, seeds 1000 to 1015: edm_fast.evaluation.tuning.Truth(load("demo")), cut
 # to [-1, 1] and rounded to 1/32767
 TRUTH = Path(__file__).parent / "demo-truth.npz"
 SEVEN = Path(__file__).parent / "demo-7.sampler.json"
-
-
-def run(*args):
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
-
-
-def refused(*args):
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
 
 
 @pytest.fixture

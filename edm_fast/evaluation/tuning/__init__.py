@@ -14,7 +14,7 @@ from edm_fast.evaluation.tuning._search import (
     upper,
 )
 from edm_fast.evaluation.tuning._trials import FITTED, SOLVERS
-from edm_fast.evaluation.tuning._truth import BATCH, COMPARED, STORED, Truth, can_accelerate
+from edm_fast.evaluation.tuning._truth import BATCH, COMPARED, STORED, Truth
 
 __all__ = [
     "BATCH",
@@ -29,7 +29,6 @@ __all__ = [
     "Search",
     "Wanted",
     "Truth",
-    "can_accelerate",
     "prepared",
     "save_pairs",
     "seconds",

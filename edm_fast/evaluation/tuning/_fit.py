@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from edm_fast.evaluation.accuracy import error_levels
-from edm_fast.sampling import run, sample, sample_seeds
+from edm_fast.sampling import run, sample, seed_inputs
 from edm_fast.sampling.solvers._gits import cheapest_jumps, jump_costs, trajectories
 
 TEACHER: dict[str, Any] = {"solver": "ipndm", "order": 4, "num_steps": 120, "ends": "denoised"}
@@ -70,14 +70,7 @@ class Fits:
     @functools.cached_property
     def _start(self) -> tuple[Tensor, Tensor | None]:
         """Latents and labels of the seeds."""
-        found: list[Any] = []
-
-        def keep(net: Any, latents: Tensor, labels: Tensor | None, randn_like: Any) -> Tensor:
-            found.append((latents, labels))
-            return latents
-
-        sample_seeds(self.net, keep, self.seeds, device=next(self.net.parameters()).device)
-        return found[0]
+        return seed_inputs(self.net, self.seeds, device=next(self.net.parameters()).device)[:2]
 
     @functools.cached_property
     def _teacher(self) -> tuple[list[float], Tensor, Tensor]:

@@ -17,23 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm_fast import native
-from edm_fast.backend import requested
 from edm_fast.checkpoint import weights_digest
 from edm_fast.evaluation.accuracy import STEPS, draw, error_levels
 from edm_fast.files import atomic_write, cache_folder
-from edm_fast.plan import accelerate
+from edm_fast.plan import accelerate, unaccelerated
 from edm_fast.sampling import deal_seeds, sample
 
 BATCH = 32
 COMPARED = 4  # seeds whose images by twice the steps are looked at
 STORED = "stored"  # the precision of a network that runs as it is, where it cannot be accelerated
 Tick = Callable[[int], Any]  # told how many evaluations of an image are done
-
-
-def can_accelerate(device: torch.device) -> bool:
-    """Not without the compiled part on a CPU, and not where a backend was asked for by name."""
-    return device.type != "cpu" or (native.cpu_reason() is None and set(requested().values()) == {"auto"})
 
 
 class Truth:
@@ -44,7 +37,7 @@ class Truth:
         self.settings: dict[str, Any] = {"solver": "heun", "num_steps": steps}
         self.device = next(net.parameters()).device
         self.digest = weights_digest(net)
-        exact = can_accelerate(self.device)
+        exact = unaccelerated(self.device) is None
         self.precision = "exact" if exact else STORED
         self._run = accelerate(net, "exact") if exact else net
         key = json.dumps([self.digest, "heun", steps, self.precision, self.device.type])
