@@ -94,10 +94,9 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
 
 def unaccelerated(device: torch.device) -> str | None:
     """Why commands run networks on this device as they are; None where `accelerate` takes them."""
-    if device.type != "cpu":
-        return None
-    named = "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
-    return native.cpu_reason() or (named if set(backend.requested().values()) != {"auto"} else None)
+    if set(backend.requested().values()) != {"auto"}:
+        return "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
+    return native.cpu_reason() if device.type == "cpu" else None
 
 
 def own_network(net: Any) -> _Precond:
