@@ -66,7 +66,7 @@ class GpuPlanner:
             noise = torch.randn(value.shape, generator=generator, device=self.device)
             inputs[value] = self.numerics.cast(noise)
         with self.numerics.switches():
-            choice = Choice(self.measure)
+            choice = Choices(self.measure)
             self._measure(choice, nodes, inputs, graph.output, weights)
             while True:
                 steps = choice.steps()
@@ -100,7 +100,7 @@ class GpuPlanner:
 
     def _measure(
         self,
-        choice: Choice,
+        choice: Choices,
         nodes: Sequence[AnyNode],
         inputs: dict[Value, torch.Tensor],
         output: Value,
@@ -144,7 +144,7 @@ class GpuPlanner:
                 values.statistics[node.output] = _implementations.statistics_of(result, *wanted[node.output])
 
 
-class Choice:
+class Choices:
     """The candidates of the nodes of a plan, and which of them run; one that fails is dropped wherever it would run."""
 
     def __init__(self, measure: Measure) -> None:
