@@ -33,6 +33,7 @@ KINDS = {
     "pickle": "a pickle",
     "png": "a PNG picture",
     "safetensors": "a safetensors file",
+    "tar": "a tar archive",
     "text": "a text file",
     "torch": "a file of torch.save",
     "zip": "a zip archive",
@@ -108,6 +109,8 @@ def kind_of(path: PathLike) -> str | None:
         return "png"
     if head.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
+    if head[257:262] == b"ustar":
+        return "tar"
     if head[4:9] == b"\0\0\0\0{":  # a header of less than 4 GiB, and its first character
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
