@@ -75,11 +75,11 @@ def command(network: str, out: str | None, check: str | None, device: str, **opt
     """Search solver, order, noise levels, number of evaluations and precision for a network, and write a sampler file.
 
     The truth is the solution of the network's ODE by 192 steps of iPNDM, compared with 576 of Heun's method on a few
-    seeds. The error of an image is its RMS difference from the truth of the same seed, in levels of 255. The search takes the
-    cheapest sampler first and stops at the first that keeps the bound: on held-out seeds, which no choice was made on,
-    the mean of the errors is two standard errors below --max-error. Their median, 95th percentile and worst are written
-    beside it. Where a trajectory decides between two images, any solver of few steps may end at the other one: a few
-    such seeds make up much of a mean, and --statistic=median looks past them.
+    seeds. The error of an image is its RMS difference from the truth of the same seed, in levels of 255. The search
+    takes the cheapest sampler first and stops at the first that keeps the bound: on held-out seeds, which no choice was
+    made on, the mean of the errors is two standard errors below --max-error. Their median, 95th percentile and worst
+    are written beside it. Where a trajectory decides between two images, any solver of few steps may end at the other
+    one: a few such seeds make up much of a mean, and --statistic=median looks past them.
 
     NETWORK is a path, an http(s) address, or demo for the model inside. Also written is a picture, FILE.png, of
     held-out seeds: the image, the truth, and their difference 16 times larger. The cache folder (EDM_FAST_CACHE_DIR)

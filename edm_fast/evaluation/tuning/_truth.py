@@ -67,7 +67,7 @@ class Truth:
                 tick(images * sum(stage.evaluates for stage in self._solver.steps[i].stages))
 
             if part:
-                settings = {"solver": self.solver, "num_steps": self.steps, "callback": count}
+                settings: dict[str, Any] = {"solver": self.solver, "num_steps": self.steps, "callback": count}
                 found = draw(self._run, sample, part, device=self.device, **settings)
                 self._images.update(zip(part, found.float().cpu(), strict=True))
                 self._store()
