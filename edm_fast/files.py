@@ -370,9 +370,14 @@ def _decoded(chunks: Iterator[bytes], encoding: str, url: str) -> Iterator[bytes
 def _check_digest(path: Path, name: str, sha256: str) -> None:
     if not path.is_file():
         raise UserError(f"{name}: a checksum needs a file, this is a folder")
+    if (found := sha256_of(path)) != sha256.lower():
+        raise UserError(f"{name}: sha256 is {found}; expected {sha256.lower()}")
+
+
+def sha256_of(path: PathLike) -> str:
+    """The digest of a file, 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != sha256.lower():
-        raise UserError(f"{name}: sha256 is {digest.hexdigest()}; expected {sha256.lower()}")
+    return digest.hexdigest()
