@@ -61,7 +61,8 @@ class Subject:
                     node.replace_all_uses_with(node.args[0])
                     graph.graph.erase_node(node)
             graph.recompile()
-            torch.jit.save(torch.jit.trace(graph, one, check_trace=False), self.folder / "ncnn.pt")  # type: ignore[no-untyped-call]
+            traced: Any = torch.jit.trace(graph, one, check_trace=False)
+            traced.save(str(self.folder / "ncnn.pt"))
         shapes = ",".join(f"[{','.join(map(str, value.shape))}]" for value in one)
         command = [pnnx.EXEC_PATH, "ncnn.pt", f"inputshape={shapes}", "fp16=0"]
         # its exit code says nothing
