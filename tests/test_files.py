@@ -116,13 +116,6 @@ def tar():
     return buffer.getvalue()
 
 
-def tar():
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as file:
-        file.addfile(tarfile.TarInfo("a.png"))
-    return buffer.getvalue()
-
-
 CONTENT = {
     "gif": b"GIF89a\1\0\1\0\0\0\0;",
     "json": b'\n {"a": 1}',
@@ -130,7 +123,6 @@ CONTENT = {
     "pickle": pickle.dumps({}),
     "png": png(),
     "safetensors": b"\x40\0\0\0\0\0\0\0{}",
-    "tar": tar(),
     "tar": tar(),
     "text": "# é".encode(),
     "torch": saved(torch.save, {"a": torch.zeros(1)}),
