@@ -2,6 +2,7 @@
 # make test     tests, lint, types
 # make coverage which lines of edm_fast the tests run, at least 90% (half an hour: counting lines slows Python code down)
 # make lint     ruff and mypy
+# make docs     the pages of docs/ as a site in out/docs; nothing is fetched while it is built
 # make isas     tests of ops, plans and networks on the instruction sets, portable and AVX2, that are not the best one here
 # make sanitize tests of the native code, built for AddressSanitizer and UBSan in build/sanitize (GCC; minutes)
 # make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
@@ -24,7 +25,7 @@ NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # while it can, as what the tests of a file share is made once in each process
 PYTEST_FLAGS ?= --numprocesses=auto --dist=worksteal
 
-.PHONY: sample test coverage lint isas sanitize bench bench-ops bench-suites gpu-report clean
+.PHONY: sample test coverage lint docs isas sanitize bench bench-ops bench-suites gpu-report clean
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
@@ -42,6 +43,9 @@ lint: $(VENV)/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/developer
+	$(BIN)/mkdocs build
 
 # what has tests of its own on each instruction set, or asks torch or Triton alone, is left out
 NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py select.py table.py)
