@@ -15,6 +15,7 @@ from edm_fast.checkpoint._notes import CheckpointWarning, other_attributes
 from edm_fast.checkpoint._rebuild import rebuild
 from edm_fast.checkpoint._records import CheckpointError, damaged
 from edm_fast.checkpoint._source import map_file, recognise
+from edm_fast.checkpoint._states import load_state_file, save_state_file, state_entries
 from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
 from edm_fast.checkpoint.native import NativeFile, save_native
@@ -30,10 +31,13 @@ __all__ = [
     "destination",
     "inspect",
     "load",
+    "load_state_file",
     "load_tensors",
     "load_training_state",
     "save",
     "save_pkl",
+    "save_state_file",
+    "state_entries",
     "weights_digest",
 ]
 
@@ -49,11 +53,11 @@ def load(
 ) -> torch.nn.Module:
     """Load a network: eval mode, float32, no gradients.
 
-    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (.pt,
-    with key="net"), a safetensors file or folder of `save`, a state_dict of torch.save or safetensors (with `preset`,
-    the name of the published model whose weights they are: see networks.PRESETS), or the http(s) address of a file.
-    Recognised by content. `key`: which network of a file that holds several. CheckpointWarning if the network may not
-    be the one its author had.
+    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (with
+    key="net" for the trained weights), a safetensors file or folder of `save`, a state_dict of torch.save or
+    safetensors (with `preset`, the name of the published model whose weights they are: see networks.PRESETS), or the
+    http(s) address of a file. Recognised by content. `key`: which network of a file that holds several.
+    CheckpointWarning if the network may not be the one its author had.
     """
     path, name = _locate(path_or_url, sha256)
     with damaged(name):
@@ -112,13 +116,17 @@ def load_tensors(path_or_url: PathLike, sha256: str | None = None) -> dict[str, 
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
-    """Read a published training-state-*.pt: {"net": state_dict, "optimizer_state", "class_name", "init_kwargs"}."""
+    """Read a training state, a published training-state-*.pt or one of this project: {"net": state_dict,
+    "optimizer_state", "class_name", "init_kwargs"}."""
     path, name = _locate(path_or_url, None)
     with damaged(name):
         data = map_file(path)
         kind = recognise(data)
         if kind == "safetensors":
-            raise CheckpointError("a safetensors file; expected a training-state .pt")
+            if not NativeFile(path).is_state:
+                raise CheckpointError("a safetensors file of a network; expected a training-state")
+            state = load_state_file(path)
+            return {key: state[key] for key in ("net", "optimizer_state", "class_name", "init_kwargs")}
         file = read_published(data, kind)
         network = file.network("net")
         return {

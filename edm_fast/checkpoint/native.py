@@ -33,9 +33,12 @@ with contextlib.suppress(ImportError):  # Windows has no such locks
 
 FORMAT_VERSION = 1
 METADATA_KEY = "edm_fast"
+STATE_KEY = "edm_fast_training_state"  # of files that hold two networks and more, see _states.py
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 MAX_CONFIG = 1 << 20
+KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+KINDS |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 FLOATS = ("F32", "F16", "BF16", "F64")  # all become float32
 
 
@@ -101,8 +104,13 @@ def _is_own_folder(path: Path) -> bool:
         return False
 
 
-def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Header length (u64), JSON header, raw little-endian float32 values.
+def write_safetensors(
+    file: IO[bytes],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: dict[str, str],
+    cast: torch.dtype | None = torch.float32,
+) -> None:
+    """Header length (u64), JSON header, raw little-endian values: of type `cast`, or of their own if that is None.
 
     Written here because the library puts metadata in a random order; like this equal networks give equal files, and
     only one tensor at a time is copied.
@@ -110,13 +118,18 @@ def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], meta
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        kind = cast or tensor.dtype
+        if kind not in KINDS:
+            raise CheckpointError(f"cannot write {quote(name)}, which is {kind}; expected another type of numbers")
+        start, end = end, end + kind.itemsize * tensor.numel()
+        header[name] = {"dtype": KINDS[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
-        file.write(tensor.detach().to("cpu", torch.float32).numpy().astype("<f4", copy=False).tobytes())
+        values = tensor.detach().to("cpu", cast or tensor.dtype)
+        array = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
+        file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def make_config(net: torch.nn.Module) -> dict[str, Any]:
@@ -134,7 +147,7 @@ def make_config(net: torch.nn.Module) -> dict[str, Any]:
 
 @dataclass
 class NativeFile:
-    """A safetensors file or folder: one network, under the key "ema"."""
+    """A safetensors file or folder: one network, under the key "ema"; in a training state "net", too."""
 
     path: Path
 
@@ -142,21 +155,31 @@ class NativeFile:
         with utf8_name(weights_path(self.path)) as readable:
             self.file = safetensors.safe_open(readable, framework="pt")
         self.config = read_config(self.path, self.file.metadata() or {})
+        self.is_state = bool(self.config) and STATE_KEY in (self.file.metadata() or {})
         layout = "safetensors folder" if self.path.is_dir() else "safetensors"
         self.format = layout if self.config else f"{layout} without edm-fast's configuration"
+        self.format += " of a training state" * self.is_state
 
     def networks(self) -> list[str]:
-        return ["ema"]
+        return ["net", "ema"] if self.is_state else ["ema"]
 
     def network(self, key: str) -> StoredNetwork:
-        if key != "ema":
-            raise CheckpointError(f"holds no {quote(key)}; networks in it: 'ema'")
+        if key not in self.networks():
+            raise CheckpointError(f"holds no {quote(key)}; networks in it: {', '.join(map(repr, self.networks()))}")
         class_name, kwargs = (self.config["class_name"], self.config["init_kwargs"]) if self.config else (None, {})
-        shapes = {name: tuple(self.file.get_slice(name).get_shape()) for name in self.file.keys()}
-        return StoredNetwork(class_name, kwargs, shapes, self._read)
+        prefix = f"{key}." * self.is_state
+        names = (name for name in self.file.keys() if name.startswith(prefix))
+        shapes = {name[len(prefix) :]: tuple(self.file.get_slice(name).get_shape()) for name in names}
+        return StoredNetwork(class_name, kwargs, shapes, lambda name: self._read(prefix + name))
 
     def entries(self) -> dict[str, Any]:
-        return {"edm_fast_version": str(self.config.get("edm_fast_version"))[:40]} if self.config else {}
+        if not self.config:
+            return {}
+        state = json.loads(self.file.metadata()[STATE_KEY]) if self.is_state else {}
+        plain = {
+            key: value for key, value in state.items() if value is None or isinstance(value, bool | int | float | str)
+        }
+        return {"edm_fast_version": str(self.config.get("edm_fast_version"))[:40], **plain}
 
     def _read(self, name: str) -> torch.Tensor:
         kind = self.file.get_slice(name).get_dtype()
