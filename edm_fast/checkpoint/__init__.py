@@ -15,11 +15,10 @@ from edm_fast.checkpoint._notes import CheckpointWarning, other_attributes
 from edm_fast.checkpoint._rebuild import rebuild
 from edm_fast.checkpoint._records import CheckpointError, damaged
 from edm_fast.checkpoint._source import map_file, recognise
-from edm_fast.checkpoint._states import load_state_file, save_state_file, state_entries
 from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
-from edm_fast.checkpoint.native import NativeFile, save_native
-from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict
+from edm_fast.checkpoint.native import NativeFile, read_state, save_native, save_state_file
+from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict, values
 from edm_fast.errors import UserError
 from edm_fast.files import fetch, is_url, kept_as, user_path
 
@@ -37,7 +36,6 @@ __all__ = [
     "save",
     "save_pkl",
     "save_state_file",
-    "state_entries",
     "weights_digest",
 ]
 
@@ -125,7 +123,7 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
         if kind == "safetensors":
             if not NativeFile(path).is_state:
                 raise CheckpointError("a safetensors file of a network; expected a training-state")
-            state = load_state_file(path)
+            state = read_state(path)
             return {key: state[key] for key in ("net", "optimizer_state", "class_name", "init_kwargs")}
         file = read_published(data, kind)
         network = file.network("net")
@@ -135,6 +133,20 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
             "class_name": network.class_name,
             "init_kwargs": network.init_kwargs,
         }
+
+
+def load_state_file(path: Path, tensors: bool = True) -> Any:
+    """A training state of this project, with None for each tensor if `tensors` is false; UserError for other files.
+
+    Those of earlier versions, in the format of torch.save, are read as data, too: torch.load is not called, whose
+    reader of plain tensors could corrupt memory before torch 2.10 (CVE-2026-24747).
+    """
+    with damaged(str(path)):
+        data = map_file(path)
+        if (kind := recognise(data)) == "safetensors":
+            return read_state(path, tensors)
+        file = read_published(data, kind)
+        return values(file.objects, file.budget)
 
 
 def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:

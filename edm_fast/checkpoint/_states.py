@@ -1,62 +1,30 @@
 """Training states of this project: one safetensors file of all tensors; numbers, texts and which tensor belongs where
-are JSON in its metadata. Earlier versions wrote them with torch.save; those are read as data, too: torch.load is not
-called, whose reader of plain tensors could corrupt memory before torch 2.10 (CVE-2026-24747).
+are JSON in its metadata. Here is that JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import safetensors
 import torch
 
-from edm_fast.checkpoint._records import MAX_DEPTH, Budget, CheckpointError, TensorRecord, quote, to_tensor
-from edm_fast.checkpoint._source import map_file, recognise
-from edm_fast.checkpoint.native import METADATA_KEY, STATE_KEY, make_config, write_safetensors
-from edm_fast.checkpoint.published import read_published
-from edm_fast.files import atomic_write, utf8_name
+from edm_fast.checkpoint._records import CheckpointError, quote
 
 # how JSON holds what it has no form for: an object with this one key
 TENSOR, TUPLE, ITEMS = "$tensor", "$tuple", "$items"
 
 
-def save_state_file(path: Path, net: torch.nn.Module, state: Mapping[str, Any]) -> None:
-    """Write `state`: dicts, lists, tuples, tensors, numbers, texts and None, nested, whole or not at all.
-
-    `net` says how the networks are built whose weights stand under "net" and "ema". CheckpointError for other contents.
-    """
+def to_json(state: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+    """(the JSON of nested dicts, lists, tuples, numbers, texts and None; the tensors in them by name)."""
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_encoded(state, "", tensors))
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(make_config(net)), STATE_KEY: text}
-    with atomic_write(path) as file:  # whatever is there: a damaged state makes room
-        write_safetensors(file, tensors, metadata, cast=None)
+    return json.dumps(_encoded(state, "", tensors)), tensors
 
 
-def load_state_file(path: Path) -> Any:
-    """What save_state_file, or torch.save in an earlier version, has written; CheckpointError for other files."""
-    if recognise(data := map_file(path)) != "safetensors":
-        file = read_published(data, recognise(data))
-        return _values(file.objects, file.budget)
-    with utf8_name(path) as name, safetensors.safe_open(name, framework="pt") as opened:
-        return _decoded(_json(opened), lambda name: opened.get_tensor(name).clone())
-
-
-def state_entries(path: Path) -> Any:
-    """As load_state_file, without the numbers in tensors where that saves time."""
-    if recognise(map_file(path)) != "safetensors":
-        return load_state_file(path)
-    with utf8_name(path) as name, safetensors.safe_open(name, framework="pt") as opened:
-        return _decoded(_json(opened), lambda name: None)
-
-
-def _json(opened: Any) -> Any:
-    text = (opened.metadata() or {}).get(STATE_KEY)
-    if text is None:
-        raise CheckpointError("a safetensors file of another kind; expected a training state")
-    return json.loads(text)
+def from_json(text: str, tensor: Callable[[str], Any]) -> Any:
+    """What to_json was given; tensor(name) is put where a tensor was."""
+    return _decoded(json.loads(text), tensor)
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -78,7 +46,7 @@ def _encoded(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     raise CheckpointError(f"{quote(name)} is of type {type(value).__name__}; expected tensors, numbers, texts or lists")
 
 
-def _decoded(value: Any, tensor: Any) -> Any:
+def _decoded(value: Any, tensor: Callable[[str], Any]) -> Any:
     if isinstance(value, list):
         return [_decoded(item, tensor) for item in value]
     if not isinstance(value, dict):
@@ -90,19 +58,3 @@ def _decoded(value: Any, tensor: Any) -> Any:
     if value.keys() == {ITEMS}:
         return {key: _decoded(item, tensor) for key, item in value[ITEMS]}
     return {key: _decoded(item, tensor) for key, item in value.items()}
-
-
-def _values(record: Any, budget: Budget, depth: int = 0) -> Any:
-    """Records of a file of torch.save as the values they stand for."""
-    budget.spend_instructions(1)
-    if depth > MAX_DEPTH:
-        raise CheckpointError("data nested too deeply")
-    if isinstance(record, TensorRecord):
-        return to_tensor(record, budget)
-    if isinstance(record, dict):
-        return {key: _values(item, budget, depth + 1) for key, item in record.items()}
-    if isinstance(record, list | tuple):
-        return type(record)(_values(item, budget, depth + 1) for item in record)
-    if record is None or isinstance(record, bool | int | float | str):
-        return record
-    raise CheckpointError(f"unexpected data of type {type(record).__name__}")

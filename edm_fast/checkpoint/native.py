@@ -24,6 +24,7 @@ from edm_fast import __version__
 from edm_fast.checkpoint._rebuild import StoredNetwork
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.checkpoint._source import describe_folder
+from edm_fast.checkpoint._states import from_json, to_json
 from edm_fast.errors import UserOSError
 from edm_fast.files import atomic_write, utf8_name
 
@@ -55,6 +56,26 @@ def save_native(net: torch.nn.Module, path: Path, folder: bool) -> None:
             write_safetensors(file, net.state_dict(), metadata)
         with atomic_write(inside / CONFIG_NAME, "w") as file:
             file.write(json.dumps(config, indent=2) + "\n")
+
+
+def save_state_file(path: Path, net: torch.nn.Module, state: Mapping[str, Any]) -> None:
+    """Write `state`: dicts, lists, tuples, tensors, numbers, texts and None, nested, whole or not at all.
+
+    `net` says how the networks are built whose weights stand under "net" and "ema". CheckpointError for other contents.
+    """
+    text, tensors = to_json(state)
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(make_config(net)), STATE_KEY: text}
+    with atomic_write(path) as file:  # whatever is there: a damaged state makes room
+        write_safetensors(file, tensors, metadata, cast=None)
+
+
+def read_state(path: Path, tensors: bool = True) -> Any:
+    """What save_state_file has written, with None for each tensor if `tensors` is false."""
+    with utf8_name(path) as name, safetensors.safe_open(name, framework="pt") as file:
+        text = (file.metadata() or {}).get(STATE_KEY)
+        if text is None:
+            raise CheckpointError("a safetensors file of another kind; expected a training state")
+        return from_json(text, lambda name: file.get_tensor(name).clone() if tensors else None)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +131,15 @@ def read_state(path: str | Path) -> State | None:
     """A dump of this project, or None if the file is something else (perhaps a published training state)."""
     if not Path(path).is_file():
         raise UserOSError(f"training state {path} does not exist")
-    state = _read(path, checkpoint.load_state_file)
+    state = _read(path)
     whole = isinstance(state, dict) and state.get("format") == FORMAT and KEYS <= state.keys()
     return state if whole else None
 
 
-def _read(path: str | Path, read: Callable[[Path], Any]) -> Any:
-    """read(path), or None for a damaged file or one of another kind."""
+def _read(path: str | Path, tensors: bool = True) -> Any:
+    """What a file holds, or None if it is damaged or of another kind."""
     try:
-        with checkpoint.damaged(str(path)):
-            return read(Path(path))
+        return checkpoint.load_state_file(Path(path), tensors)
     except checkpoint.CheckpointError as error:
         if isinstance(error.__context__, OSError):
             raise
@@ -162,7 +161,7 @@ def latest_state(run_dir: str | Path) -> tuple[Path, int] | None:
 
 def automatic_states(folder: Path) -> list[str]:
     """Names of the automatic dumps in a run folder, oldest first."""
-    states = ((path.name, _read(path, checkpoint.state_entries)) for _, path in _numbered(folder))
+    states = ((path.name, _read(path, tensors=False)) for _, path in _numbered(folder))
     return [name for name, state in states if isinstance(state, dict) and state.get("automatic") is True]
 
 
