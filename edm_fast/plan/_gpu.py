@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast.plan import _implementations
+from edm_fast.plan import _gpu_convolutions, _implementations
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._gpu_program import ChosenCall, GpuProgram, Numerics, Values, tensor_float
 from edm_fast.plan._gradients import DifferentiableProgram
@@ -84,7 +84,7 @@ class GpuPlanner:
 
     def _prepare(self, tensor: torch.Tensor, layout: str | None) -> torch.Tensor:
         if layout is not None:
-            return _implementations.pack(tensor, layout, self.numerics.dtype)
+            return _gpu_convolutions.pack(tensor, layout, self.numerics.dtype)
         cast = tensor.detach().to(self.numerics.dtype)
         return cast.contiguous(memory_format=torch.channels_last) if cast.ndim == 4 else cast
 
