@@ -114,12 +114,10 @@ def _conv2d_fwd(
     channels, outputs, padding,
     steps,  # along K, of one split
     KERNEL: tl.constexpr, PHASES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr,
-    EVEN: tl.constexpr,  # BLOCK_K divides the channels: a step has one tap, and no mask
+    SPLIT: tl.constexpr, EVEN: tl.constexpr,  # BLOCK_K divides the channels: a step has one tap, and no mask
     ROWS: tl.constexpr, RESIDUAL: tl.constexpr, PART: tl.constexpr,  # see _finish
     AFFINE: tl.constexpr, SILU: tl.constexpr, ONE_IMAGE: tl.constexpr,  # see _factors, _activated
-    PADDED: tl.constexpr,  # some taps lie outside
-    BATCHED: tl.constexpr,  # each phase has an x of its own, one after the other
+    PADDED: tl.constexpr, BATCHED: tl.constexpr,  # some taps lie outside; each phase has an x of its own
     PRECISION: tl.constexpr,
 ):
     image_pixels = grid_height * grid_width
@@ -140,9 +138,7 @@ def _conv2d_fwd(
     # 64 bits to where the tile begins; from there on 32 are enough, and take half of the registers
     x_first = tl.cast(tile_m * BLOCK_M // image_pixels, tl.int64) * height * width
     x_rows = ((image.to(tl.int64) * height + top) * width + left - x_first).to(tl.int32) * channels
-    if BATCHED:
-        x_first += phase * tl.cast(images * height, tl.int64) * width
-    x_ptr += x_first * channels
+    x_ptr += (x_first + (phase * tl.cast(images * height, tl.int64) * width if BATCHED else 0)) * channels
     weight_rows = o * products
     weight_ptr += phase * tl.cast(outputs, tl.int64) * products
     step = split * steps
