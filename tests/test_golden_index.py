@@ -12,4 +12,4 @@ def test_every_golden_entry_has_a_test(request):
         pytest.skip("looks at the whole suite; only this file was collected")
     params = [item.callspec.params for item in tests if hasattr(item, "callspec")]
     tested = {param["entry"]["id"] for param in params if "entry" in param}
-    assert sorted({*g.index(), *g.index("solvers.json")} - tested) == []
+    assert sorted({*g.index(), *g.index("solvers.json"), *g.index("edm2.json")} - tested) == []

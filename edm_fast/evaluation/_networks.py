@@ -92,7 +92,7 @@ class Exact:
 
     def __init__(self, net: Any) -> None:
         self.net = net
-        self.model = copy.deepcopy(net.model).double()
+        self.raw = copy.deepcopy(net.raw).double()
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
@@ -100,7 +100,7 @@ class Exact:
         labels = self.net.labels(labels, x)
         c_skip, c_out, c_in, c_noise = self.net.coefficients(sigma)
         with use_backend("reference"):
-            F_x = self.model(
+            F_x = self.raw(
                 c_in * x, c_noise.double().flatten(), class_labels=None if labels is None else labels.double()
             )
         return c_skip * x + c_out * F_x[:, : self.net.img_channels]
@@ -111,9 +111,10 @@ class _HalfCore(torch.nn.Module):
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        noise = copy.deepcopy(model.map_noise)  # frequencies of 8 bits would be other frequencies
+        name = "map_noise" if hasattr(model, "map_noise") else "emb_fourier"
+        noise = copy.deepcopy(getattr(model, name))  # frequencies of 8 bits would be other frequencies
         self.model = copy.deepcopy(model).to(dtype, memory_format=torch.channels_last)
-        self.model.map_noise = noise
+        setattr(self.model, name, noise)
         self.dtype = dtype
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -123,7 +124,7 @@ class _HalfCore(torch.nn.Module):
 def half(net: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     """The best of plain PyTorch in 16 bits: weights cast once, no autocast; the preconditioner stays in float32."""
     copied = copy.copy(net)
-    copied._modules = {**net._modules, "model": _HalfCore(net.model, dtype)}
+    copied._modules = {**net._modules, net.raw_name: _HalfCore(net.raw, dtype)}
     return copied
 
 

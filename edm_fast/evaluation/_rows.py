@@ -58,7 +58,7 @@ def _tuned(subject: Subject) -> Any:
 def _evaluations(subject: Subject) -> Any:
     """accelerate-fp16 whose evaluations are CUDA graphs, but not the steps of a sampler around them."""
     net = accelerated(subject.net, "fp16")
-    vars(net.model)["replayer"] = lambda net: None
+    vars(net.raw)["replayer"] = lambda net: None
     return net
 
 

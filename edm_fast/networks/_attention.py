@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from edm_fast.networks._precond import UNETS
+from edm_fast.networks._precond import unet_class
 
 
 def attention_levels(net: torch.nn.Module) -> str:
@@ -20,7 +20,7 @@ def attention_levels(net: torch.nn.Module) -> str:
     """
     matches = (re.search(r"\b(?:enc|dec)\.(\d+)x\1_(\w+)\.(\w+)", name) for name in net.state_dict())
     layers = [match.groups() for match in matches if match]
-    attending = [(f"{size}x{size}", block) for size, block, layer in layers if layer == "qkv"]
+    attending = [(f"{size}x{size}", block) for size, block, layer in layers if layer in ("qkv", "attn_qkv")]
     middle = next((size for size, block in attending if block == "in0"), None)
     if sizes := dict.fromkeys(size for size, block in attending if block != "in0"):
         return ", ".join(sizes) + (f"; middle block: {middle}" if middle else "")
@@ -32,5 +32,5 @@ def attention_levels(net: torch.nn.Module) -> str:
 def _listed(net: torch.nn.Module) -> list[int]:
     """attn_resolutions: as arguments, or the default of the kind of network."""
     settings: dict[str, Any] = getattr(net, "init_kwargs", {})
-    kind = settings.get("model_type", inspect.signature(type(net)).parameters["model_type"].default)
-    return list(settings.get("attn_resolutions", inspect.signature(UNETS[kind]).parameters["attn_resolutions"].default))
+    default = inspect.signature(unet_class(type(net), settings)).parameters["attn_resolutions"].default
+    return list(settings.get("attn_resolutions", default))

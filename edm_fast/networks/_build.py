@@ -7,8 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from edm_fast.errors import UserError, near
-from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
+from edm_fast.networks._edm2 import UNet
+from edm_fast.networks._precond import PRECONDS, _Precond, unet_class
 
 # far above anything published; together they may still ask for more memory than there is
 _LIMITS = {
@@ -21,26 +24,31 @@ _LIMITS = {
     "channel_mult_noise": 64,
     "num_blocks": 64,
     "M": 20_000,
+    "channels_per_head": 8192,
+    "logvar_channels": 8192,
 }
-_PROBABILITIES = ("dropout", "label_dropout")
+# in [0, 1]
+_SHARES = ("dropout", "label_dropout", "label_balance", "concat_balance", "res_balance", "attn_balance")
+_MAY_BE_NONE = ("channel_mult_emb", "channel_mult_noise", "clip_act")
 _MAY_BE_ZERO = ("label_dim", "augment_dim", "num_blocks")
 _LISTS = {"channel_mult": int, "attn_resolutions": int, "resample_filter": float}
 _FROM_PRECOND = ("img_resolution", "in_channels", "out_channels", "label_dim")
 
 
-def keywords(class_name: str, model_type: str) -> set[str]:
-    """All keywords the preconditioner `class_name` takes around a `model_type` network."""
-    own = {name for name in inspect.signature(PRECONDS[class_name]).parameters if name != "model_kwargs"}
-    inner = set(inspect.signature(UNETS[model_type]).parameters) - set(_FROM_PRECOND)
-    return own | inner
+def keywords(cls: type[_Precond], unet: type[torch.nn.Module]) -> set[str]:
+    """All keywords the preconditioner takes around a raw network of the class `unet`."""
+    own = {name for name, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    return own | (set(inspect.signature(unet).parameters) - set(_FROM_PRECOND))
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _checked(name: str, value: Any) -> Any:
+def _checked(name: str, value: Any, unet: type[torch.nn.Module]) -> Any:
     expected = None
+    if value is None and name in _MAY_BE_NONE and unet is UNet:
+        return None
     if name in _LIMITS:
         low = 0 if name in _MAY_BE_ZERO else 1
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _LIMITS[name]:
@@ -60,9 +68,9 @@ def _checked(name: str, value: Any) -> Any:
     elif name.endswith("_type"):
         if not isinstance(value, str):
             expected = "a name"
-    elif name in _PROBABILITIES:
+    elif name in _SHARES:
         if not _is_number(value) or not 0 <= value <= 1:
-            expected = "a probability from 0 to 1"
+            expected = f"a {'probability' if name.endswith('dropout') else 'number'} from 0 to 1"
     elif not _is_number(value):
         expected = "a number"
     if expected is not None:
@@ -78,14 +86,15 @@ def build(class_name: str, kwargs: Mapping[str, Any]) -> _Precond:
     if class_name not in PRECONDS:
         raise UserError(f"unknown network class {str(class_name)[:80]!r}; expected one of {', '.join(PRECONDS)}")
     cls = PRECONDS[class_name]
-    model_type = kwargs.get("model_type", inspect.signature(cls).parameters["model_type"].default)
-    if model_type not in UNETS:
-        raise UserError(f"model_type={str(model_type)[:80]!r}; expected one of {', '.join(UNETS)}")
-    unknown = sorted(str(name)[:80] for name in set(kwargs) - keywords(class_name, model_type))
+    unet = unet_class(cls, kwargs)
+    unknown = sorted(str(name)[:80] for name in set(kwargs) - keywords(cls, unet))
     if unknown:
-        hint = near(unknown[0], keywords(class_name, model_type))
-        raise UserError(f"{class_name} with {model_type} takes no keyword {', '.join(unknown)}{hint}")
-    missing = [name for name in ("img_resolution", "img_channels") if name not in kwargs]
+        hint = near(unknown[0], keywords(cls, unet))
+        raise UserError(f"{class_name} with {unet.__name__} takes no keyword {', '.join(unknown)}{hint}")
+    required = [
+        n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    ]
+    missing = [name for name in required if name not in kwargs]
     if missing:
         raise UserError(f"network keyword {', '.join(missing)} is missing")
-    return cls(**{name: _checked(name, value) for name, value in kwargs.items()})
+    return cls(**{name: _checked(name, value, unet) for name, value in kwargs.items()})

@@ -1,4 +1,4 @@
-"""The published architectures and models by name. Karras et al. 2022, Tables 2 and 7."""
+"""The published architectures and models by name. Karras et al. 2022, Tables 2 and 7; Karras et al. 2024, Table 6."""
 
 from __future__ import annotations
 
@@ -51,8 +51,26 @@ def _published() -> dict[str, tuple[str, dict[str, Any]]]:
         table[f"baseline-cifar10-32x32-uncond-{suffix}"] = _model(baseline, arch, 32, channel_mult=[1, 2, 2, 2])
     table["edm-imagenet-64x64-cond-adm"] = _model("EDMPrecond", "adm", 64, label_dim=1000, use_fp16=True)
     table["baseline-imagenet-64x64-cond-adm"] = _model("iDDPMPrecond", "adm", 64, label_dim=1000, use_fp16=True)
+    for size, (channels, dropout) in EDM2_SIZES.items():
+        model = {"label_dim": 1000, "model_channels": channels, "dropout": dropout}
+        latents = {"img_resolution": 64, "img_channels": 4, **model}  # of 512x512 images
+        table[f"edm2-img512-{size}"] = ("Precond", latents)
+        table[f"edm2-img512-{size}-uncond"] = ("Precond", {**latents, "label_dim": 0})
+        if size not in ("xxs", "xxl"):
+            table[f"edm2-img64-{size}"] = ("Precond", {**latents, "img_channels": 3})
     return table
 
+
+# size of an EDM2 network -> model_channels, dropout in training
+EDM2_SIZES = {
+    "xxs": (64, 0.0),
+    "xs": (128, 0.0),
+    "s": (192, 0.0),
+    "m": (256, 0.1),
+    "l": (320, 0.1),
+    "xl": (384, 0.1),
+    "xxl": (448, 0.1),
+}
 
 # published model name -> (preconditioner class, keywords); the names are those of the released .pkl files
 PRESETS = _published()

@@ -18,7 +18,7 @@ import torch
 
 from edm_fast import backend, native
 from edm_fast.errors import UserError
-from edm_fast.networks import SongUNet, build
+from edm_fast.networks import SongUNet, UNet, build
 from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
 from edm_fast.plan import _gpu
 from edm_fast.plan._algorithms import ALLOWED
@@ -66,14 +66,14 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     limit. Without a limit large networks evaluate a single image sooner; batches gain little.
 
     What was done to `net` is followed: subclasses, replaced methods, adapters, parametrizations, and hooks that change
-    what layers compute. Python code inside `net.model` runs when a shape is first met, on tensors without numbers, and
-    no more: hooks there that only look on or read numbers raise UserError, and random numbers stay as first drawn.
+    what layers compute. Python code inside the raw network runs when a shape is first met, on tensors without numbers,
+    and no more: hooks there that only look on or read numbers raise UserError, and random numbers stay as first drawn.
     Hooks of the copy itself run at every call. Weights, too, are read when a shape is first met; make another copy
     after changing them. Threads may use the copy at the same time, each on a stream of its own; while graphs are
     recorded, in the first two calls of a kind, none of them may wait for the whole device (torch.cuda.synchronize).
     """
     net = own_network(net)
-    model = net.model.reference[0] if isinstance(net.model, PlannedUNet) else net.model
+    model = net.raw.reference[0] if isinstance(net.raw, PlannedUNet) else net.raw
     device = next(model.parameters()).device
     if device.type not in PRECISIONS:
         raise UserError(f"accelerate() takes networks on the CPU or a CUDA device; this one is on {device}")
@@ -125,7 +125,7 @@ def _expected(other: Any) -> str:
     for name, what in INSIDE.items():
         if isinstance(other, torch.nn.Module) and isinstance(getattr(other, name, None), torch.nn.Module):
             return f"the network inside what {what} made, net.{name}"
-    if isinstance(other, (*UNETS.values(), PlannedUNet)):
+    if isinstance(other, (*UNETS.values(), UNet, PlannedUNet)):
         return f"the network around it, one of {', '.join(PRECONDS)}"
     return "a network of edm_fast or of the published classes"
 
@@ -176,7 +176,7 @@ def with_model(net: _Precond, model: torch.nn.Module) -> _Precond:
     """A copy of `net` around another raw network. What happens to the copy does not happen to `net`."""
     fast = copy.copy(net)
     fast.__dict__["_buffers"] = dict(net._buffers)
-    fast.__dict__["_modules"] = {**net._modules, "model": model}
+    fast.__dict__["_modules"] = {**net._modules, net.raw_name: model}
     return fast
 
 

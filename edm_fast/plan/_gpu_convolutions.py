@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.conv2d._kernel import rows
+from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 
 Pack = Callable[[torch.Tensor, str], torch.Tensor]  # a weight of the network in the layout of this name, made once
 WINOGRAD_LAYOUTS = "winograd", "winograd factors"
@@ -40,10 +41,15 @@ def pack(weight: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
     return kernels().pack_phases(weight, dtype) if layout == "phases" else kernels().pack(weight, dtype)
 
 
-def ways(args: Conv2dArgs) -> list[Way]:
-    """Those that can take a call. Winograd's products are float16 in plans of bfloat16, too: it errs by less."""
-    found = [Way("tail", _library), Way("fused", _direct, "merged")]
+def ways(args: Conv2dArgs, norm: GroupNormSiluArgs | None = None) -> list[Way]:
+    """Those that can take a call, perhaps after a norm. Winograd is float16 in plans of bfloat16, too: it errs by less.
+
+    A direct 3x3 convolution would normalise each pixel nine times, and once more for each 128 or 256 outputs: as many
+    instructions as its matrix units have clocks. Winograd's transform does it 2.25 times.
+    """
     half, (outputs, inputs, kernel, _) = args.x.dtype in (torch.float16, torch.bfloat16), args.weight.shape
+    nine_times = kernel > 1 and norm is not None and norm.silu
+    found = [Way("tail", _library), Way("fused", _direct, "" if nine_times else "merged")]
     if half and kernel == 3 and min(outputs, inputs) >= WINOGRAD_CHANNELS:
         whole = not any(size % 4 for size in args.size())  # tiles
         found.append(Way("winograd", _winograd, "merged-winograd", whole))

@@ -92,7 +92,7 @@ def _of_fused(
     if node.rule == "upsampling":
         three = second.weight.shape[-1] == 3
         return found + (_with_statistics("merged", functools.partial(_upsampled, packed), wanted) if three else [])
-    for way in ways(second):
+    for way in ways(second, first):
         run, left = functools.partial(_normalised, way, packed), wanted if way.leaves_statistics else None
         for needs in sorted({candidate.needs_statistics for candidate in before}) if way.merged else ():
             found += _with_statistics(way.merged, run, left, needs)

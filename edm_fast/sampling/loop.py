@@ -20,7 +20,7 @@ draw of the step; two stages may use the same one. Some steps in these terms:
 
 A stage is structure: it says which coefficients exist, how many entries of the history enter, and what is kept, and
 holds no number. The numbers of a step are its row. A run has few structures and many rows, so a network whose
-evaluations are CUDA graphs records a step once for each structure: `net.model.replayer(net)` gives
+evaluations are CUDA graphs records a step once for each structure: `net.raw.replayer(net)` gives
 replay(structure, step, row, tensors), which is step(denoise, row, *tensors). Noise is drawn outside of it. Other
 networks get calls.
 
@@ -255,7 +255,7 @@ def run(
 
 
 def _replayer(net: Any, guidance: Guidance | None) -> Callable[..., Sequence[Tensor]] | None:
-    replayer = getattr(getattr(net, "model", None), "replayer", None)
+    replayer = getattr(getattr(net, "raw", None), "replayer", None)
     if replayer is None or (guidance is not None and guidance.net is not None):  # a graph holds one network
         return None
     return replayer(net)

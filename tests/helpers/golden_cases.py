@@ -29,16 +29,21 @@ def _revive(value: Any) -> Any:
 
 @functools.cache
 def index(name: str = "index.json") -> dict[str, Entry]:
-    """The entries of an index by id; "solvers.json" is the other one."""
+    """The entries of an index by id; "solvers.json" and "edm2.json" are the others."""
     entries = json.loads((ROOT / name).read_text())["entries"]
     for entry in entries:
         entry["config"] = _revive(entry["config"])
     return {entry["id"]: entry for entry in entries}
 
 
-def entries(kind: str, where: Callable[[Entry], bool] = lambda entry: True) -> list[Entry]:
-    """All entries of a kind for which `where` holds, in the order of the index."""
-    return [entry for entry in index().values() if entry["kind"] == kind and where(entry)]
+def entries(kind: str, where: Callable[[Entry], bool] = lambda entry: True, name: str = "index.json") -> list[Entry]:
+    """All entries of a kind in an index for which `where` holds, in its order."""
+    return [entry for entry in index(name).values() if entry["kind"] == kind and where(entry)]
+
+
+def edm2(kind: str, where: Callable[[Entry], bool] = lambda entry: True) -> list[Entry]:
+    """`entries` of the index of EDM2."""
+    return entries(kind, where, "edm2.json")
 
 
 def entry_id(entry: Entry) -> str:
@@ -54,11 +59,17 @@ def path(entry: Entry, name: str | None = None) -> Path:
     return ROOT / (name or entry["file"])
 
 
+@functools.lru_cache(maxsize=4)
+def _read(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as npz:
+        return {name: npz[name] for name in npz.files}
+
+
 def arrays(entry: Entry) -> dict[str, np.ndarray]:
+    """Arrays of the test's own, by name."""
     if not str(entry.get("file", "")).endswith(".npz"):
         return {}
-    with np.load(path(entry)) as npz:
-        return {name: npz[name] for name in npz.files}
+    return {name: value.copy() for name, value in _read(path(entry)).items()}
 
 
 def tolerance(entry: Entry, name: str = "") -> dict[str, Any]:
@@ -75,7 +86,7 @@ def tolerance(entry: Entry, name: str = "") -> dict[str, Any]:
 
 def check(entry: Entry, name: str, got: Any, want: Any = None) -> None:
     """Assert |got - want| <= rtol |want| + atol + atol_rel_max max|want| for every element."""
-    want = np.asarray(arrays(entry)[name] if want is None else want)
+    want = np.asarray(_read(path(entry))[name] if want is None else want)
     got = np.asarray(got.detach().cpu().numpy() if hasattr(got, "detach") else got)
     assert got.shape == want.shape, f"{entry['id']}:{name}: shape {got.shape}, golden {want.shape}"
     if want.dtype.kind not in "fc":
@@ -118,7 +129,7 @@ def same_arithmetic() -> str | None:
 
 def check_bits(entry: Entry, name: str, got: torch.Tensor) -> None:
     """Assert that a result is the recorded array to the last bit."""
-    np.testing.assert_array_equal(got.detach().numpy(), arrays(entry)[name], err_msg=f"{entry['id']}:{name}")
+    np.testing.assert_array_equal(got.detach().numpy(), _read(path(entry))[name], err_msg=f"{entry['id']}:{name}")
 
 
 def heads(tensors: Iterable[Any], columns: int = 8) -> np.ndarray:

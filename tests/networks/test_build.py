@@ -30,7 +30,7 @@ def test_defaults_are_left_out_of_init_kwargs():
 def test_presets_build(name):
     with torch.device("meta"):
         net = networks.preset(name)
-    assert net.label_dim == (0 if "uncond" in name else 1000 if "imagenet" in name else 10)
+    assert net.label_dim == (0 if "uncond" in name else 10 if "cifar10" in name else 1000)
 
 
 def test_unknown_preset_lists_the_known_ones():
