@@ -36,14 +36,13 @@ def moments(y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None =
 
 
 @triton.jit
-def _target(m, image_pixels, width, high, wide, phase, SIDE: tl.constexpr):
-    """Pixel of the output that pixel m of the grid is. An output of high x wide pixels has SIDE x SIDE of them for each
-    of the grid, and phase SIDE a + b has the pixels (SIDE h + a, SIDE w + b)."""
+def _target(m, image_pixels, width, high, wide, SIDE: tl.constexpr):
+    """First pixel of the output that pixel m of the grid is: of an output of high x wide pixels it has SIDE x SIDE, and
+    phase SIDE a + b is a rows below and b columns to the right."""
     if SIDE == 1:
         return m.to(tl.int64)
-    h = m % image_pixels // width * SIDE + phase // SIDE
-    w = m % width * SIDE + phase % SIDE
-    return (m // image_pixels).to(tl.int64) * high * wide + h * wide + w
+    rows = (m // image_pixels).to(tl.int64) * high + m % image_pixels // width * SIDE
+    return rows * wide + m % width * SIDE
 
 
 @triton.jit
@@ -61,30 +60,8 @@ def _rows(rows_ptr, m, o, mask, first, image_pixels, outputs, ROWS: tl.constexpr
 
 
 @triton.jit
-def _write(
-    total,  # (BLOCK_M, BLOCK_N) float32
-    y_ptr,
-    residual_ptr,
-    scale,
-    m,
-    o,
-    mask,
-    first_m,  # of m
-    image_pixels,
-    width,
-    high,
-    wide,
-    outputs,
-    phase,
-    SIDE: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-):
-    """y = (total + residual) scale, as it was rounded and written."""
-    # 64 bits to where the tile begins, 32 from there on
-    first = _target(first_m, image_pixels, width, high, wide, phase, SIDE)
-    offset = (_target(m, image_pixels, width, high, wide, phase, SIDE) - first).to(tl.int32)
-    offset = offset[:, None] * outputs + o[None, :]
-    first *= outputs
+def _write(total, y_ptr, residual_ptr, first, offset, mask, scale, RESIDUAL: tl.constexpr):
+    """y = (total + residual) scale, as it was rounded and written. 64 bits to where a tile begins, 32 from there on."""
     if RESIDUAL:
         total += tl.load(residual_ptr + first + offset, mask=mask, other=0.0).to(tl.float32)
     y = (total * scale).to(y_ptr.dtype.element_ty)
@@ -156,11 +133,11 @@ def _finish(
     mask = (m < pixels)[:, None] & (o < outputs)[None, :]
     total += _rows(rows_ptr, m, o, mask, tile_m * BLOCK_M, image_pixels, outputs, ROWS)
     high, wide = image_pixels // width * SIDE, width * SIDE
+    first = _target(tile_m * BLOCK_M, image_pixels, width, high, wide, SIDE)
+    offset = (_target(m, image_pixels, width, high, wide, SIDE) - first).to(tl.int32)[:, None] * outputs + o[None, :]
+    first = (first + phase // SIDE * wide + phase % SIDE) * outputs
+    y = _write(total, y_ptr, residual_ptr, first, offset, mask, scale, RESIDUAL)
     # fmt: off
-    y = _write(
-        total, y_ptr, residual_ptr, scale, m, o, mask, tile_m * BLOCK_M, image_pixels, width, high, wide, outputs,
-        phase, SIDE, RESIDUAL,
-    )
     if PART > 0:
         _write_sums(
             (y,), 1, sums_ptr, o, tile_m, pixels, image_pixels, outputs, phase, BLOCK_M, BLOCK_N, PHASES, PART

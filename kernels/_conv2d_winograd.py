@@ -25,7 +25,7 @@ import triton.language as tl
 from edm_fast.kernels import _conv2d_products
 from edm_fast.kernels._conv2d_blocks import blocks
 from edm_fast.kernels._conv2d_prologue import Prologue, _activated, _factors, affine_of
-from edm_fast.kernels._conv2d_tail import Statistics, _rows, _write, _write_sums, moments, options
+from edm_fast.kernels._conv2d_tail import Statistics, _rows, _target, _write, _write_sums, moments, options
 from edm_fast.kernels._launch import images_last, on_device
 
 SIDE, SPAN = 4, 6  # of a tile of y and of x
@@ -34,7 +34,7 @@ POINTS = (Fraction(0), NEAR, -NEAR, FAR, -FAR)  # and infinity
 P, Q = tl.constexpr(float(NEAR)), tl.constexpr(float(FAR))  # their powers are exact in float32, too
 DTYPE = torch.float16
 CACHE_BYTES = 32 * 2**20  # for transformed tiles and products; the rest of an H200's 50 MB is for weights and images
-ELEMENTS = 256  # tiles times channels of a program: two for each thread, as 36 values of each are in registers
+ELEMENTS = 512  # tiles times channels of a program: four for each thread, as 36 values of each are in registers
 
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,14 +108,13 @@ def _winograd_input(
     # 64 bits to the image where the block begins, 32 from there on
     first_row = tl.cast(first // (tiles_high * tiles_wide), tl.int64) * height
     x_ptr += first_row * width * channels
-    pixel = ((image * height - first_row + top) * width + left).to(tl.int32)
+    offset = ((image * height - first_row + top) * width + left).to(tl.int32)[:, None] * channels + c[None, :]
     columns = ()
     for j in tl.static_range(6):
         column = ()
         for i in tl.static_range(6):
             inside = (top + i >= 0) & (top + i < height) & (left + j >= 0) & (left + j < width)
-            at = (pixel + (i * width + j)) * channels
-            x = tl.load(x_ptr + (at[:, None] + c[None, :]), mask=inside[:, None], other=0.0)
+            x = tl.load(x_ptr + (i * width + j) * channels + offset, mask=inside[:, None], other=0.0)
             if affine_ptr is not None:
                 x = _activated(x, a, b, inside[:, None], SILU)
             column += (x.to(tl.float32),)
@@ -168,17 +167,16 @@ def _winograd_output(
         columns += (_from_points(column),)
     factors = tl.load(factors_ptr + o, mask=o < outputs, other=0.0)[None, :]
     rows = _rows(rows_ptr, m, o, mask, first, image_tiles, outputs, ROWS)
+    begin = _target(first, image_tiles, tiles_wide, high, wide, 4)
+    offset = (_target(m, image_tiles, tiles_wide, high, wide, 4) - begin).to(tl.int32)[:, None] * outputs + o[None, :]
     values = ()
     for i in tl.static_range(4):
         row = _from_points(_row(columns, i))
         for j in tl.static_range(4):
             inside = (m // tiles_wide % tiles_high * 4 + i < high) & (m % tiles_wide * 4 + j < wide)
-            # fmt: off
-            values += (_write(
-                row[j] * factors + rows, y_ptr, residual_ptr, scale, m, o, mask & inside[:, None], first,
-                image_tiles, tiles_wide, high, wide, outputs, 4 * i + j, 4, RESIDUAL,
-            ),)
-            # fmt: on
+            there = (begin + i * wide + j) * outputs
+            total = row[j] * factors + rows
+            values += (_write(total, y_ptr, residual_ptr, there, offset, mask & inside[:, None], scale, RESIDUAL),)
     if PART > 0:
         _write_sums(
             values, 16, sums_ptr, o, tl.program_id(0), count, image_tiles, outputs, 0, BLOCK_M, BLOCK_N, 1, PART
