@@ -119,6 +119,13 @@ def repeats_pixels(up: UpfirdnArgs) -> bool:
     return up.up > 1 and up.padding == 0 and up.f.shape[0] == up.up and bool((up.f == 1 / up.up**2).all())
 
 
+def skip_dropout(first: Node, second: Node) -> list[AnyNode] | None:
+    """Dropout outside of training is its input, and keeps no norm from the convolution after it."""
+    if second.function is not F.dropout or second.args.kwargs.get("training", True) or len(first.outputs) > 1:
+        return None
+    return [Node(first.function, first.args, second.outputs)]
+
+
 def fuse_norm(first: Node, second: Node) -> list[AnyNode] | None:
     """A norm and the convolution of its image."""
     fits = isinstance(first.args, GroupNormSiluArgs) and convolves(second, first.output)

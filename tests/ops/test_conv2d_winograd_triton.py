@@ -39,7 +39,7 @@ def statistics_fault(y, stats, groups):
 
 
 CASES = {
-    "whole_tiles": ((3, 32, 8, 8), 20, torch.float16, {"emb": 3, "scale": HALF}),
+    "whole_tiles": ((2, 32, 8, 4), 20, torch.float16, {"emb": 2, "scale": HALF}),
     "odd": ((2, 20, 7, 9), 18, torch.float16, {"emb": 1}),
     "strided_without_padding": ((2, 16, 6, 5), 32, torch.bfloat16, {"padding": 0, "layout": "strided"}),
     "one_pixel_padded_by_2": ((2, 16, 1, 1), 16, torch.float16, {"padding": 2}),
@@ -61,7 +61,7 @@ def test_winograd(name, library):
     assert error(y, exact) < WINOGRAD_ERROR + torch.finfo(dtype).eps / 2
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("at_once", [2, 3])
 def test_between_norms_with_some_images_at_a_time(at_once, monkeypatch):
     """The norm before, the statistics of the one after; a group of images has the bits of all, and its own NaN."""
     (x, weight, _, rows, residual), _ = inputs((3, 16, 8, 4), 24, dtype=torch.float16, emb=3)
