@@ -22,7 +22,15 @@ from edm_fast.plan._batches import MANY
 from edm_fast.plan._gpu_program import ChosenCall, GpuProgram, Numerics, Values
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, last_uses, map_tensors
-from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten, skip_dropout
+from edm_fast.plan._rewrite import (
+    fold_bias,
+    fuse_norm,
+    fuse_upsampling,
+    join_embeddings,
+    rewrite,
+    rewritten,
+    skip_dropout,
+)
 from edm_fast.plan._select import Candidate, fastest, with_statistics
 from edm_fast.plan._tune import Measure, MeasuredImplementations, raised, time_candidates
 from edm_fast.plan._weights import Prepared, Weights
@@ -58,7 +66,8 @@ class GpuPlanner:
         weights = Weights(self._prepare, self.prepared)
         calls, nodes = graph.op_calls(), graph.nodes
         if not self.numerics.exact:
-            graph = rewrite(join_embeddings(rewritten(graph)), skip_dropout, fuse_norm, fuse_upsampling)
+            graph = join_embeddings(rewrite(rewritten(graph), skip_dropout, fold_bias), self.numerics.dtype)
+            graph = rewrite(graph, fuse_norm, fuse_upsampling)
             nodes = [_with_weights(node, weights) for node in graph.nodes]
         generator = torch.Generator(self.device).manual_seed(0)  # the caller's random numbers stay what they are
         inputs = {}

@@ -17,7 +17,7 @@ from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.plan import _gpu_convolutions, _gpu_program, _implementations
-from edm_fast.plan._graph import Node, SeparateQKVArgs, map_tensors, separate_attention
+from edm_fast.plan._graph import Fused, Node, SeparateQKVArgs, map_tensors, separate_attention
 from edm_fast.plan._select import Candidate
 from edm_fast.plan._weights import Weights
 from helpers import taped_graph
@@ -170,16 +170,23 @@ def test_values_are_dropped_after_their_last_use():
     assert len(dead) == len(set(dead)) and set(dead) == made - {program.output}
 
 
-def test_embeddings_are_one_product():
-    net = network("ddpmpp")
-    fast = planned(net, "fp32")
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_embeddings_are_one_product(name):
+    """In the dtype of the images, with the biases of the convolutions that add it."""
+    net = network(name)
+    fast = planned(net, "fp16")
     x, sigma, labels = moved(*inputs(net, 1, 0.7))
     with torch.no_grad():
         fast(x, sigma, labels)
     blocks = [m for m in net.model.modules() if type(m).__name__ == "UNetBlock"]
-    nodes = [step.node for step in steps_of(fast) if isinstance(step.node, Node)]
-    joined = [node for node in nodes if getattr(node.function, "__name__", "") == "products"]
-    assert [len(node.outputs) for node in joined] == [len(blocks)]
+    nodes = [step.node for step in steps_of(fast)]
+    (joined,) = [n for n in nodes if isinstance(n, Node) and getattr(n.function, "__name__", "") == "products"]
+    assert len(joined.outputs) == len(blocks)
+    rows = joined.function(torch.ones(joined.inputs()[0].shape, device=DEVICE))
+    assert {row.dtype for row in rows} == {torch.float16}
+    ends = [node.second.args if isinstance(node, Fused) else node.args for node in nodes]
+    added = [args.bias for args in ends if isinstance(args, Conv2dArgs) and args.emb is not None]
+    assert added == [None] * (len(blocks) if name == "ddpmpp" else 0)
 
 
 def test_results_are_fresh_and_inputs_untouched():
