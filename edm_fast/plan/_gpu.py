@@ -82,7 +82,9 @@ class GpuPlanner:
                 program = GpuProgram(steps, inputs, graph.output, self.numerics, weights, calls)
                 try:
                     if self.captured:
+                        weights.used.clear()
                         program.record()
+                        weights.drop_unused()
                     return program
                 except Exception as error:
                     choice.drop(program.running, error)

@@ -54,13 +54,15 @@ class Weights:
         shared: WeakValueDictionary[Hashable, Prepared],
     ) -> None:
         self.prepare, self.shared = prepare, shared
-        self.held: dict[Hashable, Prepared] = {}
+        self.held: dict[tuple[Hashable, ...], Prepared] = {}
+        self.used: set[Hashable] = set()  # since it was emptied
         self.sources: dict[Hashable, torch.Tensor] = {}  # of what was prepared for torch's functions
 
     def __call__(self, tensor: torch.Tensor, layout: Hashable = None) -> torch.Tensor:
         """layout: None for that of torch's functions. Of what was prepared for these, the network's own is laid out."""
         tensor = self.sources.get(_name(tensor), tensor)
         key = (*_name(tensor), layout)
+        self.used.add(key)
         if key not in self.held:
             found = self.shared.get(key)
             if found is None:
@@ -70,3 +72,7 @@ class Weights:
             if layout is None:
                 self.sources[_name(found.tensor)] = tensor
         return self.held[key].tensor
+
+    def drop_unused(self) -> None:
+        """Let go of layouts that no call has read, such as those of candidates that were measured and not chosen."""
+        self.held = {key: found for key, found in self.held.items() if key[-1] is None or key in self.used}

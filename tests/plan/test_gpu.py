@@ -149,6 +149,10 @@ def test_weights_are_laid_out_from_the_network_s_own():
     weights = Weights(lambda tensor, layout: tensor.bfloat16() if layout is None else tensor + 0, {})
     assert torch.equal(weights(weights(own), "packed"), own) and weights(own).dtype == torch.bfloat16
     assert weights(weights(own), "packed") is weights(own, "packed")
+    weights.used.clear()
+    weights(own, "phases")
+    weights.drop_unused()
+    assert [key[-1] for key in weights.held] == [None, "phases"]
 
 
 def test_attention_in_two_orders_of_channels_is_two_rows_of_a_table():
