@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from edm_fast import backend, native, timing
 from edm_fast.cases import widened
-from edm_fast.errors import UserError, one_line
+from edm_fast.errors import BROKEN, UserError, one_line
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
@@ -315,7 +315,9 @@ class MeasuredImplementations:
 
     def _name(self) -> str:
         chip = torch.cuda.get_device_name(self.device)
-        return file_name(f"gpu-{GPU_VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}")
+        return file_name(
+            f"gpu-{GPU_VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}-{_blocks_version(chip)}"
+        )
 
 
 def _odd_statistics(image: torch.Tensor, found: torch.Tensor) -> str:
@@ -326,6 +328,15 @@ def _odd_statistics(image: torch.Tensor, found: torch.Tensor) -> str:
     low, high = 0.98 * (var + 1e-3).rsqrt(), 1.02 * var.rsqrt()
     fine = ((found[0] - mean).abs() <= 0.02 * (var + mean**2).sqrt()) & (low <= found[1]) & (found[1] <= high)
     return "" if bool((fine | ~(mean + var).isfinite()).all()) else "its statistics are not those of its image"
+
+
+@functools.cache
+def _blocks_version(chip: str) -> str:
+    try:
+        from edm_fast.kernels import _conv2d_tuned  # late: a missing triton is a reason, not a crash
+    except BROKEN:
+        return "none"
+    return _conv2d_tuned.version(chip)
 
 
 @functools.cache
