@@ -11,6 +11,7 @@ import contextlib
 import faulthandler
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -83,17 +84,30 @@ def places(part: str, args: argparse.Namespace, earlier: Earlier) -> None:
                     del left[name]
                     tell(row={**entry, "id": name, "date": bench.now()}, left=[*left])
                     tell_dropped()
-                if args.device == "cuda":
-                    torch.cuda.empty_cache()
+                next_row(args.device)
 
 
-def tell_dropped(known: set[str] = set()) -> None:  # noqa: B006  (those that were told)
-    """The candidates that a plan had to do without."""
+_told: set[str] = set()
+
+
+def tell_dropped() -> None:
+    """The candidates that plans of this process had to do without."""
     for table in _table._tables.values():
         for key, row in table.rows.items():
-            if row.fault and key not in known:
-                known.add(key)
+            if row.fault and key not in _told:
+                _told.add(key)
                 tell(candidate=key[:160], fault=row.fault)
+
+
+def next_row(device: str) -> None:
+    """Memory for it. A GPU that has stopped does nothing more in this process: another one goes on."""
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            print(bench.failure(error), flush=True)
+            os._exit(3)
 
 
 def row_of(target: str, subject: Any, row: str, reference: Any, rounds: int) -> dict[str, Any]:
@@ -130,6 +144,7 @@ def ops(args: argparse.Namespace, earlier: Earlier) -> None:
             rows = _gpu_ops.measure(layer, args.device, args.quick, known["ceilings"])
             for row in rows:
                 tell(row={**row, "id": f"{name}, {row['kind']} {row['backend']}"}, left=names[index + 1 :])
+        next_row(args.device)
 
 
 def profile(args: argparse.Namespace, earlier: Earlier) -> None:
@@ -158,6 +173,8 @@ def profile(args: argparse.Namespace, earlier: Earlier) -> None:
                         call()
                         _gpu_ops.wait(args.device)
                 events = [event for event in trace.key_averages() if getattr(event, key) > 0]
+                if gpu:  # the calls that launched kernels have their time, too
+                    events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
                 events.sort(key=lambda event: -getattr(event, key))
                 total = sum(getattr(event, key) for event in events)
                 found["total_ms"] = total / 1e3
@@ -203,6 +220,7 @@ def sweep(args: argparse.Namespace, earlier: Earlier) -> None:
                 tell(candidate=f"{name}, {plan}", fault=fault)
             del left[0]
             tell(row={**found, "id": name}, facts={"tuned": known["tuned"]}, left=left)
+        next_row(args.device)
 
 
 def warm_sweep(args: argparse.Namespace, share: int, processes: int) -> None:
@@ -230,6 +248,7 @@ def warm_sweep(args: argparse.Namespace, share: int, processes: int) -> None:
 def warm(args: argparse.Namespace) -> None:
     """Build one plan with every candidate run once and none of them timed; or compile the network by torch."""
     network, batch, row = args.job[0], int(args.job[1]), args.job[2]
+    os.nice(10)  # the build beside it comes first
     if network == "sweep":
         return warm_sweep(args, batch, int(row))
     told: set[str] = set()

@@ -21,6 +21,7 @@ from edm_fast.checkpoint.native import NativeFile, read_state, save_native, save
 from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict, values
 from edm_fast.errors import UserError
 from edm_fast.files import fetch, is_url, kept_as, user_path
+from edm_fast.networks._precond import _Precond
 
 __all__ = [
     "CheckpointError",
@@ -48,7 +49,7 @@ def load(
     key: str = "ema",
     sha256: str | None = None,
     preset: str | None = None,
-) -> torch.nn.Module:
+) -> _Precond:
     """Load a network: eval mode, float32, no gradients.
 
     `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (with

@@ -35,9 +35,9 @@ from edm_fast.plan._gpu_program import tensor_float
 from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
-COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 9  # of algorithms, and on a GPU
+COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 5  # of algorithms, and on a GPU
 MORE_ROUNDS, LIMIT = 3, 0.25  # while times disagree: times as many rounds in all, begun within so many seconds
-GPU_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated
+GPU_TURN = 1e-3  # seconds: shorter calls on a GPU are repeated
 RECORDED = 10  # of them as one graph: Python takes longer to launch some calls than the GPU to run them
 TOO_SLOW = 3.0  # times the fastest, by one replay: not worth more rounds
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
