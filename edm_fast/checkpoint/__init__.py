@@ -18,7 +18,7 @@ from edm_fast.checkpoint._source import map_file, recognise
 from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
 from edm_fast.checkpoint.native import NativeFile, save_native
-from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict
+from edm_fast.checkpoint.published import PublishedFile, averages, optimizer_state, read_published, state_dict
 from edm_fast.errors import UserError
 from edm_fast.files import fetch, is_url, kept_as, user_path
 
@@ -47,7 +47,7 @@ def load(
     sha256: str | None = None,
     preset: str | None = None,
 ) -> torch.nn.Module:
-    """Load a network: eval mode, float32, no gradients.
+    """Load a network: eval mode, no gradients, float32; half-precision weights of EDM2 stay so, as they are defined.
 
     `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (.pt,
     with key="net"), a safetensors file or folder of `save`, a state_dict of torch.save or safetensors (with `preset`,
@@ -112,7 +112,11 @@ def load_tensors(path_or_url: PathLike, sha256: str | None = None) -> dict[str, 
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
-    """Read a published training-state-*.pt: {"net": state_dict, "optimizer_state", "class_name", "init_kwargs"}."""
+    """Read a published training-state-*.pt: {"net": state_dict, "optimizer_state", "class_name", "init_kwargs"}.
+
+    Of EDM2: class_name is None, as the file does not say how its network was built, and there are "ema", state_dicts by
+    the width of the profile ("0.050"), "state" and "loss_fn".
+    """
     path, name = _locate(path_or_url, None)
     with damaged(name):
         data = map_file(path)
@@ -121,12 +125,15 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
             raise CheckpointError("a safetensors file; expected a training-state .pt")
         file = read_published(data, kind)
         network = file.network("net")
-        return {
+        state = {
             "net": state_dict(network),
             "optimizer_state": optimizer_state(file),
             "class_name": network.class_name,
             "init_kwargs": network.init_kwargs,
         }
+        if "optimizer" not in file.keys():
+            return state
+        return {**state, "ema": averages(file), **{key: file.plain(key) for key in ("state", "loss_fn")}}
 
 
 def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:

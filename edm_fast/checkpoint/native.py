@@ -22,7 +22,7 @@ import torch
 
 from edm_fast import __version__
 from edm_fast.checkpoint._rebuild import StoredNetwork
-from edm_fast.checkpoint._records import CheckpointError, quote
+from edm_fast.checkpoint._records import CheckpointError, quote, raw_values
 from edm_fast.checkpoint._source import describe_folder
 from edm_fast.errors import UserOSError
 from edm_fast.files import atomic_write, utf8_name
@@ -36,7 +36,7 @@ METADATA_KEY = "edm_fast"
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 MAX_CONFIG = 1 << 20
-FLOATS = ("F32", "F16", "BF16", "F64")  # all become float32
+FLOATS = ("F32", "F16", "BF16", "F64")  # all become float32, but for the half-precision weights of EDM2
 
 
 def save_native(net: torch.nn.Module, path: Path, folder: bool) -> None:
@@ -102,7 +102,7 @@ def _is_own_folder(path: Path) -> bool:
 
 
 def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Header length (u64), JSON header, raw little-endian float32 values.
+    """Header length (u64), JSON header, raw little-endian values: float16 of half-precision tensors, else float32.
 
     Written here because the library puts metadata in a random order; like this equal networks give equal files, and
     only one tensor at a time is copied.
@@ -110,13 +110,14 @@ def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], meta
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        kind, size = ("F16", 2) if tensor.dtype == torch.float16 else ("F32", 4)
+        start, end = end, end + size * tensor.numel()
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
-        file.write(tensor.detach().to("cpu", torch.float32).numpy().astype("<f4", copy=False).tobytes())
+        file.write(raw_values(tensor))
 
 
 def make_config(net: torch.nn.Module) -> dict[str, Any]:
