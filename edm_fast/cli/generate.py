@@ -29,6 +29,7 @@ from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, count
 from edm_fast.files import check_output
+from edm_fast.networks import Precond
 from edm_fast.sampling import Solver, check_class, generate, save_png, to_uint8
 from edm_fast.sampling.images import image_name, made_with, read_png
 from edm_fast.sampling.levels import LEVELS
@@ -57,7 +58,12 @@ from edm_fast.sampling.solvers import registry
     help="Most at a time.",
 )
 @click.option(
-    "--steps", "num_steps", metavar="INT", type=opt.POSITIVE_INT, default=18, show_default=True, help="Of the sampler."
+    "--steps",
+    "num_steps",
+    metavar="INT",
+    type=opt.POSITIVE_INT,
+    default=18,
+    help="Of the sampler.  [default: 18; 32 for EDM2 networks]",
 )
 @click.option("--sigma_min", metavar="FLOAT", type=opt.POSITIVE, help="Lowest noise level.  [default: by sampler]")
 @click.option("--sigma_max", metavar="FLOAT", type=opt.POSITIVE, help="Highest noise level.  [default: by sampler]")
@@ -122,6 +128,11 @@ from edm_fast.sampling.solvers import registry
 )
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="Its sigma(t).  [default: linear]")
 @click.option("--scaling", type=click.Choice(SCALINGS), help="Its s(t).  [default: none]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    help="Of the sampler's state.  [default: float64; float32 for EDM2 networks]",
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: fp32 on CPUs, as stored on GPUs]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -189,7 +200,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     digest = hashlib.sha256()
     for each in (net, *([] if gnet is None else [gnet])):
         add_weights(digest, each)
-    sampler, kwargs = sampler_for(options)
+    sampler, kwargs = sampler_for(options, net)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
         "sampler": [sampler.__name__, repr(solver) if _sampler.is_file(options["solver"]) else kwargs],
@@ -197,6 +208,8 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
         "way": way_to_draw(options["precision"], device),
         "device": device.type,
     }
+    if options["dtype"] is not None:
+        settings["dtype"] = options["dtype"]
     if options["guidance"] is not None:
         network = None if gnet is None else [type(gnet).__name__, getattr(gnet, "init_kwargs", None)]
         settings["guidance"] = [options["guidance"], options["guidance_interval"], network]
@@ -216,10 +229,10 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
         distributed.print0(tuned.describe())
     check_channels(net)
     check_class(net, options["class_idx"])
-    sampler, kwargs = sampler_for(options)
-    solver = sampler.solver(net, None, **kwargs)  # complains before anything is written
+    sampler, kwargs = sampler_for(options, net)
+    solver = _sampler.solver_for(options, net)  # complains before anything is written
     gnet = None if options["gnet"] is None else load_network(device, options["gnet"])
-    guidance = _sampler.guidance_for(options, gnet and prepared(gnet, way))
+    guidance = _sampler.guidance_for(options, net, gnet and prepared(gnet, way))
     if guidance is not None:
         guidance.check(net)
     seeds, outdir = options["seeds"], Path(options["outdir"])
@@ -255,7 +268,8 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
 
 def check_channels(net: Any) -> None:
     if int(net.img_channels) not in (1, 3):
-        raise UserError(f"the network makes images of {net.img_channels} channels; a PNG takes 1 or 3")
+        latents = " (latents need the decoder they were made with)" if isinstance(net, Precond) else ""
+        raise UserError(f"the network makes images of {net.img_channels} channels{latents}; a PNG takes 1 or 3")
 
 
 def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict[str, Any]) -> set[int]:
