@@ -6,6 +6,13 @@ from edm_fast.training._augment import AUGMENT, AUGMENT_LABELS, AugmentPipe
 from edm_fast.training._averages import PowerFunctionEMA, TraditionalEMA
 from edm_fast.training._build import describe_network
 from edm_fast.training._folder import check_free, clear_leftovers, run_results
+from edm_fast.training._reconstruct import (
+    StoredAverage,
+    images_of,
+    inputs_until,
+    reconstruct_averages,
+    stored_averages,
+)
 from edm_fast.training._run import deal_batch
 from edm_fast.training._schedule import ema_beta, inverse_sqrt_rate, learning_rate
 from edm_fast.training._state import latest_state
@@ -22,6 +29,7 @@ __all__ = [
     "Interrupted",
     "PowerFunctionEMA",
     "Stopped",
+    "StoredAverage",
     "TraditionalEMA",
     "VELoss",
     "VPLoss",
@@ -30,9 +38,13 @@ __all__ = [
     "deal_batch",
     "describe_network",
     "ema_beta",
+    "images_of",
+    "inputs_until",
     "inverse_sqrt_rate",
     "latest_state",
     "learning_rate",
+    "reconstruct_averages",
     "run_results",
+    "stored_averages",
     "training_loop",
 ]
