@@ -6,8 +6,8 @@
 # make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
 #               more); make bench-ops: of each op's backends, in out/bench.json (minutes); make bench-suites: the networks
 #               as pytest-benchmark suites
-# make gpu-report  on a machine with a GPU: build into $(PYTHON)'s packages, test, measure against the peers, profile; in
-#               out/gpu-report (nine minutes; REPORT="--parts=networks --resume" goes on with a part)
+# make gpu-report  on a machine with a GPU: build into the tree, measure against the peers, profile, test; in out/gpu-report
+#               (nine minutes; REPORT=--resume goes on, REPORT=--parts=autotune and REPORT=--sweep are more of them)
 #
 # Needs Python 3.10+, a C++17 compiler and git; everything else goes into .venv. On Linux plain pip takes the CUDA build of
 # torch, several GB; TORCH may be any requirement, or options and one, to take another:

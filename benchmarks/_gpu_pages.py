@@ -1,153 +1,200 @@
-"""What the parts of gpu_report.py found, as one JSON, one Markdown page, charts, and lines for a terminal.
-
-    python benchmarks/_gpu_pages.py FOLDER
-
-writes FOLDER/gpu-report-MACHINE.json and .md, and a PNG for each measured target, to be copied to benchmarks/results/.
-"""
+"""What the parts of gpu_report.py found: a page, an archive, tables for a terminal. The standard library alone."""
 
 from __future__ import annotations
 
+import datetime
+import io
 import json
-import sys
-from collections.abc import Iterator
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from gpu_report import PARTS, write
-
-from edm_fast.evaluation import _machine, _report
-from edm_fast.evaluation._targets import STEPS
-
-EVALUATIONS = 2 * STEPS - 1  # of the network, in a run of Heun's method
+TERMINAL = 10_000  # characters
+MEMBER, ARCHIVE = 3_000_000, 15_000_000  # bytes of a file in the archive, and of all of it
+EVALUATIONS = 35  # of the network, in 18 steps of Heun's method
+OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
+TARGETS = {"networks": ("networks", "autotune"), "training": ("training",), "sampling": ("sampling",)}
 Part = dict[str, Any]
+Parts = dict[str, Part]
 
 
-def collect(folder: Path) -> dict[str, Part]:
-    found = {}
-    for name in PARTS:
-        path = folder / f"{name}.json"
-        if path.exists():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
+def outcomes(output: str) -> dict[str, tuple[str, str]]:
+    """By test, what pytest -v -rfE says of it, and why it failed."""
+    words, found = "|".join(OUTCOMES), {}
+    for line in output.splitlines():
+        if match := re.match(rf"\[gw\d+\] \[ *\d+%\] ({words}) (tests/.*\S)", line):
+            found[match[2]] = match[1], ""
+        elif match := re.match(rf"(tests/\S.*) ({words})\b(?: \(.*\))? *(?:\[ *\d+%\])?$", line):
+            found[match[1]] = match[2], ""
+        elif match := re.match(r"(FAILED|ERROR) (tests/.*?)(?: - (.*))?$", line):
+            found[match[2].strip()] = match[1], (match[3] or "")[:160]
     return found
 
 
-def status(parts: dict[str, Part]) -> Iterator[str]:
-    for name in PARTS:
-        part = parts.get(name)
-        if part is None:
-            yield f"{name:10s} not run"
-            continue
-        word = "ok" if part.get("ok") and part.get("complete") else "cut" if part.get("ok") else "NOT OK"
-        yield f"{name:10s} {word:7s} {part.get('part_seconds', 0):6.0f} s  {part.get('summary', '')}"[:200]
+def facts(parts: Parts) -> Part:
+    """Settings, sizes and ceilings that the parts told."""
+    found: Part = {}
+    for part in parts.values():
+        for key, value in part.get("facts", {}).items():
+            found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
+    return found
 
 
-def cuts(parts: dict[str, Part]) -> Iterator[str]:
-    """What was not measured for lack of time, or because it failed."""
+def slug(parts: Parts) -> str:
+    return facts(parts).get("slug", "unknown")
+
+
+def rows(parts: Parts, target: str) -> list[Part]:
+    return [row for name in TARGETS[target] for row in parts.get(name, {}).get("rows", [])]
+
+
+def status(parts: Parts) -> Iterator[str]:
     for name, part in parts.items():
-        for cut in part.get("cut", []):
-            text = cut if isinstance(cut, str) else f"{cut[0]}, batch {cut[1]}: {', '.join(cut[2])}"
-            yield f"{name}: {text}"
-        yield from (f"{name}, failed: {error}" for error in part.get("errors", []))
+        word = "ok" if part.get("ok") and part.get("complete") else "cut" if part.get("ok") else "NOT OK"
+        yield f"{name:10s} {word:7s} {part.get('part_seconds', 0):5.0f} s  {part.get('summary', '')}"[:300]
 
 
-def utilisation(parts: dict[str, Part]) -> Iterator[str]:
-    """Products per second of whole samplers and single evaluations, as a share of the measured bfloat16 ceiling."""
-    ceiling = parts.get("ops", {}).get("ceilings", {}).get("bf16_flops_per_s")
-    for name, evaluations in (("networks", 1), ("sampling", EVALUATIONS)):
-        part = parts.get(name, {})
-        for entry in (part.get("results") or {}).get("rows", []):
-            flops = part.get("flops", {}).get(entry["network"])
-            if ceiling and flops and "median_s" in entry:
-                rate = flops * entry["batch"] * evaluations / entry["median_s"]
-                yield (
-                    f"| {name} | {entry['network']} | {entry['batch']} | {entry['row']} | {rate / 1e12:.1f} "
-                    f"| {rate / ceiling:.1%} |"
-                )
+def losses(parts: Parts) -> Iterator[str]:
+    """What has no numbers, and why."""
+    for name, part in parts.items():
+        yield from (f"{name}, {row['id']}: {row['reason']}" for row in part.get("lost", []))
+        yield from (f"{name}: {line}" for key in ("failures", "faults", "failed") for line in part.get(key, []))
+        reasons = {row["reason"]: row for row in part.get("rows", []) if row.get("reason") and "median_s" not in row}
+        unexpected = {text: row for text, row in reasons.items() if "was requested, but" not in text}
+        yield from (f"{name}, {row['id']}: {reason}" for reason, row in unexpected.items())
+    for name, part in parts.items():
+        yield from (f"{name}, out of time: {cut}" for cut in part.get("cut", []))
 
 
-def op_rows(part: Part) -> Iterator[str]:
-    for row in part.get("rows", []):
-        where = f"| {row['op']} | {row['layer']} | {row['kind']} | {row['backend']} |"
-        if row.get("reason"):
-            yield f"{where} {row['reason'][:110]} | | | |"
-        elif "ratio" in row:
-            share = f"{row['of_ceiling']:.0%}" if "of_ceiling" in row else _report.MISSING
-            bits = {True: "yes", False: "NO"}.get(row.get("bit_stable"), _report.MISSING)
-            yield f"{where} {row['median_s'] * 1e6:.1f} | {row['ratio']:.2f} | {share} | {bits} |"
-
-
-def page(parts: dict[str, Part], settings: Part) -> str:
-    text = [f"# GPU report, {settings['device']}", "\n".join(["```", *status(parts), "```"])]
-    if missing := list(cuts(parts)):
-        text += ["Not measured in this run:", "\n".join(f"- {line}" for line in missing)]
-    if "ops" in parts:
-        limits = parts["ops"].get("ceilings", {})
-        text += [
-            "## ops",
-            "Ceilings measured in this run: "
-            + ", ".join(f"{key} {value:.3g}" for key, value in limits.items())
-            + ". `of ceiling`: time at the ceilings over time taken.",
-            "\n".join(
-                [
-                    "| op | layer | kind | backend | us | ratio | of ceiling | same bits |",
-                    "|---|---|---|---|---|---|---|---|",
-                ]
-                + list(op_rows(parts["ops"]))
-            ),
-        ]
-    for name in ("networks", "training", "sampling"):
-        if parts.get(name, {}).get("results"):
-            text.append(_report.markdown(parts[name]["results"]).replace(f"# {name}", f"## {name}", 1).strip())
-    if rates := list(utilisation(parts)):
-        head = ["| part | network | batch | row | TFLOP/s | of the bfloat16 ceiling |", "|---|---|---|---|---|---|"]
-        text += ["## Products per second", "\n".join(head + rates)]
-    for name, table in parts.get("profile", {}).get("tables", {}).items():
-        lines = (
-            [table]
-            if isinstance(table, str)
-            else [f"{ms:9.3f} ms {share:6.1%} {n:5d}  {key}" for key, n, ms, share in table]
+def network_lines(parts: Parts, target: str) -> Iterator[str]:
+    """Milliseconds, images per second, speed as a multiple of the reference and of torch.compile, error, TFLOP/s."""
+    found, known = rows(parts, target), facts(parts)
+    compiled = {(r["network"], r["batch"]): r["median_s"] for r in found if r["row"] == "compile-fp16" and "ratio" in r}
+    for row in found:
+        where = f"{row['network'].removeprefix('edm-')[:22]:22s}{row['batch']:4d} {row['row'][:27]:27s}"
+        if "ratio" not in row:
+            yield f"{where} cannot run: {row.get('reason', '')[:60]}"
+            continue
+        peer = compiled.get((row["network"], row["batch"]))
+        flops = known.get("flops", {}).get(row["network"], 0) if target != "training" else 0
+        rate = flops * row["batch"] * (EVALUATIONS if target == "sampling" else 1) / row["median_s"] / 1e12
+        yield (
+            f"{where}{row['median_s'] * 1e3:9.3f} ms{row['images_per_s']:9.0f}/s{row['ratio']:7.2f}x"
+            + (f"{peer / row['median_s']:6.2f} of compile" if peer else " " * 17)
+            + f" {row['error']:.0e}"
+            + (f"{rate:6.0f} TFLOP/s" if rate else "")
         )
-        text += [f"## Profile: {name}", "\n".join(["```", *lines, "```"])]
-    text.append(f"Settings: {', '.join(f'{key} {value}' for key, value in settings.items())}.")
-    return "\n\n".join(text) + "\n"
 
 
-def triton_version() -> str:
-    try:
-        import triton
-    except ImportError:
-        return "none"
-    return triton.__version__
+def op_lines(part: Part) -> Iterator[str]:
+    for row in part.get("rows", []):
+        where = f"{row['op'][:15]:15s} {row['layer'][:26]:26s} {row['kind'][:7]:7s} {row['backend'][:20]:20s}"
+        if "median_s" in row:
+            share = f"{row['of_ceiling']:5.0%}" if "of_ceiling" in row else " " * 5
+            bits = "" if row.get("bit_stable") is not False else " OTHER BITS"
+            yield f"{where}{row['median_s'] * 1e6:9.1f} us {row['ratio']:6.2f}x {share}{bits}"
 
 
-def without_output(value: Any) -> Any:
-    """Logs stay in the parts' own files."""
-    if isinstance(value, dict):
-        return {key: without_output(item) for key, item in value.items() if key != "output"}
-    return [without_output(item) for item in value] if isinstance(value, list) else value
+def sweep_lines(part: Part) -> Iterator[str]:
+    for row in part.get("rows", []):
+        times = " ".join(f"{name} {value:.0f}" for name, value in row.get("tflops", {}).items())
+        best = row.get("best")
+        yield f"{row['id'][:44]:44s} {times}" + (
+            f"  best {best} {row.get('share', 0):.0%} of a product" if best else ""
+        )
 
 
-def main(folder: Path) -> None:
-    parts = collect(folder)
-    device = next((part["device"] for part in parts.values()), "cpu")
-    results = (part["results"]["settings"] for part in parts.values() if part.get("results"))
-    settings = {**next(results, _machine.settings(torch.device(device))), "triton": triton_version()}
-    settings.pop("rounds", None)
-    path = folder / f"gpu-report-{_machine.slug(settings)}.json"
-    write(path, {"settings": settings, "parts": {name: without_output(part) for name, part in parts.items()}})
-    path.with_suffix(".md").write_text(page(parts, settings), encoding="utf-8")
-    for name in ("networks", "training", "sampling"):
-        results = parts.get(name, {}).get("results")
-        if results:
-            chart = path.with_name(path.stem.replace("gpu-report", f"gpu-report-{name}") + ".png")
-            print(_report.chart(results, chart) or str(chart))
-    print(path, path.with_suffix(".md"), sep="\n")
-    for name in ("networks", "training", "sampling"):
-        if parts.get(name, {}).get("results"):
-            print(f"\n{name}", *_report.table(parts[name]["results"]), sep="\n")
-    print("", *status(parts), sep="\n")
+def kernel_lines(part: Part, most: int) -> Iterator[str]:
+    for row in part.get("rows", []):
+        yield f"{row['id']}: {row['total_ms']:.3f} ms" if "table" in row else f"{row['id']}: {row.get('reason')}"
+        for name, count, ms, share in row.get("table", [])[:most]:
+            yield f"{ms:9.3f} ms {share:6.1%} {count:4d}  {name[:64] if most < 20 else name}"
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def fitting(lines: Iterable[str], characters: int) -> list[str]:
+    """As many of the first lines as fit; how many do not."""
+    found, every = [], list(lines)
+    for line in every:
+        characters -= len(line) + 1
+        if characters < 30:
+            return [*found, f"... {len(every) - len(found)} lines more in the page"]
+        found.append(line)
+    return found
+
+
+def terminal(parts: Parts, faults: Iterable[str]) -> str:
+    """At most TERMINAL characters, the most important ones last: terminals and records of them keep the end."""
+    known = facts(parts)
+    ceilings = ", ".join(f"{key} {value:.3g}" for key, value in known.get("ceilings", {}).items())
+    sections = [
+        ("ops, us", op_lines(parts.get("ops", {})), 2000),
+        ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {})), 1500),
+        ("kernels", kernel_lines(parts.get("profile", {}), 7), 1600),
+        ("training", network_lines(parts, "training"), 700),
+        ("sampling", network_lines(parts, "sampling"), 700),
+        ("not measured", losses(parts), 1200),
+        ("networks", network_lines(parts, "networks"), 2600),
+        (f"parts, {known.get('slug', 'no device')} {ceilings}", [*status(parts), *dict.fromkeys(faults)], 1500),
+    ]
+    text, used = [], 0
+    for name, lines, share in reversed(sections):
+        found = fitting(lines, share)
+        block = "\n".join(["", name, *found]) if found else ""
+        if used + len(block) + 1 <= TERMINAL:
+            text.insert(0, block)
+            used += len(block) + 1
+    return "\n".join(filter(None, text))[-TERMINAL:]
+
+
+def page(parts: Parts, faults: Iterable[str]) -> str:
+    """Everything but the logs, in Markdown."""
+    known = facts(parts)
+    settings = ", ".join(f"{key} {value}" for key, value in known.get("settings", {}).items())
+    ceilings = ", ".join(f"{key} {value:.3g}" for key, value in known.get("ceilings", {}).items())
+    sections: list[tuple[str, Iterable[str]]] = [
+        ("Parts", [*status(parts), *dict.fromkeys(faults)]),
+        *((name.capitalize(), network_lines(parts, name)) for name in TARGETS),
+        (f"Ops (share of the ceilings {ceilings})", op_lines(parts.get("ops", {}))),
+        ("Sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}))),
+        ("Kernels", kernel_lines(parts.get("profile", {}), 40)),
+        ("Not measured", losses(parts)),
+    ]
+    text = [f"# GPU report, {known.get('slug', 'no device')}"]
+    for name, lines in sections:
+        if found := list(lines):
+            text += [f"## {name}", "\n".join(["```", *found, "```"])]
+    return "\n\n".join([*text, f"Settings: {settings}."]) + "\n"
+
+
+def documents(parts: Parts) -> dict[str, str]:
+    """By file name: results as `edm-fast bench` writes them, for benchmarks/results."""
+    known, found = facts(parts), {}
+    for target in TARGETS:
+        entries = [{key: value for key, value in row.items() if key != "id"} for row in rows(parts, target)]
+        if entries:
+            date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            document = {"target": target, "settings": known.get("settings", {}), "command": "make gpu-report"}
+            text = json.dumps({**document, "date": date, "rows": entries}, indent=1) + "\n"
+            found[f"{target}-{slug(parts)}.json"] = text
+    return found
+
+
+def archive(parts: Parts, work: Path) -> bytes:
+    """A tar.gz: the documents, results and logs of the parts, tables of plans, what the sweep chose, profiles."""
+    members = {f"results/{name}": text.encode() for name, text in documents(parts).items()}
+    members |= {f"parts/{name}.json": json.dumps(part, indent=1).encode() for name, part in parts.items()}
+    for pattern in ("cache/plans/*.json", "tuned-*.json", "ncu-*", "*.log"):
+        for path in sorted(work.glob(pattern)):
+            members[str(path.relative_to(work))] = path.read_bytes()[-MEMBER:]
+    while True:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+        if buffer.tell() <= ARCHIVE or not members:
+            return buffer.getvalue()
+        del members[max(members, key=lambda name: len(members[name]))]

@@ -1,219 +1,231 @@
-"""The parts of gpu_report.py that measure, each a process of its own: `python _gpu_parts.py PART --file=PART.json`.
+"""The parts of gpu_report.py that measure, each a process of its own: `python _gpu_parts.py PART`, told what is done.
 
-Networks, sampling and training are those of `edm-fast bench`, one place (network and batch) after the other in the
-order of PLACES, until the time is over: what is left is reported as cut. Run `gpu_report.py --resume` to go on.
+Every row is told as an event when it is there (`_gpu_process`), and nothing is written. Networks, sampling and training
+are rows of `edm-fast bench`, each by turns with the reference alone, in the order of _gpu_places.PLACES.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import _gpu_ops
 import torch
-from gpu_report import write
+from _gpu_places import DDPMPP, PLACES, QUICK, ROUNDS, seconds_allowed
+from _gpu_process import tell
 
-import edm_fast.ops
-from edm_fast import backend, cases, testing
-from edm_fast.evaluation import _networks, bench
-from edm_fast.evaluation._report import read
-from edm_fast.evaluation._targets import ADM, DDPMPP, NCSNPP
+from edm_fast import backend
+from edm_fast.evaluation import _machine, _networks, _peers, bench
+from edm_fast.evaluation._rows import ROWS
+from edm_fast.evaluation._targets import TARGETS
+from edm_fast.plan import GpuPlanner, _table
 
-Place = tuple[str, int, tuple[str, ...]]  # network, batch, rows
-
-PEERS = ("reference", "reference-tf32", "torch-half-fp16", "torch-half-bf16")
-FUSED = ("fused", "fused-half-fp16", "fused-half-bf16")
-OURS = ("accelerate-fp16", "accelerate-bf16", "accelerate-tf32", "accelerate-fp32")
-BATCHES = {DDPMPP: (64, 1, 16, 256), NCSNPP: (64, 1, 16, 256), ADM: (64, 1, 16)}
-FIRST = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64), (NCSNPP, 64))
-COMPILED, TUNED = ("compile-fp16",), ("compile-max-autotune-fp16",)
-TRAINED = ("reference", "reference-tf32", "autocast-bf16", "fused-autocast-bf16")
-TRAINED_LATER = ("fused", "autocast-fp16", "fused-autocast-fp16")
-SAMPLED = ("reference", "reference-tf32", "torch-half-fp16", *OURS[:1])
-SAMPLED_LATER = ("accelerate-fp16-evaluations", *OURS[1:])
-ROUNDS = {"networks": 5, "training": 5, "sampling": 2}
+Earlier = dict[str, Any]  # what an earlier process of this part did: "done", ids of rows, and "facts"
 
 
-def _network_places() -> Iterator[Place]:
-    others = [(name, batch) for name, batches in BATCHES.items() for batch in batches if (name, batch) not in FIRST]
-    rows = (*PEERS, *OURS, *FUSED)
-    yield from ((*place, rows) for place in FIRST)
-    yield (*FIRST[0], COMPILED)  # on its own, as a compiler that runs out of time takes its step along
-    yield from ((*place, rows) for place in others)
-    yield (*FIRST[0], TUNED)
-    yield from ((*place, COMPILED) for place in (*FIRST[1:], *others))
-    yield from ((*place, TUNED) for place in (*FIRST[1:], *others))
+@contextlib.contextmanager
+def watched(what: str, seconds: float, left: list[str]) -> Iterator[None]:
+    """Time for one row. When it is over, the process shows where it hangs, and ends."""
+    tell(begin=what, limit=seconds + 5, left=left)
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
-PLACES: dict[str, list[Place]] = {
-    "networks": list(_network_places()),
-    "training": [(DDPMPP, 128, rows) for rows in (TRAINED, TRAINED_LATER, ("compile-autocast-bf16",))],
-    "sampling": [(DDPMPP, batch, rows) for rows in (SAMPLED, SAMPLED_LATER) for batch in (64, 1)],
-}
-QUICK: dict[str, list[Place]] = {  # a trial on any machine
-    "networks": [("demo", 1, ("reference", "reference-tf32", "fused-half-bf16", "accelerate-fp32", "accelerate-fp16"))],
-    "training": [("demo", 2, ("reference", "reference-tf32", "fused-autocast-bf16"))],
-    "sampling": [("demo", 1, ("reference", "accelerate-fp32"))],
-}
+@functools.lru_cache(maxsize=1)
+def opened(network: str, device: str) -> Any:
+    return _networks.open_network(network, device)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def id_of(network: str, batch: int, row: str) -> str:
+    return f"{network}, batch {batch}, {row}"
 
 
-def places(target: str, args: argparse.Namespace) -> None:
-    """bench of every place in order; after each one the part's file holds all that is known."""
-    deadline = time.monotonic() + args.seconds
-    folder = args.file.parent / "bench"
-    if not args.file.exists():  # from the beginning
-        for old in folder.glob(f"{target}-*.json"):
-            old.unlink()
-    todo = (QUICK if args.quick else PLACES)[target]
-    found: dict[str, Any] = {"complete": False, "ok": False, "results": None, "errors": [], "cut": []}
-    for index, (network, batch, rows) in enumerate(todo):
-        found["cut"] = [[name, size, list(some)] for name, size, some in todo[index:]]
-        found["summary"] = f"{index} of {len(todo)} steps"
-        write(args.file, found)
-        if time.monotonic() > deadline:
-            break
-        try:
-            rounds = 1 if args.quick else ROUNDS[target]
-            path = bench.bench(
-                target,
-                folder,
-                say,
-                [network],
-                [batch],
-                rows,
-                rounds,
-                True,
-                command="make gpu-report",
-                device=args.device,
-            )
-            found["results"] = read(path)
-            found.setdefault("flops", {})
-            if network not in found["flops"] and target != "training":
-                found["flops"][network] = flops(network, args.device)
-        except Exception as error:  # the reference itself: out of memory, say. The other places go on
-            found["errors"].append(f"{network}, batch {batch}: {bench.failure(error)}")
-            say(found["errors"][-1])
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
-    else:
-        found["cut"] = []
-    done = len(todo) - len(found["cut"])
-    found |= {"complete": not found["cut"], "ok": not found["errors"], "summary": f"{done} of {len(todo)} steps"}
-    write(args.file, found)
+def places(part: str, args: argparse.Namespace, earlier: Earlier) -> None:
+    """The rows of every place in order."""
+    todo = (QUICK if args.quick else PLACES)[part]
+    target = "networks" if part == "autotune" else part
+    wanted = [(place, row) for place in todo for row in place.rows]
+    left = dict.fromkeys(id_of(*place[:2], row) for place, row in wanted)
+    left = {name: None for name in left if name not in earlier["done"]}
+    for place in todo:
+        missing = [row for row in place.rows if id_of(*place[:2], row) in left]
+        if not missing:
+            continue
+        network, batch = place.network, place.batch
+        with watched(id_of(network, batch, missing[0]), 60, [*left]):
+            net = opened(network, args.device)
+            if network not in earlier["facts"].get("flops", {}) and target != "training":
+                earlier["facts"].setdefault("flops", {})[network] = flops(net, args.device)
+                tell(facts={"flops": earlier["facts"]["flops"]})
+        with _peers.subject(net, batch) as subject:
+            reference = None
+            for row in missing:
+                name = id_of(network, batch, row)
+                with watched(name, seconds_allowed(row), [*left]):
+                    try:
+                        if reference is None:
+                            reference = bench.first_call(target, network, subject, "reference", [])
+                        entry = row_of(target, subject, row, reference, 1 if args.quick else ROUNDS[part])
+                    except Exception as error:  # of the reference: out of memory, say. The other places go on
+                        entry = {"network": network, "batch": batch, "row": row, "reason": bench.failure(error)}
+                    del left[name]
+                    tell(row={**entry, "id": name, "date": bench.now()}, left=[*left])
+                    tell_dropped()
+                if args.device == "cuda":
+                    torch.cuda.empty_cache()
 
 
-def flops(network: str, device: str) -> int:
+def tell_dropped(known: set[str] = set()) -> None:  # noqa: B006  (those that were told)
+    """The candidates that a plan had to do without."""
+    for table in _table._tables.values():
+        for key, row in table.rows.items():
+            if row.fault and key not in known:
+                known.add(key)
+                tell(candidate=key[:160], fault=row.fault)
+
+
+def row_of(target: str, subject: Any, row: str, reference: Any, rounds: int) -> dict[str, Any]:
+    """The entry of a row, by turns with the reference."""
+    own, call, truth = reference
+    entries, calls = {"reference": dict(own)}, {"reference": call}
+    if row != "reference":
+        entries[row], found, _ = bench.first_call(target, own["network"], subject, row, truth)
+        if found is None:
+            return entries[row]
+        calls[row] = found
+    bench.add_times(entries, calls, subject.batch, rounds, subject.device.type)
+    return entries[row]
+
+
+def flops(net: Any, device: str) -> int:
     """Of one evaluation of one image."""
-    net = _networks.open_network(network, device)
     with backend.use_backend("reference"):
         return _gpu_ops.flops(lambda: net(*_networks.inputs(net, 1, 0.5, device=device)))
 
 
-def ops(args: argparse.Namespace) -> None:
-    deadline = time.monotonic() + args.seconds
-    found: dict[str, Any] = {"ceilings": _gpu_ops.ceilings(args.device, args.quick), "rows": [], "cut": []}
-    everything = _gpu_ops.layers(args.quick)
-    for index, layer in enumerate(everything):
-        if time.monotonic() > deadline:
-            found["cut"] = [later.case.name for later in everything[index:]]
-            break
-        found["rows"] += _gpu_ops.measure(layer, args.device, args.quick, found["ceilings"])
-        found |= {"complete": False, "ok": False, "summary": f"{index + 1} of {len(everything)} layers"}
-        write(args.file, found)
-        say(f"{layer.op} {layer.case.name}")
-    unstable = [row for row in found["rows"] if row.get("bit_stable") is False]
-    found |= {"complete": not found["cut"], "ok": not unstable}
-    found["summary"] += f", {len(unstable)} backends with other bits in repeated runs" if unstable else ""
-    write(args.file, found)
+def ops(args: argparse.Namespace, earlier: Earlier) -> None:
+    known, everything = earlier["facts"], _gpu_ops.layers(args.quick)
+    names = [f"{layer.op}, {layer.case.name}" for layer in everything]
+    if "ceilings" not in known:
+        with watched("ceilings", 60, names):
+            known["ceilings"] = _gpu_ops.ceilings(args.device, args.quick)
+            tell(facts={"ceilings": known["ceilings"]})
+    begun = {name.rpartition(", ")[0] for name in earlier["done"]} | {*earlier["done"]}
+    for index, (name, layer) in enumerate(zip(names, everything, strict=True)):
+        if name in begun:
+            continue
+        with watched(name, 60, names[index:]):
+            rows = _gpu_ops.measure(layer, args.device, args.quick, known["ceilings"])
+            for row in rows:
+                tell(row={**row, "id": f"{name}, {row['kind']} {row['backend']}"}, left=names[index + 1 :])
 
 
-def profile(args: argparse.Namespace) -> None:
-    """The kernels that take the most time of an accelerated evaluation and of a fused training step."""
+def profile(args: argparse.Namespace, earlier: Earlier) -> None:
+    """The kernels that take the most time: of an accelerated evaluation, of a compiled one, of a training step."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
-
-    from edm_fast.evaluation._peers import subject
-    from edm_fast.evaluation._rows import ROWS
-    from edm_fast.evaluation._targets import TARGETS
 
     gpu = args.device == "cuda"
     activities = [ProfilerActivity.CUDA, ProfilerActivity.CPU] if gpu else [ProfilerActivity.CPU]
     key = "self_device_time_total" if gpu else "self_cpu_time_total"
     network, batch = ("demo", 1) if args.quick else (DDPMPP, 64)
-    jobs = {"networks": "accelerate-fp16" if gpu else "accelerate-fp32", "training": "fused-autocast-bf16"}
-    found: dict[str, Any] = {"complete": False, "ok": True, "tables": {}}
-    for target, row in jobs.items():
-        try:
-            with subject(_networks.open_network(network, args.device), batch) as job:
-                call = TARGETS[target].prepare(ROWS[row], job)
-                for _ in range(3):
-                    call()
-                with profiled(activities=activities) as trace:
-                    call()
-                    _gpu_ops.wait(args.device)
-            events = sorted(trace.key_averages(), key=lambda event: -getattr(event, key))
-            total = sum(getattr(event, key) for event in events)
-            table = [
-                [e.key[:110], e.count, getattr(e, key) / 1e3, getattr(e, key) / max(total, 1)] for e in events[:15]
-            ]
-            found["tables"][f"{target}, {row}, {network}, batch {batch}"] = table
-        except Exception as error:
-            found["tables"][f"{target}, {row}"] = bench.failure(error)
-            found["ok"] = False
-        found |= {"summary": f"{len(found['tables'])} of {len(jobs)} profiles"}
-        write(args.file, found)
-    write(args.file, {**found, "complete": True})
+    jobs = [("networks", "accelerate-fp16" if gpu else "accelerate-fp32"), ("training", "fused-autocast-bf16")]
+    jobs += [("networks", "compile-fp16")] if gpu else []
+    names = [f"{target}, {row}, {network}, batch {batch}" for target, row in jobs]
+    for index, (name, (target, row)) in enumerate(zip(names, jobs, strict=True)):
+        if name in earlier["done"]:
+            continue
+        with watched(name, seconds_allowed(row), names[index:]):
+            found: dict[str, Any] = {"id": name}
+            try:
+                with _peers.subject(opened(network, args.device), batch) as job:
+                    call = TARGETS[target].prepare(ROWS[row], job)
+                    for _ in range(3):
+                        call()
+                    with profiled(activities=activities) as trace:
+                        call()
+                        _gpu_ops.wait(args.device)
+                events = [event for event in trace.key_averages() if getattr(event, key) > 0]
+                events.sort(key=lambda event: -getattr(event, key))
+                total = sum(getattr(event, key) for event in events)
+                found["total_ms"] = total / 1e3
+                found["table"] = [
+                    [e.key[:160], e.count, getattr(e, key) / 1e3, getattr(e, key) / total] for e in events[:40]
+                ]
+            except Exception as error:
+                found["reason"] = bench.failure(error)
+            tell(row=found, left=names[index + 1 :])
 
 
-def native_calls(device: str) -> None:
-    """Every native CUDA kernel on small cases, forward and gradient: what the sanitizer watches."""
-    name, count = ("cuda" if device == "cuda" else "cpu"), 0
-    for op in backend.ops():
-        for case in (
-            cases.SMALL[op],
-            *(c for c in testing.cases(op, real=False) if "odd" in c.name or "7x9_p1" in c.name),
-        ):
-            for dtype in (torch.float32, torch.float64, torch.float16):
-                args, kwargs = case.inputs(dtype, device)
-                with backend.use_backend(name):
-                    for differentiable in (False, True):
-                        public = getattr(edm_fast.ops, op)
-                        run = testing.gradients(public) if differentiable else public
-                        try:
-                            run(*args, **kwargs)
-                            count += 1
-                        except backend.BackendError:
-                            pass  # not every op has every backend and dtype
-    _gpu_ops.wait(device)
-    print(f"{count} calls")
-    sys.exit(0 if count else 1)
+def warm(args: argparse.Namespace) -> None:
+    """Build one plan with every candidate run once and none of them timed; or compile the network by torch."""
+    network, batch, row = args.job[0], int(args.job[1]), args.job[2]
+    told: set[str] = set()
+
+    def measure(key: str, calls: Any) -> dict[str, float]:
+        found = {}
+        for place, (name, call) in enumerate(calls.items()):
+            try:
+                if place or len(calls) == 1:
+                    call()
+                found[name] = 1.0 - 0.001 * place  # kernels of our own run on, and cuDNN's need not be timed
+            except Exception as error:
+                reason = bench.failure(error)
+                if place == 0:
+                    raise
+                if f"{name} {reason}" not in told:
+                    told.add(f"{name} {reason}")
+                    tell(candidate=f"{name} {key}"[:160], fault=reason)
+        return found
+
+    with _peers.subject(_networks.open_network(network, args.device), batch) as subject, torch.no_grad():
+        if row.startswith("accelerate") and args.device == "cuda":
+            net = _networks.accelerated(subject.net, row.removeprefix("accelerate-"))
+            planner: Any = net.model.planner
+            assert isinstance(planner, GpuPlanner)
+            planner.measure, planner.captured = measure, False
+            net(*subject.example)
+        else:
+            TARGETS["networks"].prepare(ROWS[row], subject)()
+        _gpu_ops.wait(args.device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", nargs="?")
-    parser.add_argument("--file", type=Path)
+    parser.add_argument("part")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--native-calls", action="store_true")
+    parser.add_argument("--job", nargs=3)
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # rows turn it on
-    torch.backends.cudnn.benchmark = True  # the peers' best
-    if args.native_calls:
-        native_calls(args.device)
-    parts: dict[str, Callable[[argparse.Namespace], None]] = {"ops": ops, "profile": profile}
-    parts |= {target: functools.partial(places, target) for target in PLACES}
-    parts[args.part](args)
+    torch.backends.cudnn.benchmark = args.part != "warm"  # the peers' best
+    if args.part == "warm":
+        return warm(args)
+    earlier: Earlier = {"done": [], "facts": {}, **json.loads(sys.stdin.read() or "{}")}
+    settings = {**_machine.settings(torch.device(args.device)), "triton": triton_version()}
+    tell(facts={"settings": settings, "slug": _machine.slug(settings)})
+    parts: dict[str, Callable[..., None]] = {"ops": ops, "profile": profile}
+    parts |= {part: functools.partial(places, part) for part in PLACES}
+    parts[args.part](args, earlier)
+    print(f"{args.part}: done at {time.strftime('%H:%M:%S')}")
+
+
+def triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return triton.__version__
 
 
 if __name__ == "__main__":

@@ -1,177 +1,300 @@
-"""Everything that needs a GPU, in one command: build, tests, sanitizer, speed, profile; JSON, Markdown and a chart.
+"""Everything that needs a GPU, in one command: build, speed, tests, profile; tables on the terminal, one archive.
 
-    python benchmarks/gpu_report.py [--parts=ops,networks] [--resume] [--budget=networks=600] [--outdir=out/gpu-report]
+    python benchmarks/gpu_report.py [--parts=networks,ops] [--resume] [--seconds=570] [--outdir=out/gpu-report]
 
-No network is needed. The package is installed into the Python that runs this (`pip install --no-deps
---no-build-isolation -e .`), because its torch, Triton and pytest are wanted and a new environment could not see those
-of another one. Each part runs in a process of its own, ends at its budget in seconds, and writes PART.json; --resume
-leaves finished parts alone and takes up those that were cut. Together the budgets stay under nine minutes.
+No network is needed, and nothing is installed: the compiled part is built into the tree, which is put on the path.
+Each part runs in processes of its own and tells each row as soon as it is measured. A row that hangs or kills its
+process is noted, and the part goes on behind it; a part that is out of time keeps its rows. Where a disk is full the
+numbers are on the terminal all the same: the tables are the last 10,000 characters that are printed.
 
-What does not fit is cut from the end of each part's list (PLACES of _gpu_parts.py) and said in the report: of networks
-first max-autotune of all but DDPM++ at batch 64, then torch.compile of the other places, then max-autotune of DDPM++,
-then the other batches in eager mode, then torch.compile of DDPM++. Compilers take minutes, so the next thing to do is
-`--parts=networks,training --resume --budget=networks=450 --budget=training=100`, as often as something is cut.
+In --outdir there are gpu-report.tar.gz, with all results, logs and tables of plans, and the page gpu-report.md, written
+anew after each part. What serves later calls (caches, results for --resume) is in --workdir.
+
+The parts that are chosen unless --parts says otherwise take one call of 570 seconds together. Calls of their own:
+
+    python benchmarks/gpu_report.py --parts=autotune          torch.compile with max-autotune: seven minutes
+    python benchmarks/gpu_report.py --sweep                   blocks of the convolution kernels, layer by layer
+    python benchmarks/gpu_report.py --resume                  what was cut
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import subprocess
+import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import _gpu_pages as pages
+from _gpu_places import WARM_PROCESSES, warm_jobs
+from _gpu_process import ROOT, Event, last_words, run
+
+PROGRAM = ROOT / "benchmarks/_gpu_parts.py"
 BUDGETS = {  # seconds
-    "build": 65,
-    "tests": 105,
-    "sanitizer": 25,
-    "ops": 60,
-    "networks": 145,
-    "training": 45,
-    "sampling": 45,
-    "profile": 20,
+    "build": 100,
+    "warm": 80,
+    "networks": 200,
+    "tests": 75,
+    "ops": 35,
+    "profile": 30,
+    "training": 40,
+    "sampling": 30,
+    "sanitizer": 20,
+    "sweep": 300,
+    "autotune": 450,
 }
-GRACE = 5  # seconds that a part has to stop by itself
-MEASURED = ("ops", "networks", "training", "sampling", "profile")
+ALONE = ("sweep", "autotune")  # in calls of their own
+MEASURED = ("networks", "ops", "profile", "training", "sampling", *ALONE)
+GRACE = 10  # seconds that a process has to stop by itself, or to start
+LAST = 6  # seconds for the tables and the archive
+TRITON_TESTS = [f"tests/ops/test_{op}_triton.py" for op in ("conv2d", "attention", "group_norm_silu")]
+GPU_TESTS = [*TRITON_TESTS, "tests/plan/test_gpu.py", "tests/plan/test_replay.py"]
+GPU_TESTS += [f"tests/ops/test_{op}_triton.py" for op in ("solver_update", "upfirdn")]
 Part = dict[str, Any]
 
 
-def write(path: Path, document: Part) -> None:
-    """Whole or not at all. The package, which has this function too, may not be installed yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+class Call:
+    """One call of this program: its arguments, the parts so far, and what could not be written."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.work, self.outdir = args, Path(args.workdir), Path(args.outdir)
+        self.end = time.monotonic() + args.seconds - LAST
+        self.parts: dict[str, Part] = {}
+        self.faults: list[str] = []
+        self.lock = threading.Lock()
+        for name in BUDGETS if args.resume else ():
+            with contextlib.suppress(OSError, ValueError):
+                self.parts[name] = json.loads((self.work / f"{name}.json").read_text(encoding="utf-8"))
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def store(self, path: Path, text: str | bytes) -> None:
+        """Whole or not at all; a disk that is full is a fault to tell of, not an end."""
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(text if isinstance(text, bytes) else text.encode())
+            fresh.replace(path)
+        except OSError as error:
+            self.faults.append(f"{path.name} is not written: {error.strerror or error}")
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+
+    def finish(self, name: str, part: Part, log: str) -> None:
+        """The files as they are after this part."""
+        with self.lock:
+            self._finish(name, part, log)
+
+    def _finish(self, name: str, part: Part, log: str) -> None:
+        self.parts[name] = part
+        self.store(self.work / f"{name}.json", json.dumps(part, indent=1) + "\n")
+        if log:
+            self.store(self.work / f"{name}.log", log[-2_000_000:])
+        self.store(self.outdir / "gpu-report.md", pages.page(self.parts, self.faults))
+        try:
+            self.store(self.outdir / "gpu-report.tar.gz", pages.archive(self.parts, self.work))
+        except OSError as error:
+            self.faults.append(f"there is no archive: {error.strerror or error}")
+
+    def environment(self) -> dict[str, str]:
+        """Of every process: the tree on the path, and caches that last from part to part."""
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        folders = {"EDM_FAST_CACHE_DIR": "cache", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+        caches = {name: os.environ.get(name) or str(self.work / folder) for name, folder in folders.items()}
+        tools = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
+        return {**os.environ, **caches, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PATH": tools}
 
 
-def run(command: list[str], seconds: float, env: dict[str, str] | None = None) -> Part:
-    """What a command did: its exit status (None: it ran out of time), seconds, and the end of its output."""
-    start = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **(env or {})}, text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, status = process.communicate(timeout=max(seconds, 1))[0], process.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)  # with its compilers and workers
-        output, status = process.communicate()[0], None
-    output = output[-4000:].replace(str(ROOT), ".")
-    return {"status": status, "seconds": round(time.monotonic() - start, 1), "output": output}
+def result(done: Part, summary: str, **more: Any) -> tuple[Part, str]:
+    """A part and its log, of a command that is all of it."""
+    ended, ok = done["status"] is not None, done["status"] == 0
+    part = {"summary": summary, "ok": ok, "complete": ended, "end_of_output": done["output"][-1500:], **more}
+    return part, done["output"]
 
 
-def installed_here() -> bool:
-    """Whether `import edm_fast` finds this checkout, with the compiled part in it."""
+def state_of_build(call: Call) -> str:
+    """ "cuda" or "cpu" if the compiled part is there, of these sources; otherwise why not."""
     code = (
-        "import edm_fast, edm_fast.native as n; print(edm_fast.__file__, n.lib is not None and not n.lib.CUDA_STATUS)"
+        "import edm_fast._checkout as c, edm_fast.native as n; assert n.lib is not None, n.cpu_reason(); "
+        "assert n.lib.SOURCES == c.digest(c.NATIVE), 'it was built from other sources'; "
+        "print('cpu' if n.lib.CUDA_STATUS else 'cuda')"
     )
-    done = run([sys.executable, "-c", code], 60)
-    return done["status"] == 0 and done["output"].split()[-2:] == [str(ROOT / "edm_fast/__init__.py"), "True"]
+    done = run([sys.executable, "-c", code], 60, call.environment())
+    return (done["output"].strip().splitlines() or ["it does not start"])[-1][-160:]
 
 
-def build(args: argparse.Namespace, seconds: float) -> Part:
-    """Install, with nvcc's part for the GPU that is here alone; what doctor says of it."""
-    deadline = time.monotonic() + seconds
-    if args.device == "cuda" and not installed_here():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", "."]
-        arch = os.environ.get("EDM_FAST_CUDA_ARCH") or capability()
-        done = run(pip, seconds, {"EDM_FAST_CUDA": "1", "EDM_FAST_CUDA_ARCH": arch, "PIP_BREAK_SYSTEM_PACKAGES": "1"})
-        if done["status"] != 0:
-            return {**done, "summary": "the build failed", "ok": False, "complete": False}
-    found = run([sys.executable, "-m", "edm_fast", "doctor"], deadline - time.monotonic())
-    return {**found, "summary": "installed", "ok": found["status"] == 0, "complete": found["status"] is not None}
+def build(call: Call, seconds: float) -> tuple[Part, str]:
+    """Compile into the tree, for the GPU that is here alone; without CUDA if that fails."""
+    wanted, end, log, why = call.args.device, time.monotonic() + seconds, "", ""
+    state = state_of_build(call)
+    for cuda in (["1", "0"] if wanted == "cuda" else ["0"]) if state not in (wanted, "cuda") else []:
+        if cuda == "0" and state == "cpu":
+            break
+        settings = {"EDM_FAST_CUDA": cuda}
+        if cuda == "1":
+            settings["EDM_FAST_CUDA_ARCH"] = os.environ.get("EDM_FAST_CUDA_ARCH") or capability(call)
+        left = end - time.monotonic()
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        done = run(command, left * (0.7 if cuda == "1" else 1.0), {**call.environment(), **settings})
+        log, state = log + done["output"], state_of_build(call)
+        if state in ("cuda", wanted):
+            break
+        lines = [line for line in done["output"].splitlines() if "rror" in line] or ["no message"]
+        why += f"; EDM_FAST_CUDA={cuda}: " + ("out of time" if done["status"] is None else lines[-1][:160])
+    doctor = run([sys.executable, "-m", "edm_fast", "doctor"], max(end - time.monotonic(), 15), call.environment())
+    ok = state in ("cuda", wanted)
+    summary = f"compiled part: {state}" if ok else f"goes on with what is there: compiled part: {state}{why}"
+    return result({**doctor, "output": log + doctor["output"]}, summary, ok=ok, complete=True)
 
 
-def capability() -> str:
+def capability(call: Call) -> str:
     """The chip in the words of nvcc: "90a" for compute capability 9.0."""
-    done = run([sys.executable, "-c", "import torch; print('%d%d' % torch.cuda.get_device_capability())"], 60)
-    number = done["output"].split()[-1] if done["status"] == 0 else "90"
-    return number + "a" if number >= "90" else number
+    code = "import torch; print(*torch.cuda.get_device_capability())"
+    words = run([sys.executable, "-c", code], 60, call.environment())["output"].split()[-2:]
+    major, minor = map(int, words) if len(words) == 2 and all(word.isdigit() for word in words) else (9, 0)
+    return f"{major}{minor}" + ("a" if major >= 9 else "")
 
 
-def tests(args: argparse.Namespace, seconds: float) -> Part:
-    """Tests of what runs on the GPU first, then the others. On a GPU the Triton tests run compiled."""
+def warm(call: Call, seconds: float) -> tuple[Part, str]:
+    """Plans built side by side without measuring, so that their kernels lie compiled in Triton's cache."""
+    end, jobs, faults = time.monotonic() + seconds, warm_jobs(call.args.quick), []
+
+    def job(which: tuple[str, int, str]) -> tuple[str, Part]:
+        name, left = f"{which[0]}, batch {which[1]}, {which[2]}", end - time.monotonic()
+        if left < GRACE:
+            return name, {"status": None, "output": ""}
+        words = ["warm", f"--device={call.args.device}", "--job", *map(str, which)]
+        env = {**call.environment(), "OMP_NUM_THREADS": "1"}
+        return name, run([sys.executable, str(PROGRAM), *words], left, env, heard=faults.append)
+
+    with ThreadPoolExecutor(WARM_PROCESSES) as pool:
+        done = dict(pool.map(job, jobs))
+    failed = [name for name, part in done.items() if part["status"] not in (0, None)]
+    cut = [name for name, part in done.items() if part["status"] is None]
+    reasons = sorted({f"{event['candidate']}: {event['fault']}" for event in faults if "fault" in event})
+    summary = f"{len(jobs) - len(cut) - len(failed)} of {len(jobs)} plans, {len(reasons)} faults of candidates"
+    part = {"summary": summary, "ok": not failed, "complete": True, "faults": reasons, "failed": failed, "cut": cut}
+    return part, "".join(f"== {name}\n{part['output']}" for name, part in done.items())
+
+
+def tests(call: Call, seconds: float) -> tuple[Part, str]:
+    """Tests of what runs on a GPU, compiled; then all others with that mark. There is a line for each test, so that
+    those that had their turn count when time is out."""
     import importlib.util
 
-    deadline, found = time.monotonic() + seconds, {}
-    base = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x" if args.quick else "--maxfail=50"]
+    end, log, errors, found = time.monotonic() + seconds, "", [], {}
+    base = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-rfE", "-p", "no:cacheprovider", "--color=no"]
     if importlib.util.find_spec("pytest_cov"):
         base.append("--no-cov")
-    if importlib.util.find_spec("xdist") and not args.quick:
-        base.append(f"--numprocesses={min(os.cpu_count() or 1, 8)}")  # all on one GPU
-    what = "tests/test_cases.py" if args.quick else "tests"
-    for name, marker in (("gpu", "gpu"), ("others", "not gpu")):
-        left = deadline - time.monotonic()
-        if left < 5:
-            found[name] = {"status": None, "seconds": 0, "output": "no time was left"}
-            continue
-        found[name] = run([*base, "-m", marker, what], left, {"OMP_NUM_THREADS": "1"})
-    lines = {name: (part["output"].strip().splitlines() or [""])[-1] for name, part in found.items()}
-    ended = all(part["status"] is not None for part in found.values())
-    ok = ended and all(part["status"] in (0, 5) for part in found.values())  # 5: no tests
-    return {"suites": found, "summary": "; ".join(f"{k}: {v}" for k, v in lines.items()), "ok": ok, "complete": ended}
+    if importlib.util.find_spec("xdist") and not call.args.quick:
+        base += [f"--numprocesses={min(os.cpu_count() or 1, 12)}", "--dist=worksteal"]  # all on one GPU
+    others = ["-m", "gpu", "tests", *(f"--ignore={path}" for path in GPU_TESTS)]
+    complete = True
+    for suite in [["tests/test_cases.py"]] if call.args.quick else [GPU_TESTS, others]:
+        left = end - time.monotonic()
+        if left < GRACE:
+            complete = False
+            break
+        done = run([*base, *suite], left, {**call.environment(), "OMP_NUM_THREADS": "1"})
+        log, complete = log + done["output"], complete and done["status"] is not None
+        found |= pages.outcomes(done["output"])
+        if done["status"] not in (0, 1, 5, None):  # 5: no tests
+            errors.append(f"pytest ended with {done['status']}: {done['output'].strip()[-200:]}")
+    counts = {word: sum(outcome == word for outcome, _ in found.values()) for word in pages.OUTCOMES}
+    failures = [f"{outcome} {test} {why}" for test, (outcome, why) in found.items() if outcome in ("FAILED", "ERROR")]
+    summary = ", ".join(f"{count} {word.lower()}" for word, count in counts.items())
+    ok = not failures and not errors and counts["PASSED"] > 0
+    return {"summary": summary, "ok": ok, "complete": complete, "failures": [*errors, *failures]}, log
 
 
-def sanitizer(args: argparse.Namespace, seconds: float) -> Part:
-    """The native CUDA kernels under compute-sanitizer's memcheck, on the small cases of each op."""
-    import shutil
-
-    folders = f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin"
-    program = shutil.which("compute-sanitizer", path=folders)
-    calls = [sys.executable, str(ROOT / "benchmarks/_gpu_parts.py"), "--native-calls", f"--device={args.device}"]
-    if program and args.device == "cuda":
-        calls = [program, "--tool=memcheck", "--error-exitcode=9", *calls]
-    done = run(calls, seconds)
-    note = "" if len(calls) > 4 else " (compute-sanitizer is not here: the calls alone)"
-    summary = {0: "clean", None: "out of time"}.get(done["status"], "faults") + note
-    return {**done, "summary": summary, "ok": done["status"] == 0, "complete": done["status"] is not None}
+def sanitizer(call: Call, seconds: float) -> tuple[Part, str]:
+    """The native CUDA kernels under compute-sanitizer's memcheck, called by a program that does without torch."""
+    program = shutil.which("compute-sanitizer", path=call.environment()["PATH"])
+    command = [sys.executable, str(ROOT / "benchmarks/_gpu_native.py"), f"--device={call.args.device}"]
+    checked = program is not None and call.args.device == "cuda"
+    if program and checked:
+        command = [program, "--tool=memcheck", "--error-exitcode=9", *command]
+    done = run(command, seconds, call.environment())
+    note = "" if checked else " (compute-sanitizer is not here: the calls alone)"
+    word = {0: "clean", 9: "faults", None: "out of time"}.get(done["status"], f"it ended with {done['status']}")
+    return result(done, word + note)
 
 
-def measured(name: str) -> Callable[[argparse.Namespace, float], Part]:
-    """A part that measures, in a process of its own; it keeps its file up to date, so that its end loses little."""
+def measured(name: str) -> Callable[[Call, float], tuple[Part, str]]:
+    """A part that measures row by row. After a row that ended its process another one goes on with the next."""
 
-    def part(args: argparse.Namespace, seconds: float) -> Part:
-        path = Path(args.outdir) / f"{name}.json"
-        command = [sys.executable, str(ROOT / "benchmarks/_gpu_parts.py"), name, f"--file={path}"]
-        command += [f"--device={args.device}", f"--seconds={seconds}", *(["--quick"] if args.quick else [])]
-        done = run(command, seconds + GRACE)
-        found = json.loads(path.read_text()) if path.exists() else {}
-        if done["status"] == 0:
-            return found
-        why = "out of time" if done["status"] is None else "it failed"
-        return {**found, **done, "summary": f"{why}; {found.get('summary', '')}", "ok": False, "complete": False}
+    def part(call: Call, seconds: float) -> tuple[Part, str]:
+        end, log, present = time.monotonic() + seconds, "", ""  # the row that is being measured
+        found: Part = {"rows": [], "cut": [], "facts": {}, **call.parts.get(name, {})}
+        found |= {"lost": [], "faults": [], "complete": False}
+
+        def heard(event: Event) -> None:
+            nonlocal present
+            present = event.get("begin", "" if "row" in event else present)
+            found["rows"] += [event["row"]] if "row" in event else []
+            found["faults"] += [f"{event['candidate']}: {event['fault']}"] if "fault" in event else []
+            found["facts"].update(event.get("facts", {}))
+            found["cut"] = event.get("left", found["cut"])
+
+        while (left := end - time.monotonic()) > GRACE / 2:
+            present, before = "", len(found["rows"])
+            done_before = [row["id"] for row in (*found["rows"], *found["lost"])]
+            words = [name, f"--device={call.args.device}", *(["--quick"] if call.args.quick else [])]
+            text = json.dumps({"done": done_before, "facts": found["facts"]})
+            done = run([sys.executable, str(PROGRAM), *words], left, call.environment(), text, heard)
+            log += done["output"]
+            if done["status"] == 0:
+                found |= {"complete": True, "cut": []}
+                break
+            if done["status"] is None and time.monotonic() > end - 1:
+                break
+            why = "no result in its time" if done["status"] is None else f"its process ended with {done['status']}"
+            if present or len(found["rows"]) == before:
+                row = {"id": present or "the start", "reason": f"{why}: {last_words(done['output'])}"}
+                found["lost"].append(row)
+            if not present and len(found["rows"]) == before:  # another one would end there, too
+                break
+        good = sum("median_s" in row or "table" in row for row in found["rows"])
+        found["summary"] = f"{good} rows, {len(found['rows']) - good} with a reason, {len(found['lost'])} lost"
+        found["summary"] += f", {len(found['cut'])} cut" if found["cut"] else ""
+        return {**found, "ok": not found["lost"] and good > 0}, log
 
     return part
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, float], Part]] = {
+PARTS: dict[str, Callable[[Call, float], tuple[Part, str]]] = {
     "build": build,
+    "warm": warm,
     "tests": tests,
     "sanitizer": sanitizer,
     **{name: measured(name) for name in MEASURED},
 }
-
-
-def finished(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text())["complete"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+PARTS = {name: PARTS[name] for name in BUDGETS}
+SIDE_BY_SIDE = ("build", "warm")  # the one runs compilers for the processor, the other for the GPU
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated, of " + ", ".join(PARTS))
-    parser.add_argument("--resume", action="store_true", help="leave finished parts alone, go on with the others")
+    usual = ",".join(name for name in PARTS if name not in ALONE)
+    parser.add_argument("--parts", default=usual, help="comma-separated, of " + ", ".join(PARTS))
+    parser.add_argument("--sweep", action="store_true", help="build, and measure the blocks of convolutions")
+    parser.add_argument("--resume", action="store_true", help="go on with the rows that are not measured yet")
+    parser.add_argument("--seconds", type=float, default=570, help="for everything; default 570")
     parser.add_argument("--budget", action="append", default=[], metavar="PART=SECONDS")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a trial of the script itself")
     parser.add_argument("--quick", action="store_true", help="tiny networks and few of everything: a trial")
-    parser.add_argument("--outdir", default=str(ROOT / "out/gpu-report"), type=lambda text: str(Path(text).resolve()))
+    folder = {"type": lambda text: str(Path(text).resolve())}
+    parser.add_argument("--outdir", default=str(ROOT / "out/gpu-report"), **folder)
+    parser.add_argument("--workdir", default=str(ROOT / "out/gpu-report/work"), **folder)
     args = parser.parse_args(words)
     args.budgets = dict(BUDGETS)
     for text in args.budget:
@@ -179,31 +302,52 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         if part not in PARTS or not number.replace(".", "", 1).isdigit():
             parser.error(f"--budget got {text!r}; expected PART=SECONDS")
         args.budgets[part] = float(number)
-    args.chosen = [name.strip() for name in args.parts.split(",")]
+    args.chosen = ["build", "sweep"] if args.sweep else [name.strip() for name in args.parts.split(",")]
     if unknown := [name for name in args.chosen if name not in PARTS]:
         parser.error(f"unknown parts {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
     return args
 
 
+def perform(call: Call, name: str, seconds: float) -> None:
+    print(f"{name}: at most {seconds:.0f} s", flush=True)
+    start = time.monotonic()
+    try:
+        part, log = PARTS[name](call, seconds)
+    except Exception as error:  # of this script: the other parts go on
+        log = f"{type(error).__name__}: {error}"
+        part = {"summary": log, "ok": False, "complete": True}
+    part["part_seconds"] = round(time.monotonic() - start, 1)
+    call.finish(name, part, log)
+    print(f"{name}: {part['summary']} ({part['part_seconds']:.0f} s)", flush=True)
+
+
+def stop(*_: Any) -> None:
+    raise SystemExit(143)
+
+
 def main(words: list[str] | None = None) -> int:
-    args = arguments(words)
-    outdir = Path(args.outdir)
-    for name in args.chosen:
-        path = outdir / f"{name}.json"
-        if args.resume and finished(path):
-            print(f"{name}: finished before", flush=True)
-            continue
-        if not args.resume and path.exists():
-            path.unlink()
-        print(f"{name}: at most {args.budgets[name]:.0f} s", flush=True)
-        start = time.monotonic()
-        part = PARTS[name](args, args.budgets[name])
-        write(path, {**part, "part": name, "device": args.device, "part_seconds": round(time.monotonic() - start, 1)})
-        print(f"{name}: {part['summary']} ({time.monotonic() - start:.0f} s)", flush=True)
-    # last, as it needs the package
-    done = run([sys.executable, str(ROOT / "benchmarks/_gpu_pages.py"), str(outdir)], 60)
-    print(done["output"], end="")
-    return done["status"] or 0
+    call = Call(arguments(words))
+    todo = [name for name in call.args.chosen if not call.parts.get(name, {}).get("complete")]
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        together = [
+            threading.Thread(target=perform, args=(call, name, min(call.args.budgets[name], call.left())), daemon=True)
+            for name in todo
+            if name in SIDE_BY_SIDE
+        ]
+        for thread in together:
+            thread.start()
+        for thread in together:
+            thread.join()
+        for name in todo:
+            if name not in SIDE_BY_SIDE and call.left() > GRACE:
+                perform(call, name, min(call.args.budgets[name], call.left()))
+        for name in todo:  # what was cut has the time that is left
+            if name in MEASURED and not call.parts.get(name, {}).get("complete") and call.left() > 2 * GRACE:
+                perform(call, name, call.left())
+    finally:
+        print(pages.terminal(call.parts, call.faults), flush=True)
+    return 0 if all(part.get("ok") for part in call.parts.values()) else 1
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _HOMES = {
     "invert": "sampling",
     "log_likelihood": "sampling",
     "sample_seeds": "sampling",
+    "SeedSampler": "sampling",
     "StopSampling": "sampling",
     "save_grid": "sampling",
     "StackedRandomGenerator": "sampling",

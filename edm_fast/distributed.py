@@ -19,8 +19,17 @@ from edm_fast.errors import UserError
 NOTICE = 10.0  # seconds of waiting for other processes before a line says so
 TIMEOUT = 600.0  # seconds after which that is an error, unless EDM_FAST_JOIN_TIMEOUT says otherwise
 EXPECTED = "expected all that torchrun sets (torchrun --standalone --nproc_per_node=N -m edm_fast ...)"
-# what other launchers call the number of copies they have started; a step of Slurm may be smaller than its job
-COPIES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# what launchers call the number of processes and that of each; a step of Slurm may be smaller than its job
+NUMBERED = {
+    "WORLD_SIZE": "RANK",
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+    "SLURM_NTASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+}
+COPIES = tuple(NUMBERED)[1:]  # those of launchers whose copies know nothing of each other
+ARRAY = "SLURM_ARRAY_TASK_"
 
 
 def _integer(name: str, low: int, high: int | None = None) -> int:
@@ -71,8 +80,59 @@ def _refuse_copies() -> None:
                 f"{name} is {os.environ[name]} and RANK is not set: every one of these processes would do the whole "
                 "work and write the same files; expected torchrun on each machine (under Slurm: srun "
                 "--ntasks-per-node=1 torchrun --nnodes=... --nproc_per_node=... -m edm_fast ...), or a single process "
-                f"(srun --ntasks=1, or {name}=1)"
+                f"(srun --ntasks=1, or {name}=1); edm-fast generate also takes --shard"
             )
+
+
+def shard() -> tuple[int, int, str]:
+    """(number of this process from 0, how many share the work, the variables that say so), without a group.
+
+    The tasks of a Slurm job array times the processes that a launcher has started in each. UserError where the
+    environment tells nothing, or in part.
+    """
+    index, count, names = _array_task()
+    for size, number in NUMBERED.items():
+        has_size, has_number = bool(_text(size)), bool(_text(number))
+        if has_size != has_number and (size == "WORLD_SIZE" or (has_size and _text(size) != "1")):
+            there, missing = (size, number) if has_size else (number, size)
+            raise UserError(f"the environment has {there} but no {missing}; expected both, or --shard=I/N")
+        if has_size and has_number:
+            world = _integer(size, 1)
+            index, count = index * world + _integer(number, 0, world - 1), count * world
+            names = [*names, number, size]
+            break
+    if not names:
+        raise UserError("the environment has no variables of Slurm, MPI or torchrun; expected --shard=I/N, such as 0/8")
+    return index, count, ", ".join(names)
+
+
+def _array_task() -> tuple[int, int, list[str]]:
+    """(place of this task in its job array, number of tasks, the variables); 0 of 1 without an array."""
+    task, size = f"{ARRAY}ID", f"{ARRAY}COUNT"
+    if not _text(task):
+        return 0, 1, []
+    if not _text(size):
+        raise UserError(f"the environment has {task} but no {size}; expected both, or --shard=I/N")
+    count = _integer(size, 1)
+    first = _integer(f"{ARRAY}MIN", 0) if _text(f"{ARRAY}MIN") else 0
+    last = _integer(f"{ARRAY}MAX", 0) if _text(f"{ARRAY}MAX") else first + count - 1
+    step = max((last - first) // max(count - 1, 1), 1)
+    place, rest = divmod(_integer(task, 0) - first, step)
+    if rest or first + step * (count - 1) != last or not 0 <= place < count:
+        raise UserError(f"the {count} tasks of the job array are not evenly spaced; expected --shard=I/N")
+    return place, count, [task, size]
+
+
+def _text(name: str) -> str:
+    return os.environ.get(name, "").strip()
+
+
+def local_number() -> int:
+    """Which of this machine's processes this one is, by any launcher; 0 where none says so."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"):
+        if _text(name):
+            return _integer(name, 0)
+    return 0
 
 
 def init(device: torch.device | str = "cpu") -> None:

@@ -33,6 +33,7 @@ KINDS = {
     "pickle": "a pickle",
     "png": "a PNG picture",
     "safetensors": "a safetensors file",
+    "tar": "a tar archive",
     "text": "a text file",
     "torch": "a file of torch.save",
     "zip": "a zip archive",
@@ -108,6 +109,8 @@ def kind_of(path: PathLike) -> str | None:
         return "png"
     if head.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
+    if head[257:262] == b"ustar":
+        return "tar"
     if head[4:9] == b"\0\0\0\0{":  # a header of less than 4 GiB, and its first character
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
@@ -367,9 +370,14 @@ def _decoded(chunks: Iterator[bytes], encoding: str, url: str) -> Iterator[bytes
 def _check_digest(path: Path, name: str, sha256: str) -> None:
     if not path.is_file():
         raise UserError(f"{name}: a checksum needs a file, this is a folder")
+    if (found := sha256_of(path)) != sha256.lower():
+        raise UserError(f"{name}: sha256 is {found}; expected {sha256.lower()}")
+
+
+def sha256_of(path: PathLike) -> str:
+    """The digest of a file, 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != sha256.lower():
-        raise UserError(f"{name}: sha256 is {digest.hexdigest()}; expected {sha256.lower()}")
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,10 @@ FORMATS = (
 )
 KEY, GRID = "edm-fast", "grid"  # the text chunk of the PNGs this package writes, and its value in a grid of images
 COLOURS = {1: "gray", 2: "gray with alpha", 3: "RGB", 4: "RGBA"}
-# what Pillow, zlib and zipfile raise for damaged files; RuntimeError: an encrypted member, a method nobody knows
+# what Pillow, zlib, zipfile and tarfile raise for damaged files; RuntimeError: an encrypted member, an unknown method
 DAMAGED: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, struct.error),
-    *(MemoryError, zlib.error, zipfile.BadZipFile, PIL.Image.DecompressionBombError),
+    *(MemoryError, zlib.error, zipfile.BadZipFile, tarfile.TarError, PIL.Image.DecompressionBombError),
 )
 _DEEP = re.compile(r";(12|16|32)[A-Z]*$")  # raw modes of more than 8 bits, but BGR;16, which is 5 + 6 + 5 bits
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")

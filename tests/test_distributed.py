@@ -9,15 +9,19 @@ from click.testing import CliRunner
 
 from edm_fast import distributed
 from edm_fast.cli import main
+from edm_fast.cli._device import own_gpu
 from edm_fast.errors import UserError
 
+ARRAY = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX")]
+LOCAL = ["LOCAL_RANK", "SLURM_LOCALID"]
 GROUP = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """Sets the variables given, and none of the others that tell of a group."""
-    for name in (*GROUP, *distributed.COPIES, "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE", "EDM_FAST_JOIN_TIMEOUT"):
+    numbered = (*distributed.NUMBERED, *distributed.NUMBERED.values(), *ARRAY, *LOCAL)
+    for name in (*GROUP, *numbered, "TORCHELASTIC_USE_AGENT_STORE", "EDM_FAST_JOIN_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
 
     def use(**values):
@@ -107,6 +111,58 @@ def test_a_step_of_slurm_may_be_smaller_than_its_job(environment):
     distributed.init("cpu")
     environment(**{**GROUP, "SLURM_NTASKS": "8", "WORLD_SIZE": "1"})  # srun has started torchrun
     distributed.init("cpu")
+
+
+def array(*values):
+    return dict(zip(ARRAY, map(str, values)))
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        (array(5, 4, 3, 6), (2, 4)),
+        (array(20, 3, 10, 30), (1, 3)),
+        (array(7, 1, 7, 7), (0, 1)),
+        (array(1, 4), (1, 4)),  # of old versions
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, (3, 8)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, (1, 2)),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+            (1, 2),
+        ),  # srun has started torchrun
+        ({**array(2, 3, 1, 3), "RANK": "1", "WORLD_SIZE": "4"}, (5, 12)),
+        ({**array(2, 3, 1, 3), "SLURM_PROCID": "0"}, (1, 3)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
+        ({}, "no variables of Slurm, MPI or torchrun; expected --shard=I/N"),
+        ({"WORLD_SIZE": "2"}, "the environment has WORLD_SIZE but no RANK; expected both, or --shard=I/N"),
+        ({"RANK": "2"}, "the environment has RANK but no WORLD_SIZE; expected both, or --shard=I/N"),
+        ({"SLURM_NTASKS": "2"}, "has SLURM_NTASKS but no SLURM_PROCID"),
+        ({"SLURM_ARRAY_TASK_ID": "2"}, "has SLURM_ARRAY_TASK_ID but no SLURM_ARRAY_TASK_COUNT"),
+        (array(1, 3, 0, 5), "3 tasks of the job array are not evenly spaced; expected --shard=I/N"),
+        (array(1, 3, 0, 4), "not evenly spaced"),
+        (array(9, 3), "not evenly spaced"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is '2'; expected an integer from 0 to 1"),
+    ],
+)
+def test_shards_of_launchers(environment, values, want):
+    environment(**values)
+    if isinstance(want, tuple):
+        *numbers, names = distributed.shard()
+        assert tuple(numbers) == want and values.keys() >= set(names.split(", "))
+    else:
+        with pytest.raises(UserError, match=want):
+            distributed.shard()
+
+
+def test_a_shard_has_a_gpu_of_its_own(environment, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    environment(SLURM_LOCALID="6")
+    for name in ("auto", "cuda", "cuda:1"):
+        own_gpu(torch.device("cuda", 0 if name != "cuda:1" else 1), name)
+    assert current == [torch.device("cuda", number) for number in (2, 2, 1)]
+    assert own_gpu(torch.device("cpu"), "auto").type == "cpu"
 
 
 def test_other_verbs_do_not_mind(environment, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import stat
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def saved(save, *args, **kwargs):
     return buffer.getvalue()
 
 
+def tar():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        file.addfile(tarfile.TarInfo("a.png"))
+    return buffer.getvalue()
+
+
 CONTENT = {
     "gif": b"GIF89a\1\0\1\0\0\0\0;",
     "json": b'\n {"a": 1}',
@@ -115,6 +123,7 @@ CONTENT = {
     "pickle": pickle.dumps({}),
     "png": png(),
     "safetensors": b"\x40\0\0\0\0\0\0\0{}",
+    "tar": tar(),
     "text": "# é".encode(),
     "torch": saved(torch.save, {"a": torch.zeros(1)}),
     "zip": archive("00000/img00000000.png"),

@@ -1,8 +1,15 @@
-"""make gpu-report without a GPU: each part's path on tiny networks, what is cut and resumed, and the pages."""
+"""make gpu-report without a GPU: each part's path on tiny networks; and what is left of parts that hang, die or meet a
+full disk, of compilers that fail, of a call that is out of time."""
 
 import argparse
+import io
 import json
+import os
+import resource
+import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,163 +20,285 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import _gpu_ops  # noqa: E402
 import _gpu_pages  # noqa: E402
 import _gpu_parts  # noqa: E402
+import _gpu_places  # noqa: E402
 import gpu_report  # noqa: E402
+from _gpu_process import run  # noqa: E402
 
 from edm_fast import native  # noqa: E402
 from edm_fast.evaluation import _targets  # noqa: E402
 from edm_fast.evaluation._rows import ROWS  # noqa: E402
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+TRIAL = argparse.Namespace(device="cpu", quick=True)
 
 
-def trial(path, seconds=100.0):
-    return argparse.Namespace(file=path, device="cpu", seconds=seconds, quick=True)
+@pytest.fixture
+def told(monkeypatch):
+    """What the parts tell, as the parent has it."""
+    part = {"rows": [], "facts": {}, "complete": True, "ok": True, "summary": "done", "cut": [], "begun": []}
+
+    def tell(**event):
+        part["rows"] += [event["row"]] if "row" in event else []
+        part["facts"].update(event.get("facts", {}))
+        part["cut"] = event.get("left", part["cut"])
+        part["begun"] += [event["begin"]] if "begin" in event else []
+
+    monkeypatch.setattr(_gpu_parts, "tell", tell)
+    return part
 
 
-def read(path):
-    return json.loads(path.read_text())
+def call_of(tmp_path, *words):
+    args = ["--device=cpu", "--quick", f"--outdir={tmp_path}", f"--workdir={tmp_path}/work", *words]
+    return gpu_report.Call(gpu_report.arguments(args))
 
 
 @needs_native
-def test_every_part_that_measures(tmp_path, monkeypatch, capsys):
+def test_every_part_that_measures(told, monkeypatch):
     monkeypatch.setattr(_targets, "STEPS", 2)
     monkeypatch.setattr(_gpu_parts.bench, "MIN_TURN", 0.0)
-    for name in ("networks", "training", "sampling"):
-        _gpu_parts.places(name, trial(tmp_path / f"{name}.json"))
-    _gpu_parts.ops(trial(tmp_path / "ops.json"))
-    _gpu_parts.profile(trial(tmp_path / "profile.json"))
-    parts = _gpu_pages.collect(tmp_path)
-    assert set(parts) == set(gpu_report.MEASURED)
-    for name, part in parts.items():
-        assert part["complete"] and part["ok"], (name, part)
-    rows = {entry["row"]: entry for entry in parts["networks"]["results"]["rows"]}
+    parts = {}
+    for name in ("networks", "training", "sampling", "ops", "profile"):
+        told |= {"rows": [], "facts": {}, "cut": []}
+        work = getattr(_gpu_parts, name, None) or (lambda *args, name=name: _gpu_parts.places(name, *args))
+        work(TRIAL, {"done": [], "facts": {}})
+        parts[name] = {**told}
+        assert told["rows"] and not told["cut"], name
+    rows = {entry["row"]: entry for entry in parts["networks"]["rows"]}
     assert rows["accelerate-fp32"]["ratio"] > 0 and "expected one of" in rows["accelerate-fp16"]["reason"]
     assert 1e-4 < rows["fused-half-bf16"]["error"] < 0.1 and rows["reference-tf32"]["error"] == 0
-    assert parts["networks"]["flops"]["demo"] > 1e8
+    assert parts["networks"]["facts"]["flops"]["demo"] > 1e8
     measured = {(row["op"], row["backend"]) for row in parts["ops"]["rows"] if "ratio" in row}
     assert {("solver_update", "cpu"), ("upfirdn", "cpu"), ("conv2d", "cpu")} <= measured
     assert ("attention", "scaled_dot_product_attention") in measured
     assert all(row["bit_stable"] for row in parts["ops"]["rows"] if row["backend"] == "cpu" and "ratio" in row)
-    assert all(isinstance(table, list) and table for table in parts["profile"]["tables"].values())
+    assert all(row["table"] for row in parts["profile"]["rows"])
 
-    for name, part in parts.items():
-        gpu_report.write(tmp_path / f"{name}.json", {**part, "device": "cpu", "part_seconds": 1})
-    _gpu_pages.main(tmp_path)
-    page = next(tmp_path.glob("gpu-report-cpu*.md")).read_text()
-    for text in ("## ops", "## networks", "## training", "## sampling", "## Products per second", "## Profile"):
+    page, shown = _gpu_pages.page(parts, []), _gpu_pages.terminal(parts, [])
+    for text in ("## Ops", "## Networks", "## Training", "## Sampling", "## Kernels", "TFLOP/s"):
         assert text in page
-    shown = capsys.readouterr().out
-    assert "accelerate-fp32" in shown and "build      not run" in shown
-    assert shown.strip().splitlines()[-1].startswith("profile    ok")
+    assert "accelerate-fp32" in shown and shown.splitlines()[-1].startswith("profile    ok")
+    for text in _gpu_pages.documents(parts).values():  # as bench itself writes them
+        document = json.loads(text)
+        assert document["rows"] and {entry["row"] for entry in document["rows"]} <= set(ROWS)
+
+    # what is done is not measured again
+    told |= {"rows": [], "begun": []}
+    done = [row["id"] for row in parts["networks"]["rows"][1:]]
+    _gpu_parts.places("networks", TRIAL, {"done": done, "facts": parts["networks"]["facts"]})
+    assert [row["row"] for row in told["rows"]] == ["reference"]
 
 
-@needs_native
-def test_native_calls():
-    with pytest.raises(SystemExit) as end:
-        _gpu_parts.native_calls("cpu")
-    assert end.value.code == 0
-
-
-def test_places_are_cut_at_the_end_and_taken_up_again(tmp_path, monkeypatch):
-    asked = []
-
-    def bench(target, folder, say, networks, batches, rows, rounds, resume, **rest):
-        asked.append((networks, batches))
-        if networks == ["broken"]:
+def test_a_reference_that_fails_is_a_row_with_a_reason(told, monkeypatch):
+    def first_call(target, network, *rest):
+        if network == "broken":
             raise RuntimeError("no memory\nat all")
-        folder.mkdir(exist_ok=True)
-        return folder / "x.json"
+        return {"network": network}, None, []
 
-    monkeypatch.setattr(_gpu_parts.bench, "bench", bench)
-    monkeypatch.setattr(_gpu_parts, "read", lambda path: {"rows": []})
-    monkeypatch.setattr(_gpu_parts, "flops", lambda network, device: 7)
-    monkeypatch.setattr(_gpu_parts, "QUICK", {"networks": [("broken", 1, ("a",)), ("fine", 2, ("b", "c"))]})
-    path = tmp_path / "networks.json"
-    _gpu_parts.places("networks", trial(path, seconds=-1))
-    assert read(path)["cut"] == [["broken", 1, ["a"]], ["fine", 2, ["b", "c"]]] and not read(path)["complete"]
-    assert list(_gpu_pages.cuts({"networks": read(path)}))[1] == "networks: fine, batch 2: b, c" and not asked
-    _gpu_parts.places("networks", trial(path))
-    found = read(path)
-    assert asked == [(["broken"], [1]), (["fine"], [2])] and found["complete"] and not found["ok"]
-    assert found["errors"] == ["broken, batch 1: RuntimeError: no memory"] and found["flops"] == {"fine": 7}
+    monkeypatch.setattr(_gpu_parts, "opened", lambda network, device: network)
+    monkeypatch.setattr(_gpu_parts._peers, "subject", lambda net, batch: open(os.devnull))
+    monkeypatch.setattr(_gpu_parts.bench, "first_call", first_call)
+    monkeypatch.setattr(_gpu_parts, "row_of", lambda target, subject, row, reference, rounds: {"row": row})
+    monkeypatch.setattr(_gpu_parts, "flops", lambda net, device: 7)
+    place = _gpu_places.Place
+    monkeypatch.setattr(_gpu_parts, "QUICK", {"networks": [place("broken", 1, ("a",)), place("fine", 2, ("b", "c"))]})
+    _gpu_parts.places("networks", TRIAL, {"done": ["fine, batch 2, c"], "facts": {}})
+    assert [row.get("reason") for row in told["rows"]] == ["RuntimeError: no memory", None]
+    assert told["facts"] == {"flops": {"broken": 7, "fine": 7}} and told["cut"] == []
+
+
+PLANTED = f"""
+import json, os, signal, sys, time
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+from _gpu_process import tell
+rows, done = ["good", "hangs", "dies", "late", "last"], json.load(sys.stdin)["done"]
+tell(facts={{"slug": "planted", "settings": {{"device": "cpu"}}}})
+for place, row in enumerate(rows):
+    name = f"net, batch 1, {{row}}"
+    if name in done:
+        continue
+    tell(begin=name, limit=0.7 if row == "hangs" else 30, left=[f"net, batch 1, {{r}}" for r in rows[place:]])
+    if row == "hangs":
+        time.sleep(60)
+    if row == "dies":
+        print("RuntimeError: an illegal memory access", flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if row == "late" and sys.argv[1] == "training":
+        time.sleep(60)
+    numbers = {{"median_s": 0.001, "ratio": 2.0, "images_per_s": 1000.0, "error": 1e-4}}
+    tell(row={{"id": name, "network": "net", "batch": 1, "row": row, **numbers}})
+"""
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_is_left_of_parts_that_hang_and_die_and_of_a_full_disk(tmp_path, full):
+    program = tmp_path / "planted.py"
+    program.write_text(PLANTED)
+    words = ["--device=cpu", "--parts=networks,training", "--budget=training=2", f"--outdir={tmp_path}/out"]
+    words += [f"--workdir={tmp_path}/out/work", "--seconds=18"]
+    code = f"import gpu_report, pathlib; gpu_report.PROGRAM = pathlib.Path({str(program)!r}); gpu_report.GRACE = 1; "
+    code += f"raise SystemExit(gpu_report.main({words}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "benchmarks",
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)) if full else None,
+    )
+    shown = done.stdout
+    assert done.returncode == 1 and len(shown.rpartition("training: ")[2]) <= 10_000, done.stderr[-2000:]
+    assert all(f"1 {row} " in shown for row in ("good", "late", "last"))
+    assert "networks, net, batch 1, hangs: no result in its time" in shown
+    assert "networks, net, batch 1, dies: its process ended with -11: RuntimeError: an illegal memory access" in shown
+    assert "networks   NOT OK" in shown and "3 rows, 0 with a reason, 2 lost" in shown
+    assert "training, out of time: net, batch 1, late" in shown and "training, out of time: net, batch 1, last" in shown
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.*")) if (tmp_path / "out").exists() else []
+    if full:
+        assert "gpu-report.md is not written: File too large" in shown and "gpu-report.md" not in files
+        return
+    assert files == ["gpu-report.md", "gpu-report.tar.gz"]
+    with tarfile.open(tmp_path / "out/gpu-report.tar.gz") as archive:
+        assert {"results/networks-planted.json", "parts/training.json", "networks.log"} <= {*archive.getnames()}
+        (document,) = [json.load(archive.extractfile(n)) for n in archive.getnames() if n.startswith("results/net")]
+    assert [row["row"] for row in document["rows"]] == ["good", "late", "last"]
+    assert "illegal memory access" in (tmp_path / "out/work/networks.log").read_text()
 
 
 def test_the_places_hold_every_peer_and_batch():
-    places = _gpu_parts.PLACES["networks"]
-    assert places[0][:2] == (_gpu_parts.DDPMPP, 64)
-    for name, batches in _gpu_parts.BATCHES.items():
+    places = _gpu_places.PLACES["networks"]
+    assert (*places[0][:2], places[0].rows) == (
+        _targets.DDPMPP,
+        64,
+        ("reference", "torch-half-fp16", "accelerate-fp16"),
+    )
+    assert (_gpu_places.NCSNPP, _gpu_places.ADM) == (_targets.NCSNPP, _targets.ADM)
+    wanted = {*_gpu_places.PEERS, *_gpu_places.OURS, *_gpu_places.FUSED, *_gpu_places.COMPILED}
+    for name, batches in _gpu_places.BATCHES.items():
         for batch in batches:
-            rows = [row for network, size, some in places if (network, size) == (name, batch) for row in some]
-            assert len(rows) == len(set(rows))
-            wanted = (*_gpu_parts.PEERS, *_gpu_parts.OURS, *_gpu_parts.FUSED, *_gpu_parts.COMPILED, *_gpu_parts.TUNED)
-            assert set(rows) == set(wanted)
-    for target in _gpu_parts.PLACES.values():
-        assert all(set(rows) <= set(ROWS) for _, _, rows in target)
+            assert {row for p in places if p[:2] == (name, batch) for row in p.rows} == wanted
+    for target in _gpu_places.PLACES.values():
+        assert all(set(place.rows) <= set(ROWS) for place in target)
+    assert {row for _, _, row in _gpu_places.warm_jobs(False)} <= set(ROWS)
     assert {layer.op for layer in _gpu_ops.layers(quick=False)} == set(_gpu_ops.backend.ops())
 
 
-def test_budgets_stay_under_nine_minutes():
-    assert (
-        set(gpu_report.BUDGETS) == set(gpu_report.PARTS)
-        and sum(gpu_report.BUDGETS.values()) + gpu_report.GRACE * len(gpu_report.MEASURED) < 540
-    )
+def test_the_usual_parts_fit_into_a_call(tmp_path):
+    call = call_of(tmp_path)
+    chosen = [name for name in call.args.chosen if name != "warm"]  # beside the build
+    assert set(gpu_report.PARTS) - set(call.args.chosen) == {*gpu_report.ALONE} and chosen[-1] == "sanitizer"
+    assert sum(gpu_report.BUDGETS[name] for name in chosen) < call.args.seconds - gpu_report.LAST < 600
     args = gpu_report.arguments(["--budget=networks=7.5", "--parts=ops, networks"])
     assert args.budgets["networks"] == 7.5 and args.chosen == ["ops", "networks"]
+    assert gpu_report.arguments(["--sweep"]).chosen == ["build", "sweep"]
     for wrong in ("--parts=nope", "--budget=nope=1", "--budget=ops=x"):
         with pytest.raises(SystemExit):
             gpu_report.arguments([wrong])
 
 
-def test_finished_parts_are_not_run_again(tmp_path, monkeypatch, capsys):
+def test_finished_parts_are_not_run_again_and_one_that_raises_is_not_the_last(tmp_path, monkeypatch, capsys):
     ran = []
 
     def part(name, complete):
-        return lambda args, seconds: ran.append(name) or {"complete": complete, "ok": True, "summary": "done"}
+        def run_part(call, seconds):
+            ran.append(name)
+            if name == "tests":
+                raise KeyError("a fault of the script")
+            return {"complete": complete, "ok": True, "summary": "done"}, "its log"
 
-    monkeypatch.setattr(gpu_report, "PARTS", {"build": part("build", True), "tests": part("tests", False)})
-    monkeypatch.setattr(gpu_report, "run", lambda *args: {"status": 0, "output": "the table\n"})
-    words = ["--device=cpu", f"--outdir={tmp_path}"]
-    for more in ([], ["--resume"], ["--parts=build"]):
-        assert gpu_report.main([*words, *more]) == 0
-    assert ran == ["build", "tests", "tests", "build"]
-    assert read(tmp_path / "build.json")["part"] == "build" and not list(tmp_path.glob(".*"))
-    assert capsys.readouterr().out.endswith("the table\n")
-    (tmp_path / "tests.json").write_text("{broken")
-    assert not gpu_report.finished(tmp_path / "tests.json")
+        return run_part
+
+    parts = {"build": part("build", True), "tests": part("tests", True), "sanitizer": part("sanitizer", False)}
+    monkeypatch.setattr(gpu_report, "PARTS", parts)
+    words = ["--device=cpu", f"--outdir={tmp_path}", f"--workdir={tmp_path}/work", "--parts=build,tests,sanitizer"]
+    assert gpu_report.main(words) == 1 and gpu_report.main([*words, "--resume"]) == 1
+    assert ran == ["build", "tests", "sanitizer", "sanitizer"]
+    assert "tests      NOT OK" in capsys.readouterr().out and (tmp_path / "work/build.log").read_text() == "its log"
+    assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_command_ends_at_its_time():
-    found = gpu_report.run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 2)
+def test_a_command_ends_at_its_time_and_does_not_wait_for_its_children():
+    found = run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 2)
     assert found["status"] is None and found["output"] == "begun\n" and found["seconds"] < 20
-    assert gpu_report.run([sys.executable, "-c", "raise SystemExit(3)"], 20)["status"] == 3
+    orphan = "import subprocess, sys; subprocess.Popen(['sleep', '60']); print(sys.stdin.read()); raise SystemExit(3)"
+    found = run([sys.executable, "-c", orphan], 20, text="hello")
+    assert found["status"] == 3 and found["output"] == "hello\n" and found["seconds"] < 15
 
 
-def test_a_part_that_dies_keeps_what_it_had(tmp_path, monkeypatch):
-    gpu_report.write(tmp_path / "ops.json", {"rows": [1], "summary": "1 of 2 layers"})
-    monkeypatch.setattr(gpu_report, "run", lambda *args: {"status": -9, "output": "killed"})
-    found = gpu_report.PARTS["ops"](gpu_report.arguments([f"--outdir={tmp_path}"]), 5)
-    assert found["rows"] == [1] and not found["complete"] and "it failed; 1 of 2 layers" == found["summary"]
+def build(tmp_path, monkeypatch, works, present="it was built from other sources"):
+    """The part's result where compiling works as `works` says, and the settings of every attempt."""
+    state, attempts = [present], []
+
+    def fake(command, seconds, env=None, *rest):
+        if "build_ext" in command:
+            attempts.append({key: value for key, value in env.items() if key.startswith("EDM_FAST_CUDA")})
+            state[0] = works.get(env["EDM_FAST_CUDA"], state[0])
+            return {"status": 0 if env["EDM_FAST_CUDA"] in works else 1, "output": "error: no nvcc\n", "seconds": 1}
+        text = "12 0" if "capability" in command[-1] else state[0]
+        return {"status": 0, "output": f"{text}\n", "seconds": 1}
+
+    monkeypatch.setattr(gpu_report, "run", fake)
+    monkeypatch.delenv("EDM_FAST_CUDA_ARCH", raising=False)
+    part, _ = gpu_report.build(call_of(tmp_path, "--device=cuda"), 60)
+    return part, attempts
 
 
-def test_build_installs_without_network_and_dependencies(monkeypatch):
-    commands = []
-
-    def run(command, seconds, env=None):
-        commands.append((command, env))
-        return {"status": 0 if "doctor" in command else 1, "output": "9.0", "seconds": 0}
-
-    monkeypatch.setattr(gpu_report, "run", run)
-    assert not gpu_report.build(gpu_report.arguments([]), 10)["ok"]
-    (pip,) = [(command, env) for command, env in commands if "pip" in command]
-    assert {"--no-deps", "--no-build-isolation", "-e"} <= set(pip[0]) and pip[1]["EDM_FAST_CUDA"] == "1"
-    monkeypatch.setattr(gpu_report, "installed_here", lambda: True)
-    assert gpu_report.build(gpu_report.arguments([]), 10)["ok"]
+def test_a_build_without_cuda_is_better_than_none(tmp_path, monkeypatch):
+    with_cuda, without = {"EDM_FAST_CUDA": "1", "EDM_FAST_CUDA_ARCH": "120a"}, {"EDM_FAST_CUDA": "0"}
+    part, attempts = build(tmp_path, monkeypatch, {"1": "cuda", "0": "cpu"})
+    assert part["ok"] and part["complete"] and attempts == [with_cuda]
+    part, attempts = build(tmp_path, monkeypatch, {"0": "cpu"})
+    assert not part["ok"] and part["complete"] and attempts == [with_cuda, without]
+    assert "compiled part: cpu; EDM_FAST_CUDA=1: error: no nvcc" in part["summary"]
+    part, attempts = build(tmp_path, monkeypatch, {})
+    assert not part["ok"] and part["complete"] and len(attempts) == 2 and "from other sources" in part["summary"]
+    assert build(tmp_path, monkeypatch, {}, present="cuda")[1] == []
 
 
+PYTEST = """
+[gw0] [  3%] PASSED tests/ops/test_a.py::test_x[odd-torch.float32]
+[gw1] [  6%] FAILED tests/ops/test_a.py::test_y[a b]
+[gw1] [  9%] SKIPPED tests/ops/test_a.py::test_z
+tests/plan/test_b.py::test_plain PASSED                                  [ 50%]
+tests/plan/test_b.py::test_skips SKIPPED (no CUDA device)                [100%]
+tests/plan/test_b.py::test_breaks ERROR
+FAILED tests/ops/test_a.py::test_y[a b] - AssertionError: 1e-2
+"""
+
+
+def test_outcomes_of_tests_count_before_the_last_is_over(tmp_path, monkeypatch):
+    found = _gpu_pages.outcomes(PYTEST)
+    assert found["tests/ops/test_a.py::test_y[a b]"] == ("FAILED", "AssertionError: 1e-2")
+    words = [outcome for outcome, _ in found.values()]
+    assert [words.count(word) for word in _gpu_pages.OUTCOMES] == [2, 1, 1, 2]
+    monkeypatch.setattr(gpu_report, "run", lambda *args: {"status": None, "output": PYTEST, "seconds": 1})
+    part, log = gpu_report.tests(call_of(tmp_path), 60)
+    assert part["summary"] == "2 passed, 1 failed, 1 error, 2 skipped" and not part["ok"] and not part["complete"]
+    assert part["failures"][0].endswith("test_y[a b] AssertionError: 1e-2") and log == PYTEST
+    assert all((ROOT / path).exists() for path in gpu_report.GPU_TESTS)
+
+
+def test_an_archive_that_would_be_too_large_goes_without_its_largest_member(tmp_path, monkeypatch):
+    (tmp_path / "networks.log").write_bytes(os.urandom(100_000))
+    (tmp_path / "tests.log").write_text("small")
+    monkeypatch.setattr(_gpu_pages, "ARCHIVE", 20_000)
+    with tarfile.open(fileobj=io.BytesIO(_gpu_pages.archive({"build": {"ok": True}}, tmp_path))) as archive:
+        assert archive.getnames() == ["parts/build.json", "tests.log"]
+
+
+def test_the_tables_on_the_terminal_are_short():
+    numbers = {"median_s": 1.0, "ratio": 1.0, "images_per_s": 1.0, "error": 0.1}
+    rows = [{"id": "x", "network": f"net{i}", "batch": i, "row": "accelerate-fp16", **numbers} for i in range(300)]
+    part = {"rows": rows, "ok": True, "summary": "x" * 5000, "cut": ["y" * 200] * 100}
+    text = _gpu_pages.terminal(dict.fromkeys(["networks", "training", "sampling"], part), ["full"] * 9)
+    assert len(text) <= 10_000 and "net0" in text and "lines more in the page" in text and text.endswith("full")
+
+
+@needs_native
 @pytest.mark.slow
 def test_the_command_from_end_to_end(tmp_path, capsys):
-    words = ["--device=cpu", "--quick", f"--outdir={tmp_path}", "--parts=build,tests,sanitizer"]
-    assert gpu_report.main(words) == 0
+    words = ["--device=cpu", "--quick", f"--outdir={tmp_path}", f"--workdir={tmp_path}/work"]
+    assert gpu_report.state_of_build(call_of(tmp_path)).endswith(("cpu", "cuda", "from other sources"))
+    assert gpu_report.main([*words, "--parts=warm,tests,sanitizer"]) == 0
     shown = capsys.readouterr().out
-    assert "tests      ok" in shown and "networks   not run" in shown
-    assert "7 passed" in shown or "passed" in read(tmp_path / "tests.json")["summary"]
+    assert "1 of 1 plans" in shown and "tests      ok" in shown and "sanitizer  ok" in shown
+    start = time.monotonic()
+    assert gpu_report.main([*words, "--parts=warm,tests", "--resume"]) == 0 and time.monotonic() - start < 5

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from edm_fast import checkpoint, cli, files
+from edm_fast.cli._image_files import write_tar, write_zip
 from edm_fast.data.convert import convert
 from edm_fast.evaluation import fid
 from edm_fast.sampling import sample_seeds, save_grid, save_png
@@ -31,6 +32,8 @@ WRITES = {
     "network folder": ("a", lambda path: checkpoint.save(tiny(), path)),
     "pickle": ("a.pkl", lambda path: checkpoint.save_pkl(tiny(), path)),
     "image": ("a.png", lambda path: save_png(path, IMAGE)),
+    "tar": ("a.tar", lambda path: write_tar(path, [("0.png", b"", 1)])),
+    "zip": ("a.zip", lambda path: write_zip(path, [("0.png", b"", None)])),
     "grid": ("a.png", lambda path: save_grid(path, [IMAGE] * 4)),
     "statistics": ("a.npz", lambda path: fid.save_statistics(path, np.zeros(2), np.eye(2))),
 }

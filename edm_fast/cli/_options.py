@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import click
@@ -34,6 +34,17 @@ def parse_int_list(text: str) -> list[int]:
             raise UserError(f"{text!r} stands for more than {MAX_INTS:,} integers")
         result.extend(numbers)
     return result
+
+
+def int_list_text(numbers: Iterable[int]) -> str:
+    """What parse_int_list takes: [1, 2, 3, 7] -> "1-3,7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1 and runs[-1][0] >= 0:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def command_line(ctx: click.Context, *words: str, unrecorded: Collection[str] = ()) -> str:

@@ -14,7 +14,6 @@ from edm_fast.cli._outputs import expect_output, naming
 from edm_fast.errors import UserError
 from edm_fast.files import atomic_write
 from edm_fast.sampling import arrange, save_grid, seed_inputs, to_uint8
-from edm_fast.sampling.images import read_png
 
 KINDS = {"grid": ("png", ".png"), "html": ("text", ".html"), "trajectory": ("gif", ".gif")}  # by option
 MOST = {"grid": 10_000, "html": 10_000, "trajectory": 64}
@@ -57,10 +56,10 @@ class Trajectory:
         for seed, image in zip(seeds, to_uint8(denoised), strict=True):
             self.frames.setdefault(seed, []).append(image)
 
-    def save(self, path: str, images: Mapping[int, Path]) -> None:
+    def save(self, path: str, images: Mapping[int, bytes]) -> None:
         """Write the animation; its last frame has the finished images, by seed."""
         steps = zip(*(self.frames[seed] for seed in images))
-        frames = [*map(arrange, steps), arrange([read_png(image) for image in images.values()])]
+        frames = [*map(arrange, steps), arrange([*map(decode, images.values())])]
         data = pictures.encode_gif(frames, [FRAME] * (len(frames) - 1) + [LAST])
         with naming(Path(path)), atomic_write(path, kind="gif") as file:
             file.write(data)
@@ -68,24 +67,30 @@ class Trajectory:
 
 def write_overviews(
     options: Mapping[str, Any],
-    images: Mapping[int, Path],
-    labels: Callable[[], Sequence[int | None]],
+    contents: Callable[[], Mapping[int, bytes]],
+    labels: Callable[[Sequence[int]], Sequence[int | None]],
     trajectory: Trajectory | None,
     page: Mapping[str, Any],
 ) -> None:
-    """images: the finished files by seed; other ranks made some, an earlier run others. labels(): their classes.
+    """contents(): the PNGs by seed; other ranks made some, an earlier run others. labels(seeds): their classes.
 
     page: title, note and settings of the contact sheet.
     """
+    images = contents() if any(options[option] is not None for option in KINDS) else {}
     if options["grid"] is not None:
         with naming(Path(options["grid"])):
-            save_grid(options["grid"], [read_png(images[seed]) for seed in options["seeds"]])
+            save_grid(options["grid"], [decode(images[seed]) for seed in options["seeds"]])
     if trajectory is not None:
         trajectory.save(options["trajectory"], images)
     if options["html"] is not None:
-        text = contact_sheet(images, labels(), **page)
+        text = contact_sheet(images, labels([*images]), **page)
         with naming(Path(options["html"])), atomic_write(options["html"], "w", kind="text") as file:
             file.write(text)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """(H, W, C) uint8."""
+    return np.atleast_3d(pictures.decode(data, "of a seed"))
 
 
 def classes(net: Any, seeds: Sequence[int], class_idx: int | None, device: torch.device) -> list[int | None]:
@@ -101,17 +106,17 @@ def classes(net: Any, seeds: Sequence[int], class_idx: int | None, device: torch
 
 
 def contact_sheet(
-    images: Mapping[int, Path], labels: Iterable[int | None], title: str, note: str, settings: Mapping[str, Any]
+    images: Mapping[int, bytes], labels: Iterable[int | None], title: str, note: str, settings: Mapping[str, Any]
 ) -> str:
     """A page of all images, small ones enlarged, each with its seed and class."""
-    first = read_png(next(iter(images.values())))
+    first = decode(next(iter(images.values())))
     scale = max(1, 96 // first.shape[1])
     shown = [
         {
-            "source": pages.inline(path.read_bytes()),
+            "source": pages.inline(data),
             "caption": f"seed {seed}" + ("" if label is None else f", class {label}"),
         }
-        for (seed, path), label in zip(images.items(), labels)
+        for (seed, data), label in zip(images.items(), labels)
     ]
     size = {"width": first.shape[1] * scale, "height": first.shape[0] * scale}
     return pages.render("sheet.html", title=title, note=note, settings=settings, images=shown, **size)

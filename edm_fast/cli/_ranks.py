@@ -1,7 +1,8 @@
-"""What the processes of a group do together: one does the work of all, all wait for each other."""
+"""What the processes of a group do together, or one of them for all; and shards, which know nothing of each other."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +12,17 @@ from edm_fast.cli._errors import error_line
 from edm_fast.errors import UserError
 
 T = TypeVar("T")
+FROM_ENVIRONMENT = "environment"
+
+
+def parse_shard(text: str) -> tuple[int, int, str]:
+    """(I, N, what says so) of I/N, or of the variables that launchers set."""
+    if text == FROM_ENVIRONMENT:
+        return distributed.shard()
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    if numbers is None or not int(numbers[1]) < int(numbers[2]):
+        raise UserError(f"{text!r} is not I/N with I from 0 to N-1, such as 0/8")
+    return int(numbers[1]), int(numbers[2]), "--shard"
 
 
 def on_first_rank(function: Callable[[], T]) -> T:

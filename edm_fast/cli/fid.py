@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import click
@@ -12,12 +12,14 @@ import tqdm
 
 from edm_fast import distributed, files
 from edm_fast.cli import _options as opt
-from edm_fast.cli._device import resolve_device
+from edm_fast.cli._device import own_gpu, resolve_device
 from edm_fast.cli._outputs import expect_output
-from edm_fast.errors import UserError, UserOSError
+from edm_fast.cli._ranks import FROM_ENVIRONMENT, parse_shard
+from edm_fast.errors import UserError, UserOSError, count
 from edm_fast.evaluation import fid
 
 T = TypeVar("T")
+IMAGES_HELP = "Folder, zip or tar of images, or a folder of such archives"
 DETECTOR_HELP = f"""no detector; expected --detector FILE: the TorchScript archive of the 2015 Inception-v3 network, \
 published as {fid.DETECTOR_FILE} with the metrics of the StyleGAN family"""
 
@@ -69,8 +71,14 @@ def command() -> None:
 
 
 @command.command()
+@click.option("--images", "image_path", help=IMAGES_HELP, metavar="PATH", type=opt.INPUT_PATH)
 @click.option(
-    "--images", "image_path", help="Folder or zip of images", metavar="PATH|ZIP", type=opt.INPUT_PATH, required=True
+    "--sums",
+    "sums_paths",
+    help="Sums of features of more images, which fid sums has written; may be repeated",
+    metavar="NPZ",
+    type=opt.INPUT_PATH,
+    multiple=True,
 )
 @click.option(
     "--ref", "ref_path", help="Reference statistics", metavar="NPZ|URL", type=opt.INPUT_PATH_OR_URL, required=True
@@ -83,29 +91,111 @@ def command() -> None:
 @detector_option
 @device_option
 def calc(
-    image_path: str, ref_path: str, num_expected: int, seed: int, batch: int, detector: str | None, device: str
+    image_path: str | None,
+    sums_paths: Sequence[str],
+    ref_path: str,
+    num_expected: int,
+    seed: int,
+    batch: int,
+    detector: str | None,
+    device: str,
 ) -> None:
-    """Print the FID of images; the number is alone on the last line."""
+    """Print the FID of images; the number is alone on the last line.
+
+    --num counts images and those of --sums together. With --sums alone no detector is needed.
+    """
+    if image_path is None and not sums_paths:
+        raise UserError("no images; expected --images, --sums or both")
     where = resolve_device(device)
     distributed.init(where)
     mu_ref, sigma_ref = read_fetched(ref_path, fetch_once(ref_path), fid.load_statistics)
-    dataset = fid.open_images(image_path, num_expected, seed, distributed.print0)
-    origin, detector = detector, find_detector(detector)
-    features = read_fetched(origin, detector, lambda path: fid.load_detector(path, where))
-    height, width = dataset.image_shape[1:]
-    dim = fid.feature_dim(features, height, width, where)
-    if dim != mu_ref.size:
-        raise UserError(
-            f"{ref_path} describes {mu_ref.size} features and the detector gives {dim}; expected equal counts"
-        )
-    print_protocol(detector, batch, where, {"seed": seed, "reference": ref_path})
-    if num_expected <= dim:
-        distributed.print0(f"note: {num_expected} images for {dim} features: the distance is ill-conditioned")
-    mu, sigma = fid.compute_statistics(dataset, features, batch, where, progress=progress)
+    total, digest = added_sums(sums_paths, mu_ref.size, ref_path)
+    missing = num_expected - int(total.count)
+    if missing < 0 or (missing > 0 and image_path is None) or (missing == 0 and image_path is not None):
+        has = "as many" if image_path is None else "more, and --images the rest"
+        raise UserError(f"--sums are of {int(total.count)} images and --num is {num_expected}; expected {has}")
+    dataset = None if image_path is None else fid.open_images(image_path, missing, seed, distributed.print0)
+    protocol: dict[str, object] = {"sums": ", ".join(sums_paths)} if sums_paths else {}
+    protocol |= {"seed": seed, "reference": ref_path}
+    if dataset is None:
+        print_protocol(f"sha256 {digest}", batch, where, protocol)
+    else:
+        origin, detector = detector, find_detector(detector)
+        features = read_fetched(origin, detector, lambda path: fid.load_detector(path, where))
+        height, width = dataset.image_shape[1:]
+        check_features(fid.feature_dim(features, height, width, where), "the detector gives", mu_ref.size, ref_path)
+        if sums_paths and files.sha256_of(detector) != digest:
+            raise UserError(f"{sums_paths[0]} is of another detector than {detector}; expected one for all images")
+        print_protocol(detector, batch, where, protocol)
+    if num_expected <= mu_ref.size:
+        distributed.print0(f"note: {num_expected} images for {mu_ref.size} features: the distance is ill-conditioned")
+    if dataset is not None:
+        total.merge(fid.compute_sums(dataset, features, batch, where, progress=progress))
+    mu, sigma = total.statistics()
     if distributed.rank() == 0:
         click.echo(f"{fid.frechet_distance(mu, sigma, mu_ref, sigma_ref):g}")
     distributed.barrier()
     distributed.shutdown()
+
+
+def check_features(dim: int, whose: str, expected: int, ref_path: str) -> None:
+    if dim != expected:
+        raise UserError(f"{ref_path} describes {expected} features and {whose} {dim}; expected equal counts")
+
+
+def added_sums(paths: Sequence[str], dim: int, ref_path: str) -> tuple[fid.FeatureSums, str | None]:
+    """(what the files of fid sums add up to, the digest of their detector). UserError if they do not go together."""
+    total, digest = fid.FeatureSums(dim), None
+    for number, path in enumerate(paths):
+        if any(files.same_file(path, other) for other in paths[:number]):
+            raise UserError(f"--sums has {path} twice; expected each once")
+        sums, detector = fid.load_sums(path)
+        check_features(sums.s1.numel(), f"{path} holds", dim, ref_path)
+        if digest not in (None, detector):
+            raise UserError(f"{path} is of another detector than {paths[0]}; expected one for all images")
+        digest = detector
+        total.merge(sums)
+    return total, digest
+
+
+@command.command()
+@click.option("--images", "image_path", help=IMAGES_HELP, metavar="PATH", type=opt.INPUT_PATH, required=True)
+@click.option("--dest", "dest_path", help="Sums to write", metavar="NPZ", type=opt.OUTPUT_PATH, required=True)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    type=opt.Parsed(parse_shard),
+    is_flag=False,
+    flag_value=FROM_ENVIRONMENT,
+    help="The part I = 0 to N-1 of the images; no I/N: by Slurm, MPI, torchrun  [default: all]",
+)
+@batch_option
+@detector_option
+@device_option
+def sums(
+    image_path: str,
+    dest_path: str,
+    shard: tuple[int, int, str] | None,
+    batch: int,
+    detector: str | None,
+    device: str,
+) -> None:
+    """Write the sums of features that fid calc --sums adds, as of images on another machine.
+
+    \b
+    edm-fast fid sums --images=part0 --dest=0.npz --detector=inception-2015-12-05.pt
+    edm-fast fid sums --images=part1 --dest=1.npz --detector=inception-2015-12-05.pt
+    edm-fast fid calc --sums=0.npz --sums=1.npz --ref=cifar10-32x32.npz
+    """
+    where = own_gpu(resolve_device(device, group=False), device)
+    expect_output(dest_path, "npz", image_path)
+    dataset = fid.open_images(image_path, report=click.echo)
+    origin, detector = detector, find_detector(detector)
+    features = read_fetched(origin, detector, lambda path: fid.load_detector(path, where))
+    print_protocol(detector, batch, where, {"sums": dest_path})
+    found = fid.compute_sums(dataset, features, batch, where, progress=progress, shard=(shard or (0, 1))[:2])
+    fid.save_sums(dest_path, found, files.sha256_of(detector))
+    click.echo(f"{count(int(found.count), 'image')} in {dest_path}")
 
 
 @command.command()

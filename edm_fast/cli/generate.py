@@ -6,8 +6,10 @@ import functools
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,25 @@ from edm_fast import __version__, distributed
 from edm_fast.checkpoint import DEMO, add_weights
 from edm_fast.cli import _options as opt
 from edm_fast.cli import _sampler
-from edm_fast.cli._device import resolve_device
+from edm_fast.cli._device import named_device, own_gpu, resolve_device
+from edm_fast.cli._image_files import FORMATS, ImageFiles
 from edm_fast.cli._networks import PRECISIONS, load_network, precision_that_runs, prepared, way_to_draw
 from edm_fast.cli._outputs import naming
-from edm_fast.cli._overviews import Trajectory, check_overviews, classes, expect_overviews, folders, write_overviews
-from edm_fast.cli._ranks import on_first_rank, wait_for_others
+from edm_fast.cli._overviews import (
+    KINDS,
+    Trajectory,
+    check_overviews,
+    classes,
+    expect_overviews,
+    folders,
+    write_overviews,
+)
+from edm_fast.cli._ranks import FROM_ENVIRONMENT, on_first_rank, parse_shard, wait_for_others
 from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
-from edm_fast.errors import UserError, count
-from edm_fast.files import check_output
+from edm_fast.errors import UserError, count, some
 from edm_fast.networks import Precond
-from edm_fast.sampling import Solver, check_class, generate, save_png, to_uint8
-from edm_fast.sampling.images import image_name, made_with, read_png
+from edm_fast.sampling import Solver, check_class, generate
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
 
@@ -151,6 +160,22 @@ from edm_fast.sampling.solvers import registry
     help="Also write the denoised images after each step, as an animation.  [default: none]",
 )
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    type=opt.Parsed(parse_shard),
+    is_flag=False,
+    flag_value=FROM_ENVIRONMENT,
+    help="Draw the share I = 0 to N-1 alone, without the others; no I/N: by Slurm, MPI, torchrun.  [default: all]",
+)
+@click.option("--check", is_flag=True, help="Draw nothing: say which images are missing, wrong or foreign.")
+@click.option(
+    "--format",
+    type=click.Choice([*FORMATS]),
+    default="png",
+    show_default=True,
+    help="A file for each image, or archives of a thousand.",
+)
 def command(**options: Any) -> None:
     """Draw one image per seed and save it as DIR/000000.png and so on.
 
@@ -159,8 +184,16 @@ def command(**options: Any) -> None:
     and the cache folder (EDM_FAST_CACHE_DIR) keeps which way was fastest. Without that file a later run may choose, and
     round, otherwise. On GPUs it is accelerated if --precision is given. tf32 and fp16 run on GPUs alone.
 
-    --skip-existing draws the missing images alone: whole batches as they would have been, so to the same bytes, the
-    rest of batches partly finished in batches of its own. --network=demo names the model inside.
+    --skip-existing keeps what is there and draws each batch that lacks an image again, so that the missing ones get the
+    same bytes. --network=demo names the model inside.
+
+    --shard=I/N is for many processes that know nothing of each other, each for I of 0 to N-1, at once or in turn: each
+    draws a run of the batches that one process would draw, to the same bytes. --shard without I/N takes them from the
+    tasks of a Slurm array, srun, mpirun or torchrun. Afterwards the same command with --check in place of --shard says
+    what is missing, wrong (damaged, or made otherwise) or foreign, and exits with 1 if anything is.
+
+    --format=tar writes archives as webdataset reads them, each class as 000042.cls beside 000042.png; zip writes data
+    sets for edm-fast train. An archive is whole or not there.
 
     --sampler takes what edm-fast tune has written for this network, says how far its images are from the converged
     solution, and goes with no option that decides on the sampler or on guidance.
@@ -172,8 +205,15 @@ def command(**options: Any) -> None:
     source = click.get_current_context().get_parameter_source
     options["explicit"] = {name for name in options if source(name) is not ParameterSource.DEFAULT}
     check_options(options)
-    device = resolve_device(options["device"])
-    distributed.init(device)
+    if options["check"]:
+        sys.exit(not check_images(options))
+    alone = bool(options["shard"][2])
+    device = resolve_device(options["device"], group=not alone)
+    if alone:
+        device = own_gpu(device, options["device"])
+        click.echo("shard {} of {} ({})".format(*options["shard"]))
+    else:
+        distributed.init(device)
     run(device, options)
     distributed.shutdown()
 
@@ -188,7 +228,12 @@ def check_options(options: dict[str, Any]) -> None:
     _sampler.check_guidance(options)
     options["tuned"] = _sampler.tuned_for(options)
     sampler_for(options)
+    options["shard"] = options["shard"] or (0, 1, "")
+    if options["shard"][1] > 1:
+        for name in (name for name in KINDS if options[name] is not None):
+            raise UserError(f"--{name} shows all images; expected no --shard, but --skip-existing when all are there")
     check_overviews(options)
+    image_files(options)
 
 
 def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any], solver: Solver) -> str:
@@ -218,52 +263,92 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
 
 
 def run(device: torch.device, options: dict[str, Any]) -> None:
-    """The whole command, on each rank."""
-    tuned = options["tuned"]
-    if tuned is not None:
-        options["precision"] = precision_that_runs(tuned.precision, device)
+    """The whole command, on each rank, or for one shard."""
+    options["precision"] = precision_on(device, options)
     way = way_to_draw(options["precision"], device)
-    net = load_network(device, options["network_pkl"])
-    if tuned is not None:
-        on_first_rank(lambda: tuned.check(net))
-        distributed.print0(tuned.describe())
-    check_channels(net)
-    check_class(net, options["class_idx"])
-    sampler, kwargs = sampler_for(options, net)
-    solver = _sampler.solver_for(options, net)  # complains before anything is written
-    gnet = None if options["gnet"] is None else load_network(device, options["gnet"])
+    net, gnet, solver = load(device, options)
     guidance = _sampler.guidance_for(options, net, gnet and prepared(gnet, way))
     if guidance is not None:
         guidance.check(net)
-    seeds, outdir = options["seeds"], Path(options["outdir"])
-    names = {seed: image_name(seed, options["subdirs"]) for seed in seeds}  # in order, each once
+    files = image_files(options)
+    seeds = files.share(options["max_batch_size"], *options["shard"][:2])
     mark = on_first_rank(lambda: fingerprint(net, gnet, device, options, solver))
-    finished = on_first_rank(lambda: prepare_outdir(outdir, names, mark, options))
+    finished = on_first_rank(lambda: prepare_outdir(files, seeds, mark, options))
+    own, place = {*seeds}, {"rank": distributed.rank(), "world": distributed.world_size()}
+    if files.archives:  # the published way to share batches among ranks would cut them into parts
+        own, place = own & {*files.share(options["max_batch_size"], place["rank"], place["world"])}, {}
     trajectory = None if options["trajectory"] is None else Trajectory()
+    labels = functools.partial(classes, net, class_idx=options["class_idx"], device=device)
     start = time.perf_counter()
     images = generate(
         prepared(net, way),
-        [*names],
+        files.seeds,
         options["class_idx"],
         batch=options["max_batch_size"],
         device=device,
         solver=solver,
         guidance=guidance,
         callback=trajectory,
-        finished=finished,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
+        finished={*files.seeds} - (own - finished),
+        **place,
     )
-    for seed, image in tqdm.tqdm(images, unit="img", disable=distributed.rank() != 0):
-        save_image(image, seed, outdir / names[seed], mark)
+    files.write(tqdm.tqdm(images, unit="img", disable=distributed.rank() != 0), mark, labels)
     wait_for_others()
     cost = _sampler.evaluations(solver, guidance)
-    line = report(len(names) - len(finished), len(finished), time.perf_counter() - start, cost)
-    distributed.print0(f"{line}: {outdir}{os.sep}")
-    files = {seed: outdir / name for seed, name in names.items()}
-    page = {"note": line, **page_of(options, sampler, kwargs, way, device)}
-    labels = functools.partial(classes, net, [*names], options["class_idx"], device)
-    on_first_rank(lambda: write_overviews(options, files, labels, trajectory, page))
+    line = report(len(seeds) - len(finished), len(finished), time.perf_counter() - start, cost)
+    distributed.print0(f"{line}: {options['outdir']}{os.sep}")
+    page = {"note": line, **page_of(options, net, way, device)}
+    on_first_rank(lambda: write_overviews(options, files.contents, labels, trajectory, page))
+
+
+def precision_on(device: torch.device, options: dict[str, Any]) -> str | None:
+    """That of the command line; with a sampler file its own, if it runs there."""
+    tuned = options["tuned"]
+    return options["precision"] if tuned is None else precision_that_runs(tuned.precision, device)
+
+
+def load(device: torch.device, options: dict[str, Any]) -> tuple[Any, Any, Solver]:
+    """(network, the one of --gnet or None, solver). UserError for options that do not go with them."""
+    net = load_network(device, options["network_pkl"])
+    tuned = options["tuned"]
+    if tuned is not None:
+        on_first_rank(lambda: tuned.check(net))
+        distributed.print0(tuned.describe())
+    check_channels(net)
+    check_class(net, options["class_idx"])
+    solver = _sampler.solver_for(options, net)  # complains before anything is written
+    return net, None if options["gnet"] is None else load_network(device, options["gnet"]), solver
+
+
+def image_files(options: dict[str, Any]) -> ImageFiles:
+    return ImageFiles(Path(options["outdir"]), options["seeds"], options["format"], options["subdirs"])
+
+
+def check_images(options: dict[str, Any]) -> bool:
+    """Tell which images are missing, wrong or foreign; whether none is. Draws nothing, so it needs no GPU."""
+    net, gnet, solver = load(torch.device("cpu"), options)
+    marks, refused = set(), None
+    for kind in ("cpu", "cuda") if options["device"] == "auto" else [options["device"]]:
+        device = named_device(kind)
+        try:
+            settings = {**options, "precision": precision_on(device, options)}
+            marks.add(fingerprint(net, gnet, device, settings, solver))
+        except UserError as error:  # a precision of other devices
+            refused = error
+    if refused is not None and not marks:
+        raise refused
+    files = image_files(options)
+    seeds = files.share(options["max_batch_size"], *options["shard"][:2])
+    faults = files.faults(seeds, marks)
+    for what, found in (("missing", faults.missing), ("wrong", faults.wrong)):
+        if found:
+            click.echo(f"{what}: {len(found)} of {count(len(seeds), 'seed')}: {opt.int_list_text(found)}")
+    if faults.foreign:
+        click.echo(f"foreign: {count(len(faults.foreign), 'image')}: {some(faults.foreign, 10)}")
+    if any(faults):
+        return False
+    click.echo(f"{count(len(seeds), 'image')}, none missing, wrong or foreign: {options['outdir']}{os.sep}")
+    return True
 
 
 def check_channels(net: Any) -> None:
@@ -272,59 +357,17 @@ def check_channels(net: Any) -> None:
         raise UserError(f"the network makes images of {net.img_channels} channels{latents}; a PNG takes 1 or 3")
 
 
-def prepare_outdir(outdir: Path, names: dict[int, str], mark: str, options: dict[str, Any]) -> set[int]:
+def prepare_outdir(files: ImageFiles, seeds: Sequence[int], mark: str, options: dict[str, Any]) -> set[int]:
     """Make sure that files can be written; the seeds whose images are there already and may be kept."""
-    for folder in (outdir, *folders(options)):
+    for folder in (files.outdir, *folders(options)):
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-    finished = finished_seeds(outdir, names, mark) if options["skip_existing"] else set()
-    targets = [outdir / name for seed, name in names.items() if seed not in finished]
-    if replaced := sum(check_output(path, "png") for path in targets):
-        click.echo(f"note: {count(replaced, 'image')} in {outdir} will be replaced")
-    expect_overviews(options, [str(outdir / name) for name in names.values()])
+    finished, replaced = files.prepare(seeds, mark, options["skip_existing"])
+    if replaced:
+        click.echo(f"note: {count(replaced, files.format.noun)} in {files.outdir} will be replaced")
+    expect_overviews(options, [*map(str, files.paths)])
     return finished
-
-
-def finished_seeds(outdir: Path, names: dict[int, str], mark: str) -> set[int]:
-    """Of a stopped run: the seeds whose images are there. UserError for an image made otherwise."""
-    finished = set()
-    for seed, name in names.items():
-        found = made_with(outdir / name)
-        if found is not None and found != mark:
-            raise UserError(
-                f"{outdir / name} was not made by edm-fast generate with these options and this network; "
-                "expected another --outdir, or no --skip-existing"
-            )
-        if found is not None and is_whole(outdir / name):
-            finished.add(seed)
-    remove_leftovers({(outdir / names[seed]) for seed in names.keys() - finished})
-    return finished
-
-
-def is_whole(path: Path) -> bool:
-    """Whether an image can be read; a damaged one is drawn again."""
-    try:
-        read_png(path)
-    except (OSError, SyntaxError, ValueError):  # of Pillow, for as many kinds of damage
-        return False
-    return True
-
-
-def remove_leftovers(paths: set[Path]) -> None:
-    """Delete the temporary files of a killed run (see files.atomic_write) that were to become `paths`."""
-    for folder in {path.parent for path in paths}:
-        for leftover in folder.glob(".*.png.*.tmp"):
-            if folder / (leftover.name[1:].split(".png.")[0] + ".png") in paths:
-                leftover.unlink(missing_ok=True)
-
-
-def save_image(x: torch.Tensor, seed: int, path: Path, mark: str) -> None:
-    """Write the image x (C, R, R) of a seed."""
-    if not x.isfinite().all():
-        raise UserError(f"seed {seed}: the image is not finite; expected another --precision or sampler options")
-    with naming(path):
-        save_png(path, to_uint8(x[None])[0], made_with=mark)
 
 
 def report(made: int, kept: int, seconds: float, cost: str) -> str:
@@ -334,11 +377,10 @@ def report(made: int, kept: int, seconds: float, cost: str) -> str:
     )
 
 
-def page_of(
-    options: dict[str, Any], sampler: Any, kwargs: dict[str, Any], way: str, device: torch.device
-) -> dict[str, Any]:
+def page_of(options: dict[str, Any], net: Any, way: str, device: torch.device) -> dict[str, Any]:
     """Title and settings of the contact sheet."""
     network = options["network_pkl"] or DEMO
+    sampler, kwargs = sampler_for(options, net)
     names = {
         "class_idx": "class",
         "guidance": "guidance",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_fast.data._listing import LABEL_FILE, Listing, ZipSource, plain_name
+from edm_fast.data._listing import LABEL_FILE, FolderSource, Listing, plain_name
 from edm_fast.errors import UserOSError, count, one_line, some
 
 Label = int | list[float]
@@ -115,8 +115,8 @@ def read_labels(listing: Listing, names: Sequence[str], folders: bool = False) -
     classes = {top: number for number, top in enumerate(sorted(set(tops.values())))}
     if len(classes) < 2 or not folders:
         return Labels(reason)
-    if isinstance(listing, ZipSource):
-        return Labels(f"{reason}; folders inside a zip are no classes, unpack it for that")
+    if not isinstance(listing, FolderSource):
+        return Labels(f"{reason}; folders inside an archive are no classes, unpack it for that")
     splits = [top for top in classes if top.lower() in SPLITS]
     if len(splits) > 1 or (splits and classes.keys() - {""} == set(splits)):
         raise UserOSError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import posixpath
 import re
 import stat
+import tarfile
 import unicodedata
 import zipfile
 from collections import Counter
@@ -166,14 +168,82 @@ class ZipSource(Listing):
         return self._zip().open(name)
 
 
-def open_listing(path: str | os.PathLike[str], strict: bool = True) -> FolderSource | ZipSource:
-    """The files of the folder or .zip at `path`; UserOSError for anything else and, if strict, for problems."""
+class TarSource(Listing):
+    """Members of a tar archive that is not compressed. Their places are read once, and the file is opened each time."""
+
+    def __init__(self, path: str) -> None:
+        self._places: dict[str, tuple[int, int]] = {}
+        super().__init__(path)
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        try:
+            with open(self.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+                file.seek(-tarfile.BLOCKSIZE, io.SEEK_END)
+                if any(file.read()):  # it would pass for one of fewer members
+                    raise EOFError("cut short")
+                for member in archive:
+                    if not member.isdir():
+                        self._places[member.name] = (member.offset_data, member.size)
+                        yield member.name, "" if member.isreg() and not member.issparse() else "link"
+        except DAMAGED as error:
+            why = f"{self.path} is not a readable tar archive ({one_line(error)}); expected one without compression"
+            raise UserOSError(why) from error
+
+    def _open(self, name: str) -> IO[bytes]:
+        place, size = self._places[name]
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            data = file.read(size)
+        if len(data) < size:
+            raise EOFError("the archive is cut short")
+        return io.BytesIO(data)
+
+
+class ArchivesSource(Listing):
+    """The images of all archives in a folder, as FILE.tar/NAME."""
+
+    def __init__(self, path: str, archives: Iterable[str]) -> None:
+        self._sources = {name: open_archive(os.path.join(path, name)) for name in archives}
+        super().__init__(path)
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        for archive, source in self._sources.items():
+            self.left_out += source.left_out
+            yield from ((f"{archive}/{name}", "") for name in source.images)
+
+    def _kind(self, name: str) -> str:
+        return ""  # the archive has looked
+
+    def _open(self, name: str) -> IO[bytes]:
+        archive, _, member = name.partition("/")
+        return self._sources[archive]._open(member)
+
+
+ARCHIVES: dict[str, type[ZipSource] | type[TarSource]] = {".zip": ZipSource, ".tar": TarSource}
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    return os.path.splitext(path)[1].lower() in ARCHIVES and os.path.isfile(path)
+
+
+def open_archive(path: str) -> ZipSource | TarSource:
+    return ARCHIVES[os.path.splitext(path)[1].lower()](path)
+
+
+def open_listing(path: str | os.PathLike[str], strict: bool = True) -> Listing:
+    """The files of the folder, .zip or .tar at `path`, or of the archives in a folder that holds no images.
+
+    UserOSError for anything else and, if strict, for problems.
+    """
     path = user_path(path)
     if not os.path.exists(path):
         raise UserOSError(f"data set {path} does not exist; expected a folder or a .zip file")
-    if not os.path.isdir(path) and not (os.path.isfile(path) and path.lower().endswith(".zip")):
-        raise UserOSError(f"{path} is neither a folder nor a .zip file; expected images in one of them")
-    listing = FolderSource(path) if os.path.isdir(path) else ZipSource(path)
+    if not os.path.isdir(path) and not is_archive(path):
+        raise UserOSError(f"{path} is neither a folder nor a .zip or .tar file; expected images in one of them")
+    listing: Listing = FolderSource(path) if os.path.isdir(path) else open_archive(path)
+    if isinstance(listing, FolderSource) and not listing.images:
+        archives = sorted(entry.name for entry in os.scandir(path) if is_archive(entry) and entry.name[0] != ".")
+        listing = ArchivesSource(path, archives) if archives else listing
     for problem in listing.problems() if strict else ():
         raise UserOSError(problem)
     return listing

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -53,18 +55,35 @@ def output_at(dest: PathLike) -> Iterator[Write]:
     """Yield write(name, data). What was written appears under `dest` only when the block ends without an error."""
     check_dest(dest)
     target = link_target(dest)
-    with _open_zip(target) if Path(dest).suffix.lower() == ".zip" else _open_folder(target) as write:
+    with open_zip(target) if Path(dest).suffix.lower() == ".zip" else _open_folder(target) as write:
         yield write
 
 
 @contextlib.contextmanager
-def _open_zip(path: Path) -> Iterator[Write]:
+def open_zip(path: Path) -> Iterator[Write]:
+    """write(name, data) adds a member to a zip, which is there when the block ends without an error."""
     with atomic_write(path, kind="zip") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def write(name: str, data: bytes) -> None:
             info = zipfile.ZipInfo(name)  # its fixed date of 1980 makes equal inputs give equal bytes
             info.external_attr = 0o644 << 16
             archive.writestr(info, data)
+
+        yield write
+
+
+@contextlib.contextmanager
+def open_tar(path: Path) -> Iterator[Write]:
+    """As open_zip, for a tar archive."""
+    with (
+        atomic_write(path, kind="tar") as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+
+        def write(name: str, data: bytes) -> None:
+            info = tarfile.TarInfo(name)  # of 1970 and nobody: equal inputs give equal bytes
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
 
         yield write
 

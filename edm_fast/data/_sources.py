@@ -19,7 +19,7 @@ import numpy as np
 from edm_fast import pictures
 from edm_fast.data._cifar import read_cifar10
 from edm_fast.data._labels import read_labels
-from edm_fast.data._listing import Survey, open_listing
+from edm_fast.data._listing import Survey, is_archive, open_listing
 from edm_fast.data._transforms import to_rgb
 from edm_fast.errors import BROKEN, UserError, UserOSError, one_line
 from edm_fast.files import user_path
@@ -130,9 +130,9 @@ def open_source(source: str | os.PathLike[str], max_images: int | None = None, r
         return arrays(images.transpose(0, 2, 3, 1), labels, max_images)
     if path.name == "train-images-idx3-ubyte.gz":
         return arrays(*read_mnist(path), max_images)
-    if path.suffix.lower() == ".zip":
+    if is_archive(path):
         return image_files(path, max_images, report)
     raise UserError(
-        f"{path} is of no known kind; expected a folder, a zip, cifar-10-python.tar.gz, "
+        f"{path} is of no known kind; expected a folder, a zip or tar, cifar-10-python.tar.gz, "
         "train-images-idx3-ubyte.gz or a folder named *_lmdb"
     )

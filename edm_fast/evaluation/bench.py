@@ -40,41 +40,56 @@ def measure(
     device: str = "cpu",
 ) -> list[Entry]:
     """One entry per row, the reference first whether asked for or not; one without numbers has a "reason"."""
-    # on a GPU whatever goes wrong is one: others may have memory for what a row lacks
-    reasons = (UserError,) if device == "cpu" else (Exception,)
     names = ["reference", *(row for row in rows if row != "reference")]
     entries: dict[str, Entry] = {}
     calls: dict[str, Callable[[], Results]] = {}
     with _peers.subject(_networks.open_network(name, device), batch) as subject:
         truth: Results = []
         for row in names:
-            entry = entries[row] = {"network": name, "batch": batch, "row": row, **ROWS[row].described()}
             say(f"{name}, batch {batch}: building {row}")
-            start = time.perf_counter()
-            try:
-                call = TARGETS[target].prepare(ROWS[row], subject)
-                results = call()
-            except reasons as error:
-                if row == "reference":
-                    raise
-                entry["reason"] = str(error) if isinstance(error, UserError) else failure(error)
-                continue
-            entry["build_s"] = time.perf_counter() - start  # the first call is part of it: some pack or compile there
+            entries[row], call, results = first_call(target, name, subject, row, truth)
             truth = truth or results
-            entry.update(_errors(target, results, truth))
-            calls[row] = call
+            if call is not None:
+                calls[row] = call
         say(f"{name}, batch {batch}: {rounds} rounds of {', '.join(calls)}")
-        turn = MIN_TURN if device == "cpu" else GPU_TURN
-        for row, times in (found := timing.by_turns(calls, rounds, turn, timing.clock_of(device))).items():
-            entries[row].update(
-                timing.compared(times, found["reference"]), images_per_s=batch / statistics.median(times)
-            )
+        add_times(entries, calls, batch, rounds, device)
     if memory:
         _add_memory(target, entries)
     for entry in entries.values():
         entry["date"] = now()
         say(_report.line(entry))
     return list(entries.values())
+
+
+def first_call(
+    target: str, name: str, subject: _peers.Subject, row: str, truth: Results
+) -> tuple[Entry, Callable[[], Results] | None, Results]:
+    """Of a row: its entry, with a reason or an error relative to `truth` (nothing: its own results are that); the call
+    to be timed; its results. What the reference raises is raised."""
+    # on a GPU whatever goes wrong is a reason: others may have memory for what a row lacks
+    reasons = (UserError,) if subject.device.type == "cpu" else (Exception,)
+    entry: Entry = {"network": name, "batch": subject.batch, "row": row, **ROWS[row].described()}
+    start = time.perf_counter()
+    try:
+        call = TARGETS[target].prepare(ROWS[row], subject)
+        results = call()
+    except reasons as error:
+        if row == "reference":
+            raise
+        entry["reason"] = str(error) if isinstance(error, UserError) else failure(error)
+        return entry, None, []
+    entry["build_s"] = time.perf_counter() - start  # the first call is part of it: some pack or compile there
+    entry.update(_errors(target, results, truth or results))
+    return entry, call, results
+
+
+def add_times(
+    entries: dict[str, Entry], calls: dict[str, Callable[[], Results]], batch: int, rounds: int, device: str
+) -> None:
+    """Time the calls by turns, "reference" among them."""
+    turn = MIN_TURN if device == "cpu" else GPU_TURN
+    for row, times in (found := timing.by_turns(calls, rounds, turn, timing.clock_of(device))).items():
+        entries[row].update(timing.compared(times, found["reference"]), images_per_s=batch / statistics.median(times))
 
 
 def failure(error: BaseException) -> str:

@@ -53,6 +53,12 @@ class FeatureSums:
             for tensor in (self.s1, self.s2, self.count):
                 dist.all_reduce(tensor)
 
+    def merge(self, other: FeatureSums) -> None:
+        """Add the sums of other images."""
+        self.s1 += other.s1.to(self.s1.device)
+        self.s2 += other.s2.to(self.s2.device)
+        self.count += other.count.to(self.count.device)
+
     def statistics(self) -> Statistics:
         n = self.count
         if n < 2:
@@ -104,10 +110,15 @@ def open_images(
     return dataset
 
 
-def image_batches(dataset: ImageFolderDataset, batch: int = 64, workers: int = 3) -> Iterator[torch.Tensor]:
-    """This rank's batches (N, 3, H, W) uint8, dealt as seeds are; gray images are repeated to three channels."""
+def image_batches(
+    dataset: ImageFolderDataset, batch: int = 64, workers: int = 3, shard: tuple[int, int] = (0, 1)
+) -> Iterator[torch.Tensor]:
+    """This rank's batches (N, 3, H, W) uint8, dealt as seeds are; gray images are repeated to three channels.
+
+    shard: (I, N) for the part I of N of them.
+    """
     world = distributed.world_size()
-    parts = deal_seeds(range(len(dataset)), batch, world)[distributed.rank() :: world]
+    parts = deal_seeds(range(len(dataset)), batch, world)[distributed.rank() :: world][shard[0] :: shard[1]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # three workers are the protocol, also on two cores
         loader = iter(
@@ -128,22 +139,28 @@ def image_batches(dataset: ImageFolderDataset, batch: int = 64, workers: int = 3
         del loader  # ends the workers now; after an error its traceback would keep them
 
 
-def compute_statistics(
+def compute_statistics(dataset: ImageFolderDataset, features: Features, *args: Any, **kwargs: Any) -> Statistics:
+    """mu (D,) and sigma (D, D) of the images' features; arguments as those of compute_sums."""
+    return compute_sums(dataset, features, *args, **kwargs).statistics()
+
+
+def compute_sums(
     dataset: ImageFolderDataset,
     features: Features,
     batch: int = 64,
     device: torch.device | str = "cpu",
     workers: int = 3,
     progress: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = lambda batches: batches,
-) -> Statistics:
-    """mu (D,) and sigma (D, D) of the images' features, the same on every rank. progress(batches) may wrap the loop."""
+    shard: tuple[int, int] = (0, 1),
+) -> FeatureSums:
+    """Sums of the images' features, the same on every rank. progress(batches) may wrap the loop."""
     height, width = dataset.image_shape[1:]
     sums = FeatureSums(feature_dim(features, height, width, device), device)
-    for images in progress(image_batches(dataset, batch, workers)):
+    for images in progress(image_batches(dataset, batch, workers, shard)):
         with torch.no_grad():
             sums.add(features(images.to(device)))
     sums.reduce()
-    return sums.statistics()
+    return sums
 
 
 def feature_dim(features: Features, height: int, width: int, device: torch.device | str = "cpu") -> int:
@@ -173,23 +190,48 @@ def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndar
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """`mu` (D,) and `sigma` (D, D) of an .npz file."""
+    mu, sigma = _read_npz(path, "reference statistics", "mu", "sigma")
+    return mu, sigma
+
+
+def _read_npz(path: str | os.PathLike[str], what: str, *names: str) -> list[np.ndarray]:
+    """The arrays of these names: the first two (D,) and (D, D) of finite numbers, others as they are."""
     path = user_path(path)
     if not os.path.isfile(path):  # a pipe would wait for ever
-        raise UserOSError(f"no file {path}; expected reference statistics (.npz)")
+        raise UserOSError(f"no file {path}; expected {what} (.npz)")
     try:
         found = kind_of(path)
         if found != "npz":
             raise ValueError(f"it is {KINDS[found]}" if found else "it is empty")
         with np.load(path, allow_pickle=False) as npz:
-            mu, sigma = (np.asarray(npz[key], np.float64) for key in ("mu", "sigma"))
+            first, second = (np.asarray(npz[name], np.float64) for name in names[:2])
+            others = [np.asarray(npz[name]) for name in names[2:]]
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         text = " ".join(str(error).split())
-        raise UserError(f"cannot read {path}: {text}; expected an .npz file with arrays mu and sigma") from None
-    if mu.ndim != 1 or sigma.shape != (mu.size, mu.size):
-        raise UserError(f"{path} has mu {mu.shape} and sigma {sigma.shape}; expected (D,) and (D, D)")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        arrays = " and ".join(names)
+        raise UserError(f"cannot read {path}: {text}; expected an .npz file with arrays {arrays}") from None
+    if first.ndim != 1 or second.shape != (first.size, first.size):
+        raise UserError(f"{path} has {names[0]} {first.shape} and {names[1]} {second.shape}; expected (D,) and (D, D)")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise UserError(f"{path} holds values that are not finite numbers")
-    return mu, sigma
+    return [first, second, *others]
+
+
+def save_sums(path: str | os.PathLike[str], sums: FeatureSums, detector: str) -> None:
+    """Write sums of features to an .npz file, whole or not at all. detector: the digest of what gave the features."""
+    with atomic_write(path, kind="npz") as file:
+        np.savez(file, s1=sums.s1.cpu(), s2=sums.s2.cpu(), count=sums.count.cpu(), detector=np.array(detector))
+
+
+def load_sums(path: str | os.PathLike[str]) -> tuple[FeatureSums, str]:
+    """What save_sums wrote: the sums, and the digest of the detector."""
+    s1, s2, number, detector = _read_npz(path, "sums of edm-fast fid sums", "s1", "s2", "count", "detector")
+    if number.shape != () or not float(number).is_integer() or number < 0:
+        raise UserError(f"{path} holds no number of images; expected sums of edm-fast fid sums")
+    sums = FeatureSums(s1.size)
+    sums.s1, sums.s2 = torch.from_numpy(s1), torch.from_numpy(s2)
+    sums.count = torch.tensor(float(number), dtype=torch.float64)
+    return sums, str(detector)
 
 
 def load_detector(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Features:

@@ -2,15 +2,16 @@
 
 Images lie channels last in the dtype of the precision, vectors stay in float32. Weights are cast and laid out once.
 Nodes have one or more implementations, such as cuDNN and the fused kernels (`_implementations`); each is run and timed
-where it is first met (`_tune`), and then they are chosen together (`_select`). "precision exact" keeps to the
-operations, order and layout of the reference.
+where it is first met (`_tune`), and then they are chosen together (`_select`). One that fails later, while the program
+is recorded, is dropped, too, and the others are chosen from again. "precision exact" keeps to the operations, order and
+layout of the reference.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,12 +19,12 @@ import torch
 
 from edm_fast.plan import _implementations
 from edm_fast.plan._batches import MANY
-from edm_fast.plan._gpu_program import ChosenCall, GpuProgram, Numerics, Values, tensor_float
+from edm_fast.plan._gpu_program import ChosenCall, GpuProgram, Numerics, Values
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, last_uses, map_tensors
 from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
 from edm_fast.plan._select import Candidate, fastest, with_statistics
-from edm_fast.plan._tune import Measure, MeasuredImplementations, time_candidates
+from edm_fast.plan._tune import Measure, MeasuredImplementations, raised, time_candidates
 from edm_fast.plan._weights import Prepared, Weights
 
 PRECISIONS = {
@@ -64,9 +65,18 @@ class GpuPlanner:
         for value in graph.inputs.values():
             noise = torch.randn(value.shape, generator=generator, device=self.device)
             inputs[value] = self.numerics.cast(noise)
-        with tensor_float(self.numerics.tf32):
-            steps = self._steps(nodes, inputs, graph.output, weights)
-            return GpuProgram(steps, inputs, graph.output, self.numerics, weights, calls, self.captured)
+        with self.numerics.switches():
+            choice = Choices(self.measure)
+            self._measure(choice, nodes, inputs, graph.output, weights)
+            while True:
+                steps = choice.steps()
+                program = GpuProgram(steps, inputs, graph.output, self.numerics, weights, calls)
+                try:
+                    if self.captured:
+                        program.record()
+                    return program
+                except Exception as error:
+                    choice.drop(program.running, error)
 
     def differentiable(self, graph: Graph) -> DifferentiableProgram:
         """The same for evaluations with gradients: those of the network with images in the dtype of the precision."""
@@ -88,17 +98,23 @@ class GpuPlanner:
         cast = tensor.detach().to(self.numerics.dtype)
         return cast.contiguous(memory_format=torch.channels_last) if cast.ndim == 4 else cast
 
-    def _steps(
-        self, nodes: Sequence[AnyNode], inputs: dict[Value, torch.Tensor], output: Value, weights: Weights
-    ) -> list[ChosenCall]:
-        """Every node on its candidate; all candidates are run once and timed, on noise for an input."""
+    def _measure(
+        self,
+        choice: Choices,
+        nodes: Sequence[AnyNode],
+        inputs: dict[Value, torch.Tensor],
+        output: Value,
+        weights: Weights,
+    ) -> None:
+        """The candidates of every node, all of them run once and timed, on noise for an input."""
         wanted = {} if self.numerics.exact else _implementations.wanted_statistics(nodes)
-        images = {node: norm.x for node in nodes if (norm := _implementations.norm_with(node, wanted)) is not None}
-        dead = last_uses(nodes, output)
+        choice.images = {n: norm.x for n in nodes if (norm := _implementations.norm_with(n, wanted)) is not None}
+        choice.dead = last_uses(nodes, output)
         values = Values(inputs, self.numerics)
-        candidates: dict[AnyNode, list[Candidate]] = {}
+        switches = f"{self.numerics.dtype} {self.numerics.tf32}"
+        benchmark = " benchmark" if torch.backends.cudnn.benchmark else ""
         for node in nodes:
-            args, image = values.args(node), images.get(node)
+            args, image = values.args(node), choice.images.get(node)
             stats = {"stats": values.statistics[image]} if image in values.statistics else {}
             if self.numerics.exact:
                 found = _implementations.exact(node)
@@ -110,10 +126,15 @@ class GpuPlanner:
                 )
                 for candidate in found
             }
-            key = f"{self.numerics.dtype} {self.numerics.tf32} {_implementations.described(node, args)}"
-            candidates[node] = time_candidates(found, calls, key, self.measure)
-            candidate = fastest(candidates[node])
-            values.run(ChosenCall(node, candidate, image, dead[node]), args)
+            key = f"{switches} {_implementations.described(node, args)}{benchmark}"
+            candidates = choice.add(node, key, time_candidates(found, calls, key, self.measure))
+            while True:  # a table of another day says what works
+                step = ChosenCall(node, fastest(candidates[node]), image, choice.dead[node])
+                try:
+                    values.run(step, args)
+                    break
+                except Exception as error:
+                    choice.drop(step, error)
             if (
                 any(candidate.leaves_statistics for candidate in candidates[node])
                 and node.output not in values.statistics
@@ -121,8 +142,44 @@ class GpuPlanner:
                 # for the readers' candidates that need them
                 result = values.tensors[node.output]
                 values.statistics[node.output] = _implementations.statistics_of(result, *wanted[node.output])
-        selected = with_statistics(candidates, images)
-        return [ChosenCall(node, selected[node], images.get(node), dead[node]) for node in nodes]
+
+
+class Choices:
+    """The candidates of the nodes of a plan, and which of them run; one that fails is dropped wherever it would run."""
+
+    def __init__(self, measure: Measure) -> None:
+        self.measure = measure
+        self.candidates: dict[AnyNode, list[Candidate]] = {}
+        self.keys: dict[AnyNode, str] = {}
+        self.images: dict[AnyNode, Value] = {}  # whose statistics a node could use
+        self.dead: Mapping[AnyNode, Sequence[Value]] = {}
+
+    def add(self, node: AnyNode, key: str, candidates: list[Candidate]) -> dict[AnyNode, list[Candidate]]:
+        """Candidates of one more node, of calls of this key."""
+        self.keys[node], self.candidates[node] = key, candidates
+        return self.candidates
+
+    def steps(self) -> list[ChosenCall]:
+        selected = with_statistics(self.candidates, self.images)
+        return [ChosenCall(n, selected[n], self.images.get(n), self.dead[n]) for n in self.candidates]
+
+    def drop(self, step: ChosenCall | None, error: Exception) -> None:
+        """Go on without the candidate of this step; where no step is known, with torch's alone. Raises the error if
+        those failed, or if memory is short."""
+        firsts = {node: found[0].name for node, found in self.candidates.items()}
+        if isinstance(error, torch.cuda.OutOfMemoryError) or all(len(found) == 1 for found in self.candidates.values()):
+            raise error
+        if step is None:
+            self.candidates = {node: found[:1] for node, found in self.candidates.items()}
+            return
+        key, name = self.keys[step.node], step.candidate.name
+        if name == firsts[step.node]:
+            raise error
+        if isinstance(self.measure, MeasuredImplementations):
+            self.measure.drop(f"{name} {key}", raised(error))
+        for node, found in self.candidates.items():
+            if self.keys[node] == key:
+                found[:] = [c for c in found if name not in (c.name, c.base)]
 
 
 def _with_weights(node: AnyNode, weights: Weights) -> Any:

@@ -35,23 +35,32 @@ class Numerics:
         tensor = tensor.to(self.dtype)
         return tensor if self.exact else tensor.contiguous(memory_format=torch.channels_last)
 
+    def switches(self) -> contextlib.AbstractContextManager[None]:
+        """What cuDNN and cuBLAS may do in a program of this precision; as the caller has it where bits must be his."""
+        return tensor_float(self.tf32, None if self.exact else not torch.backends.cudnn.deterministic)
+
 
 _switching = threading.RLock()
 
 
 @contextlib.contextmanager
-def tensor_float(allowed: bool) -> Iterator[None]:
-    """TF32 in products and convolutions or not. A process has one such switch: one thread at a time is in here."""
-    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+def tensor_float(allowed: bool, benchmark: bool | None = None) -> Iterator[None]:
+    """TF32 in products and convolutions or not, and whether cuDNN times its algorithms (None: as it is).
+
+    A process has one such switch: one thread at a time is in here.
+    """
+    cudnn: Any = torch.backends.cudnn
+    switches = [(torch.backends.cuda.matmul, "allow_tf32", allowed), (cudnn, "allow_tf32", allowed)]
+    switches += [(cudnn, "benchmark", benchmark)] if benchmark is not None else []
     with _switching:
-        saved = [flag.allow_tf32 for flag in flags]
+        saved = [getattr(where, name) for where, name, _ in switches]
         try:
-            for flag in flags:
-                flag.allow_tf32 = allowed
+            for where, name, value in switches:
+                setattr(where, name, value)
             yield
         finally:
-            for flag, value in zip(flags, saved, strict=True):
-                flag.allow_tf32 = value
+            for (where, name, _), value in zip(switches, saved, strict=True):
+                setattr(where, name, value)
 
 
 @dataclasses.dataclass(eq=False)
@@ -100,15 +109,19 @@ class GpuProgram:
         numerics: Numerics,
         weights: Weights,
         calls: Counter[str],
-        captured: bool,
     ) -> None:
         self.steps, self.buffers, self.output, self.numerics = steps, inputs, output, numerics
         self.weights, self.calls = weights, calls
         self.inputs = {value.name: tensor for value, tensor in inputs.items()}
         self.device = next(iter(inputs.values())).device
-        self.graph = Captured(self._evaluate, self.device) if captured else None
+        self.graph: Captured | None = None
+        self.running: ChosenCall | None = None  # while the program is evaluated
         self.step_graphs: OrderedDict[Hashable, StepGraph] = OrderedDict()
         self.done: torch.cuda.Event | None = None
+
+    def record(self) -> None:
+        """Evaluations are one graph from now on. After an error `running` is the step that raised it, if one did."""
+        self.graph = Captured(self._evaluate, self.device)
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, a fresh contiguous float32 tensor, on the current stream."""
@@ -133,7 +146,7 @@ class GpuProgram:
         with self._in_order():
             if kind not in self.step_graphs:
                 capture = functools.partial(Captured, device=self.device, beside=self.graph)
-                with tensor_float(self.numerics.tf32):  # before the lock of captures, as where programs are made
+                with self.numerics.switches():  # before the lock of captures, as where programs are made
                     self.step_graphs[kind] = StepGraph(step, row, tensors, self.device, capture)
             self.step_graphs.move_to_end(kind)
             if len(self.step_graphs) > _capture.MAX_STEP_GRAPHS:
@@ -170,7 +183,9 @@ class GpuProgram:
     def _evaluate(self) -> torch.Tensor:
         """The output for what lies in the buffers."""
         values = Values(self.buffers, self.numerics)
-        with tensor_float(self.numerics.tf32):
+        with self.numerics.switches():
             for step in self.steps:
+                self.running = step
                 values.run(step, values.args(step.node))
+            self.running = None
         return values.tensors[self.output]

@@ -100,8 +100,9 @@ def _of_fused(
         base = f"{a.base or a.name}+{b.base or b.name}" if a.base or b.base else ""
         run = functools.partial(_in_turn, a.implementation, b.implementation)
         found.append(Candidate(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base))
-    has_kernel = any(candidate.name == "fused" for candidate in after)
-    if not has_kernel or (node.rule == "upsampling" and second.weight.shape[-1] != 3):
+    has_kernel, kernel = any(candidate.name == "fused" for candidate in after), second.weight.shape[-1]
+    # a 3x3 convolution would normalise each pixel nine times: 775 instructions for 512 clocks of the matrix units
+    if not has_kernel or (kernel != 3 if node.rule == "upsampling" else kernel > 1 and first.silu):
         return found
     merged = _upsampled if node.rule == "upsampling" else _normalised
     for needs in sorted({candidate.needs_statistics for candidate in before}):

@@ -30,14 +30,18 @@ from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
 from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
 from edm_fast.plan._algorithms import ALLOWED, Shape, fits, workspace
+from edm_fast.plan._capture import Captured
+from edm_fast.plan._gpu_program import tensor_float
 from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
 COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 9  # of algorithms, and on a GPU
 MORE_ROUNDS, LIMIT = 3, 0.25  # while times disagree: times as many rounds in all, begun within so many seconds
-GPU_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated, so that their launch hides behind the calls before
+GPU_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated
+RECORDED = 10  # of them as one graph: Python takes longer to launch some calls than the GPU to run them
+TOO_SLOW = 3.0  # times the fastest, by one replay: not worth more rounds
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
-ALGORITHM_VERSION, GPU_VERSION = 8, 3  # of the kernels: another one makes old measurements void
+ALGORITHM_VERSION, GPU_VERSION = 8, 4  # of the kernels: another one makes old measurements void
 
 FACTORS = {1: 2.0, 2: 2.0, 4: 8.0, 8: 40.0}  # times torch's error: of tiles by their columns
 
@@ -195,11 +199,22 @@ def time_candidates(candidates: Sequence[Candidate], calls: Calls, key: str, mea
 
 
 class MeasuredImplementations:
-    """Seconds by the GPU's clock of the implementations of a call that work. The first, torch's, is never dropped."""
+    """Seconds by the GPU's clock of the implementations of a call that work. The first, torch's, is never dropped.
 
-    def __init__(self, device: torch.device, folder: Path | None = None, clock: timing.Clock | None = None) -> None:
+    record(function, device, beside) makes a graph of calls, as `Captured`; None: calls are timed one by one.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        folder: Path | None = None,
+        clock: timing.Clock | None = None,
+        record: Callable[..., Any] | None = None,
+    ) -> None:
         self.device, self.folder = device, folder
         self.clock = clock or timing.clock_of(device)
+        self.record = Captured if clock is None and device.type == "cuda" else record
+        self.beside: Any = None  # a graph whose memory those that are timed use, one after the other
 
     def __call__(self, key: str, implementations: Calls) -> dict[str, float]:
         names = {f"{name} {key}": name for name in implementations}
@@ -222,18 +237,60 @@ class MeasuredImplementations:
                         rows[name] = Measurement(fault=fault)
                     else:
                         calls[name] = call
-                most = MORE_ROUNDS * GPU_ROUNDS
-                times = timing.by_turns(calls, GPU_ROUNDS, GPU_TURN, self.clock, most=most, limit=LIMIT)
-            return {**rows, **{name: Measurement(min(found), timing.spread(found)) for name, found in times.items()}}
+                return rows | self._timed(calls, f"{first} {key}")
 
         return {names[name]: seconds for name, seconds in known.seconds([*names], measured).items()}
 
+    def _timed(self, calls: Mapping[str, Callable[[], Any]], first: str) -> dict[str, Measurement]:
+        """Rows of calls that work; those that cannot be recorded are dropped, but for the first."""
+        replays, counts, rows = {}, dict.fromkeys(calls, 1), {}
+        for name, call in calls.items():
+            try:
+                counts[name], replays[name] = self._recorded(call)
+            except Exception as error:
+                if name == first:
+                    replays[name] = call
+                else:
+                    rows[name] = Measurement(fault=f"it cannot be recorded: {raised(error)}")
+        if self.record is not None:
+            once = {name: self.clock(replay, 1) / counts[name] for name, replay in replays.items()}
+            slow = {name for name, seconds in once.items() if seconds > TOO_SLOW * min(once.values())}
+            rows |= {name: Measurement(once[name]) for name in slow}
+            replays = {name: replay for name, replay in replays.items() if name not in slow}
+        most = MORE_ROUNDS * GPU_ROUNDS
+        times = timing.by_turns(replays, GPU_ROUNDS, GPU_TURN, self.clock, most=most, limit=LIMIT)
+        measured = {n: Measurement(min(found) / counts[n], timing.spread(found)) for n, found in times.items()}
+        return {**rows, **measured}
+
+    def _recorded(self, call: Callable[[], Any]) -> tuple[int, Callable[[], Any]]:
+        """A function that makes some calls of it, without Python between them if `record` is there, and how many."""
+        if self.record is None:
+            return 1, call
+        self.beside = self.beside or self.record(functools.partial(torch.zeros, 1, device=self.device), self.device)
+        count = min(max(1, math.ceil(GPU_TURN / max(self.clock(call, 1), 1e-9))), RECORDED)
+
+        def several() -> None:
+            for _ in range(count):
+                call()
+
+        return count, self.record(several, self.device, self.beside)
+
+    def drop(self, name: str, fault: str) -> None:
+        """What worked when it was measured does not now: for this process and those after it."""
+        known = table(self.folder, self._name())
+        self._alive(known, name, fault)
+        row = {name: Measurement(fault=fault)}
+        known.rows |= row
+        known.keep(row, known.stored())
+
     def _judge(self, first: functools.partial[Any]) -> Callable[[Any], str]:
         """What says why a result is wrong, or nothing."""
-        plain, eps = first(), 2.0**-10 if torch.backends.cuda.matmul.allow_tf32 else 0.0  # roundings of products
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        plain, eps = first(), 2.0**-10 if tf32 else 0.0  # roundings of products
         dtype = torch.float64 if plain.dtype == torch.float32 else torch.float32
         try:
-            exact = first.func(*widened(first.args, dtype), **widened(first.keywords, dtype))
+            with tensor_float(tf32, benchmark=False):  # which would take longer than this one call
+                exact = first.func(*widened(first.args, dtype), **widened(first.keywords, dtype))
         except RuntimeError:  # no memory, or no kernel for such a size; torch's own error is not known then
             exact, eps = plain, max(eps, 2.0**-17)
         every = [implementation for op in backend.ops().values() for implementation in op.implementations.values()]

@@ -13,7 +13,7 @@ from edm_fast.sampling.seeds import (
     seed_inputs,
 )
 from edm_fast.sampling.solvers._file import load_solver, save_solver
-from edm_fast.sampling.solvers._generate import generate
+from edm_fast.sampling.solvers._generate import SeedSampler, generate
 from edm_fast.sampling.solvers._gits import gits
 from edm_fast.sampling.solvers._invert import invert, log_likelihood
 from edm_fast.sampling.solvers._sample import sample
@@ -24,6 +24,7 @@ from edm_fast.sampling.solvers.edm import edm2_sampler, edm_sampler
 __all__ = [
     "SUFFIX",
     "Guidance",
+    "SeedSampler",
     "Solver",
     "StackedRandomGenerator",
     "StopSampling",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,15 +36,23 @@ def save_png(path: str | os.PathLike[str], image: np.ndarray, made_with: str = "
         file.write(data)
 
 
-def made_with(path: str | os.PathLike[str]) -> str | None:
-    """The text save_png stored in the file, "" if it holds none, None if there is no file."""
+class Stored(NamedTuple):
+    """Of a PNG: the text that save_png has stored, "" if it holds none; whether all of it can be decoded."""
+
+    text: str
+    whole: bool
+
+
+def stored(read: Callable[[], bytes]) -> Stored:
+    """What the file that read() gives holds."""
+    text = ""
     try:
-        with open(path, "rb") as file:
-            return pictures.header(file, str(path)).text
-    except FileNotFoundError:
-        return None
-    except UserError:  # some other file
-        return ""
+        data = read()
+        text = pictures.header(io.BytesIO(data), "").text
+        pictures.decode(data, "")
+    except UserError:
+        return Stored(text, False)
+    return Stored(text, True)
 
 
 def read_png(path: str | os.PathLike[str]) -> np.ndarray:

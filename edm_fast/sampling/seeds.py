@@ -27,18 +27,11 @@ def deal_seeds(seeds: Sequence[int], max_batch: int, world: int = 1) -> list[lis
 
 
 def deal_missing(seeds: Sequence[int], finished: Set[int], max_batch: int, world: int = 1) -> list[list[int]]:
-    """What is left of a run: the parts of `deal_seeds` of which nothing is finished, then the rest, dealt anew.
+    """What is left of a run: the parts of `deal_seeds` with a seed that is not finished.
 
-    A batch of another size may round otherwise, so whole batches stay as they were cut. No part is empty.
+    They stay whole, as a batch of another size may round otherwise.
     """
-    whole, rest = [], []
-    for part in deal_seeds(seeds, max_batch, world):
-        missing = [seed for seed in part if seed not in finished]
-        if len(missing) == len(part):
-            whole.append(part)
-        else:
-            rest += missing
-    return [part for part in (*whole, *deal_seeds(rest, max_batch, world)) if part]
+    return [part for part in deal_seeds(seeds, max_batch, world) if not finished >= {*part}]
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:

@@ -61,6 +61,40 @@ def test_ref_then_calc(place):
     ]
 
 
+def test_sums_of_parts_add_up(place):
+    d = "--detector=detector.pt"
+    run("ref", "--data=b", "--dest=b.npz", d)
+    whole = run("calc", "--images=a", "--ref=b.npz", "--num=12", "--batch=2", d).stdout.splitlines()[-1]
+    for index in range(3):
+        output = run("sums", "--images=a", f"--dest=s{index}.npz", "--batch=2", f"--shard={index}/3", d).output
+        assert f"4 images in s{index}.npz" in output
+    parts = [f"--sums=s{index}.npz" for index in range(3)]
+    merged = run("calc", *parts, "--ref=b.npz", "--num=12").stdout.splitlines()  # no detector
+    assert float(merged[-1]) == pytest.approx(float(whole), rel=1e-5) and merged[0] == "sums: s0.npz, s1.npz, s2.npz"
+    (place / "rest").mkdir()
+    for name in ("004.png", "005.png", "010.png", "011.png"):  # the last batches of two go to the last part
+        (place / "a" / name).rename(place / "rest" / name)
+    again = run("calc", "--images=rest", *parts[:2], "--ref=b.npz", "--num=12", d).stdout.splitlines()[-1]
+    assert float(again) == pytest.approx(float(whole), rel=1e-5)
+    assert "--sums are of 12 images and --num is 13; expected as many" in refused(
+        "calc", *parts, "--ref=b.npz", "--num=13"
+    )
+    assert "and --images the rest" in refused("calc", *parts, "--images=rest", "--ref=b.npz", "--num=12", d)
+    assert "has s0.npz twice" in refused("calc", parts[0], parts[0], "--ref=b.npz", "--num=8")
+    assert "no images; expected --images, --sums or both" in refused("calc", "--ref=b.npz")
+    assert "expected sums of edm-fast fid sums" in refused("calc", "--sums=none.npz", "--ref=b.npz")
+    assert "arrays s1 and s2 and count and detector" in refused("calc", "--sums=b.npz", "--ref=b.npz")
+    tiny_detector.save(place / "other.pt", dim=5)
+    run("sums", "--images=rest", "--dest=s3.npz", "--detector=other.pt")
+    assert "s3.npz holds 5; expected equal counts" in refused("calc", "--sums=s3.npz", "--ref=b.npz")
+    run("ref", "--data=b", "--dest=b5.npz", "--detector=other.pt")
+    with np.load("s3.npz") as npz:
+        np.savez("s4.npz", **{**npz, "detector": "0" * 64})
+    assert "s4.npz is of another detector than s3" in refused("calc", "--sums=s3.npz", "--sums=s4.npz", "--ref=b5.npz")
+    line = refused("calc", "--images=a", "--sums=s4.npz", "--ref=b5.npz", "--num=12", "--detector=other.pt")
+    assert "s4.npz is of another detector than other.pt" in line
+
+
 def test_few_images_are_noted_and_equal_sets_are_near_zero(place):
     run("ref", "--data=a", "--dest=a.npz", "--detector=detector.pt")
     assert "ill-conditioned" in run("calc", "--images=a", "--ref=a.npz", "--num=4", "--detector=detector.pt").output

@@ -14,6 +14,7 @@ def test_int_lists(parts):
     for part in parts:
         want.extend(range(part[0], part[1] + 1) if isinstance(part, tuple) else [part])
     assert opt.parse_int_list(text) == want
+    assert opt.parse_int_list(opt.int_list_text(want)) == want if want else opt.int_list_text(want) == ""
 
 
 @pytest.mark.parametrize("text", ["a", "", "1,,2", "1-2-3", "1.5", "0-99999999999", "0-9999999,5"])

@@ -14,10 +14,12 @@ from edm_fast import accelerate, backend, edm_sampler
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
 from edm_fast.ops.attention import AttentionArgs
+from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.plan import _gpu_program, _implementations
 from edm_fast.plan._graph import Node, SeparateQKVArgs, map_tensors, separate_attention
+from edm_fast.plan._select import Candidate
 from helpers import taped_graph
-from helpers.planned_networks import DEVICE, NETWORKS, moved, network, places, planned
+from helpers.planned_networks import DEVICE, NETWORKS, first, moved, network, places, planned
 
 LIMITS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 
@@ -101,7 +103,10 @@ def test_every_way_of_every_call(name):
         a, b = fast(x, sigma, labels), other(x, sigma, labels)
     assert {"attention", "group_norm_silu", "conv2d", "pair"} <= kinds
     names = {step.candidate.name for step in steps_of(other)}
-    assert {"apply", "apply+merged+statistics", "fused+statistics", "triton"} <= names
+    assert {"apply", "apply+merged", "fused+statistics", "triton"} <= names
+    merged = [step.node for step in steps_of(other) if "merged" in step.candidate.name]
+    normalised = {(node.first.args.silu, node.second.args.weight.shape[-1]) for node in merged if node.rule == "norm"}
+    assert normalised == {(False, 1)}
     assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
 
 
@@ -113,7 +118,7 @@ def test_statistics_of_rounded_images():
     with torch.no_grad():
         fast = planned(net, "fp16", last)
         found = fast(*moved(x, sigma, labels))
-    assert "apply+merged+statistics" in {step.candidate.name for step in steps_of(fast)}
+    assert {"apply", "fused+statistics"} <= {step.candidate.name for step in steps_of(fast)}
     assert relative_error([found.cpu()], [want]) <= LIMITS["fp16"]
 
 
@@ -201,6 +206,83 @@ def test_with_and_without_a_stand_in_for_the_graph(monkeypatch):
         for scale in (1, 0.5, 2):
             assert torch.equal(plain(x * scale, sigma, labels), graphed(x * scale, sigma, labels))
     assert taped_graph.Captured.made == made + 1
+
+
+class FailsLater:
+    """torch's implementation, which raises from some call on."""
+
+    def __init__(self, implementation, calls):
+        self.implementation, self.calls = implementation, calls
+
+    def __call__(self, args):
+        self.calls -= 1
+        if self.calls < 0:
+            raise RuntimeError("out of resource: shared memory\nRequired: 118784")
+        return self.implementation(args)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")
+@pytest.mark.parametrize("calls", [0, 1, 3])  # it works never, until it is recorded, and until the last run
+@pytest.mark.parametrize("every", [False, True])
+def test_a_plan_survives_what_fails_after_it_was_measured(monkeypatch, calls, every):
+    taped_graph.put_in_place(monkeypatch)
+    own, planted = _implementations.candidates, []
+
+    def candidates(node, args, *rest):
+        found = own(node, args, *rest)
+        if isinstance(args, Conv2dArgs) and (every or not planted):
+            planted.append(FailsLater(found[0].implementation, calls))
+            found.append(Candidate("planted", planted[-1]))
+        return found
+
+    monkeypatch.setattr(_implementations, "candidates", candidates)
+    net = network("ddpmpp")
+    x, sigma, labels = inputs(net, 2, 0.7)
+    fast = planned(net, "bf16", lambda key, ways: {name: 1.0 - (name == "planted") for name in ways})
+    with torch.no_grad():
+        want, found = planned(net, "bf16")(x, sigma, labels), fast(x, sigma, labels)
+    assert torch.equal(found, want) and planted
+    assert {step.candidate.name for step in steps_of(fast)} & {"planted"} == set()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")
+def test_a_graph_that_cannot_be_recorded_is_one_of_torch_alone(monkeypatch):
+    taped_graph.put_in_place(monkeypatch)
+
+    class Fails(taped_graph.Captured):
+        def __init__(self, function, device, beside=None):
+            super().__init__(function, device, beside)
+            if any(step.candidate.name == "cpu" for step in function.__self__.steps):
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(_gpu_program, "Captured", Fails)
+    net = network("ddpmpp")
+    fast = planned(net, "fp32", lambda key, ways: {name: 1.0 - (name == "cpu") for name in ways})
+    with torch.no_grad():
+        fast(*inputs(net, 2, 0.7))
+    assert "cpu" not in {step.candidate.name for step in steps_of(fast)}
+
+
+def test_where_torch_itself_fails_the_error_is_its_own(monkeypatch):
+    net = network("ddpmpp")
+    monkeypatch.setattr(_implementations, "candidates", lambda *args: [Candidate("torch", FailsLater(None, 0))])
+    with pytest.raises(RuntimeError, match="out of resource"):
+        planned(net, "fp32")(*moved(*inputs(net, 2, 0.7)))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_measures_its_algorithms_in_plans(monkeypatch, deterministic):
+    """Unless its caller asked for the same ones every time."""
+    cudnn, seen = torch.backends.cudnn, set()
+    monkeypatch.setattr(cudnn, "deterministic", deterministic)
+
+    def measure(key, ways):
+        seen.add((cudnn.benchmark, key.endswith("benchmark")))
+        return first(key, ways)
+
+    net, before = network("ddpmpp"), cudnn.benchmark
+    planned(net, "fp32", measure)(*moved(*inputs(net, 1, 0.7)))
+    assert seen == {(not deterministic, not deterministic)} and cudnn.benchmark is before
 
 
 @pytest.mark.gpu

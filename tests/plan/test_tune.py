@@ -68,6 +68,7 @@ def nothing(x, weight):
     return None
 
 
+KINDS = functools.partial, int
 PLANTED = [raises, wrong, one_wrong, not_a_number, other_shape, nothing]
 
 
@@ -113,6 +114,65 @@ def test_the_fastest_way_is_remembered(tmp_path):
     assert fastest("conv 1") == "fused" and fastest("conv 2") == "torch_way"
     (path,) = (tmp_path / "plans").glob("*.json")
     assert "H100_80GB_HBM3" in path.name and torch.__version__.split("+")[0] in path.name
+
+
+class Graph:
+    """In place of a CUDA graph: it makes the calls of a function again."""
+
+    recording = False
+
+    def __init__(self, function, device, beside=None):
+        Graph.recording = True
+        try:
+            function()
+        finally:
+            Graph.recording = False
+        self.function = function
+
+    def __call__(self):
+        self.function()
+
+
+def waits(x, weight):
+    assert not Graph.recording, "operation not permitted when stream is capturing"
+    return torch_way(x, weight)
+
+
+def test_seconds_are_those_of_graphs_of_several_calls():
+    """What cannot be one is dropped, and what is far slower than another is timed no further."""
+    each = {"torch_way": 1e-3, "fused": 1e-4, "slow": 4e-4, "one": 1.0, "waits": 1e-5}
+    turns = []
+
+    def clock(call, repeats):
+        """In a graph calls take a tenth of the time that Python takes for each of them alone."""
+        if not isinstance(call, Graph):
+            return 10 * each[call.func.__name__]
+        several, count = call.function.__closure__, 0
+        function, count = (
+            next(c.cell_contents for c in several if isinstance(c.cell_contents, kind)) for kind in KINDS
+        )
+        turns.append(function.func.__name__)
+        return count * each[function.func.__name__]
+
+    def slow(x, weight):
+        return torch_way(x, weight)
+
+    measure = MeasuredImplementations(CPU, clock=clock, record=Graph)
+    found = measure("conv2d 1", ways(fused, slow, waits))
+    assert found == pytest.approx({"torch_way": 1e-3, "fused": 1e-4, "slow": 4e-4})
+    assert turns.count("slow") == turns.count("torch_way") == 1 and turns.count("fused") >= _tune.GPU_ROUNDS
+    assert "cannot be recorded: it raised AssertionError" in _table.dropped("conv2d")["waits"]
+    assert MeasuredImplementations(CPU, clock=clock, record=Graph)("conv2d 2", {"waits": ways(waits)["waits"]})
+
+
+def test_what_fails_later_is_dropped_for_the_next_process_too():
+    measure = MeasuredImplementations(CPU, clock=clock)
+    assert measure("conv2d 1", ways(fused)).keys() == {"torch_way", "fused"}
+    measure.drop("fused conv2d 1", "it raised RuntimeError: out of resource")
+    assert "out of resource" in _table.dropped("conv2d")["fused"]
+    for _ in range(2):
+        assert measure("conv2d 1", ways(fused)).keys() == {"torch_way"}
+        _table._tables.clear()
 
 
 def test_statistics_that_are_not_those_of_the_image():

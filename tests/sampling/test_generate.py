@@ -1,16 +1,20 @@
 """edm_fast.generate: images with their seeds, in the batches of the command line."""
 
 import itertools
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
 import edm_fast
+from edm_fast import accelerate, native
 from edm_fast.errors import UserError
-from edm_fast.sampling import Guidance, deal_seeds, generate, sample, sample_seeds, seed_inputs
+from edm_fast.sampling import Guidance, SeedSampler, deal_seeds, generate, sample, sample_seeds, seed_inputs
 from helpers.convergence import gauss
 from helpers.tiny_networks import tiny
 
+needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 SETTINGS = {"solver": "ipndm", "nfe": 4}
 
 
@@ -38,10 +42,23 @@ def test_nothing_is_drawn_before_it_is_asked_for_and_gradients_stay_on():
 
 
 def test_what_is_left_of_a_run_is_shared_by_processes():
-    settings = {"finished": [0, 5], "batch": 2, "world": 2, "num_steps": 1}
-    shares = [[seed for seed, _ in generate(gauss(), range(9), rank=rank, **settings)] for rank in (0, 1)]
-    assert shares == [[2, 3, 7, 8], [4, 6, 1]] or sorted(sum(shares, [])) == [1, 2, 3, 4, 6, 7, 8]
-    assert [len(generate(gauss(), range(9), rank=rank, **settings)) for rank in (0, 1)] == [*map(len, shares)]
+    settings = {"batch": 2, "world": 2, "num_steps": 1}
+    whole = dict(generate(gauss(), range(9), **{**settings, "world": 1}))
+    left = [generate(gauss(), range(9), rank=rank, finished=[0, 5, 6], **settings) for rank in (0, 1)]
+    counts, shares = [*map(len, left)], [[*images] for images in left]
+    # dealt as 0-1, 2-3, 4-5, 6, 7, 8
+    assert [[seed for seed, _ in share] for share in shares] == [[1, 4, 8], [2, 3, 7]] and counts == [3, 3]
+    assert all(torch.equal(image, whole[seed]) for share in shares for seed, image in share)
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_native)])
+def test_a_sampler_of_seeds_can_be_sent_to_other_processes(fast):
+    net = tiny(label_dim=4)
+    sampler = SeedSampler(accelerate(net) if fast else net, guidance=Guidance(2), **SETTINGS)
+    want = sampler([3, 5])
+    [(_, first), _] = generate(sampler.net, [3, 5], guidance=Guidance(2), **SETTINGS)
+    assert torch.equal(first, want[0])
+    assert torch.equal(pickle.loads(pickle.dumps(sampler))(np.array([3, 5])), want)
 
 
 def test_a_callback_knows_the_seeds_of_its_batch():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edm_fast
+from edm_fast import pictures
 from edm_fast.errors import UserError
 from edm_fast.sampling import arrange, images, to_uint8
 
@@ -31,16 +32,19 @@ def test_png_round_trip(tmp_path, channels, mode):
     images.save_png(path, pixels, made_with="abc")
     np.testing.assert_array_equal(images.read_png(path), pixels)
     assert PIL.Image.open(path).mode == mode
-    assert images.made_with(path) == "abc"
+    assert images.stored(path.read_bytes) == ("abc", True)
     assert [p.name for p in path.parent.iterdir()] == ["x.png"]
 
 
-def test_made_with_of_other_files(tmp_path):
-    assert images.made_with(tmp_path / "none.png") is None
-    (tmp_path / "x.png").write_bytes(b"nonsense")
-    assert images.made_with(tmp_path / "x.png") == ""
+def test_what_other_files_have_stored(tmp_path):
     PIL.Image.new("L", (2, 2)).save(tmp_path / "y.png")
-    assert images.made_with(tmp_path / "y.png") == ""
+    plain = (tmp_path / "y.png").read_bytes()
+    ours = pictures.encode_png(np.zeros([2, 2], np.uint8), "abc")
+    assert [images.stored(lambda data=data: data) for data in (b"nonsense", plain, ours[:-30])] == [
+        ("", False),
+        ("", True),
+        ("abc", False),
+    ]
 
 
 @given(st.integers(1, 2000))

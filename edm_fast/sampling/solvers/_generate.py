@@ -1,8 +1,9 @@
-"""edm_fast.generate: from seeds to images, batch by batch."""
+"""edm_fast.generate: from seeds to images, batch by batch; SeedSampler: one batch, on any process."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,8 +14,39 @@ from torch import Tensor
 from edm_fast.errors import UserError
 from edm_fast.sampling import _arguments, _guidance
 from edm_fast.sampling._guidance import Guidance
+from edm_fast.sampling.loop import Callback, Solver
 from edm_fast.sampling.seeds import check_class, deal_missing, sample_seeds
 from edm_fast.sampling.solvers._sample import sample
+
+
+class SeedSampler:
+    """sampler(seeds) draws the images of these seeds in one batch: (N, C, R, R) float64 in [-1, 1], not clipped.
+
+    Arguments as those of `generate`. It can be pickled with its network, accelerated or not, so that frameworks that
+    share data among machines can send it to their workers. UserError for bad settings, at once.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        class_idx: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        guidance: Guidance | None = None,
+        **settings: Any,
+    ) -> None:
+        _arguments.check_network(net)
+        check_class(net, class_idx)
+        _guidance.check(guidance, net)
+        self.net, self.class_idx, self.guidance = net, class_idx, guidance
+        self.solver: Solver = sample.solver(net, None, **settings)  # type: ignore[attr-defined]
+        tensors = net.parameters() if isinstance(net, torch.nn.Module) else []
+        self.device = device or next((tensor.device for tensor in tensors), "cpu")
+
+    def __call__(self, seeds: Sequence[int], callback: Callback | None = None) -> Tensor:
+        """callback: as that of `edm_fast.sampling.run`."""
+        options: dict[str, Any] = {"solver": self.solver, "guidance": self.guidance, "callback": callback}
+        return sample_seeds(self.net, sample, seeds, self.class_idx, self.device, **options)
 
 
 def generate(
@@ -39,38 +71,33 @@ def generate(
     are drawn at a time, when the first of them is asked for. device: None is that of the network.
     settings, guidance: those of `edm_fast.sample`.
     callback(seeds, i, sigma, x, denoised) after step i of a batch of seeds, see `edm_fast.sampling.run`.
-    finished: seeds to leave out; the others are drawn in the batches they would have been in, see `deal_missing`.
+    finished: seeds to leave out. The others have the same bits without it: batches stay whole, see `deal_missing`.
     rank, world: of several processes that share the seeds, which one this is, and how many there are.
     The length of the iterator is the number of images that it has in all. UserError for bad settings, at once.
     """
-    _arguments.check_network(net)
     try:
         numbers = [operator.index(seed) for seed in seeds]
     except TypeError:
         raise UserError(f"seeds is {str(seeds)[:80]!r}; expected integers, one for each image") from None
-    check_class(net, class_idx)
-    _guidance.check(guidance, net)
+    sampler = SeedSampler(net, class_idx, device=device, guidance=guidance, **settings)
     if not 0 <= rank < world:
         raise UserError(f"rank is {rank} and world is {world}; expected 0 <= rank < world")
-    solver = sample.solver(net, None, **settings)  # type: ignore[attr-defined]
-    parts = deal_missing(numbers, {*finished}, _arguments.steps(batch, "batch"), world)[rank::world]
-    if device is None:
-        tensors = net.parameters() if isinstance(net, torch.nn.Module) else []
-        device = next((tensor.device for tensor in tensors), "cpu")
+    done = {*finished}
+    parts = deal_missing(numbers, done, _arguments.steps(batch, "batch"), world)[rank::world]
 
-    def draw(part: Sequence[int]) -> Tensor:
+    def draw(part: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         watch = None if callback is None else functools.partial(callback, part)
-        return sample_seeds(net, sample, part, class_idx, device, solver=solver, guidance=guidance, callback=watch)
+        return (pair for pair in zip(part, sampler(part, watch), strict=True) if pair[0] not in done)
 
-    return Images(parts, draw)
+    return Images(sum(seed not in done for part in parts for seed in part), map(draw, parts))
 
 
 class Images(Iterator[tuple[int, Tensor]]):
-    """What is drawn of parts of seeds, one (seed, image) at a time."""
+    """What is drawn in batches, one (seed, image) at a time."""
 
-    def __init__(self, parts: Sequence[Sequence[int]], draw: Callable[[Sequence[int]], Tensor]) -> None:
-        self._count = sum(map(len, parts))
-        self._pairs = (pair for part in parts for pair in zip(part, draw(part), strict=True))
+    def __init__(self, count: int, batches: Iterable[Iterable[tuple[int, Tensor]]]) -> None:
+        self._count = count
+        self._pairs = itertools.chain.from_iterable(batches)
 
     def __len__(self) -> int:
         return self._count
