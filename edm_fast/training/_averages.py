@@ -1,4 +1,4 @@
-"""Averages of the weights in training, by width of a power function or by half-life. Karras et al. 2024, Section 3."""
+"""Averages of the weights in training: EDM's, and those of EDM2 by width (Karras et al. 2024, Section 3)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from typing import Any
 import torch
 
 from edm_fast.diffusion.ema import half_life_beta, power_beta
+
+
+@torch.no_grad()
+def update_ema(ema: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
+    """ema <- net + beta (ema - net), parameters only: buffers keep their initial copy."""
+    for average, parameter in zip(ema.parameters(), net.parameters(), strict=True):
+        average.copy_(parameter.lerp(average, beta))
 
 
 class _Averages:

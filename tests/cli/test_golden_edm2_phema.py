@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edm_fast.checkpoint import load
-from edm_fast.cli.ema import parse_widths
+from edm_fast.cli._widths import parse_widths
 from edm_fast.errors import UserError
 from edm_fast.training import images_of, stored_averages
 from helpers import golden_cases as g

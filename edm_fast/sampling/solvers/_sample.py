@@ -45,11 +45,11 @@ def sample(
     dtype: torch.dtype | None = None,
     **solver_options: Any,
 ) -> loop.Solver:
-    """Denoise latents (N, C, H, W) ~ N(0, I) with any solver; returns float64, or `dtype` if set, not clipped.
+    """Denoise latents (N, C, H, W) ~ N(0, I) with any solver; returns float64 (or float32, by dtype), not clipped.
 
     solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own. Or the steps of a run, with
-    which nothing but guidance and callback goes: what sample.solver(net, None, ...) returns, or a file FILE.json, see
-    `edm_fast.sampling.solvers`.
+    which nothing but guidance, callback and dtype goes: what sample.solver(net, None, ...) returns, or a file
+    FILE.json, see `edm_fast.sampling.solvers`.
     num_steps (18 if neither is set) or nfe: steps, or evaluations of `net` for an image, guidance apart.
     levels: a name of `edm_fast.sampling.levels` ("karras" if not set), cut to the network's own range; or the levels
     themselves, one more than steps, falling, the last may be 0.
@@ -57,8 +57,7 @@ def sample(
     ends: what follows levels by name. "zero" (if not set): num_steps levels, then 0. "sigma_min": num_steps + 1 levels.
     "denoised": these, and then x = D(x; sigma_min), one evaluation more.
     rho: of levels by name that have one; None: 7 for "karras", 2 for "time_uniform", 1 for "polyexponential".
-    dtype: of the state, float32 or float64. UserError for bad options.
-    guidance: see `edm_fast.Guidance`. callback: see `edm_fast.sampling.run`.
+    guidance: see `edm_fast.Guidance`. callback: see `edm_fast.sampling.run`. UserError for bad options.
     """
     _arguments.check_network(net)
     if nfe is not None and num_steps is not None:
