@@ -1,6 +1,10 @@
 # make sample   images from the bundled checkpoint by its tuned sampler, in out/ (out/grid.png shows them all)
-# make test     tests (with coverage, but for those of Triton), lint, types
+# make test     tests, lint, types
+# make coverage which lines of edm_fast the tests run, at least 90% (half an hour: counting lines slows Python code down)
 # make lint     ruff and mypy
+# make docs     the pages of docs/ as a site in out/docs; nothing is fetched while it is built
+# make test-gpu-versions  make test with the releases that `make gpu-report` expects on a machine with a GPU: torch 2.11,
+#               Triton 3.6, NumPy 2, in a folder of its own (torch's CUDA build, several GB)
 # make isas     tests of ops, plans and networks on the instruction sets, portable and AVX2, that are not the best one here
 # make sanitize tests of the native code, built for AddressSanitizer and UBSan in build/sanitize (GCC; minutes)
 # make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
@@ -23,26 +27,32 @@ NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # while it can, as what the tests of a file share is made once in each process
 PYTEST_FLAGS ?= --numprocesses=auto --dist=worksteal
 
-.PHONY: sample test lint isas sanitize bench bench-ops bench-suites gpu-report clean
+.PHONY: sample test coverage test-gpu-versions lint docs isas sanitize bench bench-ops bench-suites gpu-report clean
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
 	$(BIN)/edm-fast generate --network=demo --sampler=demo --outdir=out --seeds=0-63 --grid=out/grid.png
 	@echo "see out/grid.png"
 
-# Triton's interpreter and compiler take twice as long where lines are counted, and hardly run lines of edm_fast
-TRITON_TESTS := $(wildcard tests/ops/*_triton.py) tests/kernels tests/plan/test_gpu.py
-
 test: $(VENV)/developer
-	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	export OMP_NUM_THREADS=1; $(BIN)/pytest $(PYTEST_FLAGS) $(TRITON_TESTS) || status=1; \
-	$(BIN)/pytest --cov --cov-report=term:skip-covered $(PYTEST_FLAGS) $(addprefix --ignore=,$(TRITON_TESTS)) || status=1; \
-	exit $$status
+	@status=0; $(MAKE) --no-print-directory lint || status=1; OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) || status=1; exit $$status
+
+# Triton's interpreter and compiler hardly run lines of edm_fast
+coverage: $(VENV)/developer
+	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered $(PYTEST_FLAGS) --ignore-glob='*_triton.py' --ignore=tests/kernels
+
+GPU_VERSIONS ?= torch==2.11.0 triton==3.6.0 numpy==2.*
+
+test-gpu-versions:
+	$(MAKE) test VENV=build/gpu-versions TORCH="$(GPU_VERSIONS)"
 
 lint: $(VENV)/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/developer
+	$(BIN)/mkdocs build
 
 # what has tests of its own on each instruction set, or asks torch or Triton alone, is left out
 NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py select.py table.py)

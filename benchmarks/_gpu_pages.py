@@ -97,13 +97,12 @@ def op_lines(part: Part) -> Iterator[str]:
             yield f"{where}{row['median_s'] * 1e6:9.1f} us {row['ratio']:6.2f}x {share}{bits}"
 
 
-def sweep_lines(part: Part) -> Iterator[str]:
+def sweep_lines(part: Part, most: int) -> Iterator[str]:
     for row in part.get("rows", []):
-        times = " ".join(f"{name} {value:.0f}" for name, value in row.get("tflops", {}).items())
-        best = row.get("best")
-        yield f"{row['id'][:44]:44s} {times}" + (
-            f"  best {best} {row.get('share', 0):.0%} of a product" if best else ""
-        )
+        rates = row.get("tflops", {})
+        names = ["cudnn", "cudnn+tail", *sorted(rates.keys() - {"cudnn", "cudnn+tail"}, key=lambda name: -rates[name])]
+        times = "; ".join(f"{name} {rates[name]:.0f}" for name in names[:most] if name in rates)
+        yield f"{row['id'][:48]:48s} {times}; {row.get('share', 0):.0%} of a product"
 
 
 def kernel_lines(part: Part, most: int) -> Iterator[str]:
@@ -130,7 +129,7 @@ def terminal(parts: Parts, faults: Iterable[str]) -> str:
     ceilings = ", ".join(f"{key} {value:.3g}" for key, value in known.get("ceilings", {}).items())
     sections = [
         ("ops, us", op_lines(parts.get("ops", {})), 2000),
-        ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {})), 1500),
+        ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 3), 2500),
         ("kernels", kernel_lines(parts.get("profile", {}), 7), 1600),
         ("training", network_lines(parts, "training"), 700),
         ("sampling", network_lines(parts, "sampling"), 700),
@@ -157,7 +156,7 @@ def page(parts: Parts, faults: Iterable[str]) -> str:
         ("Parts", [*status(parts), *dict.fromkeys(faults)]),
         *((name.capitalize(), network_lines(parts, name)) for name in TARGETS),
         (f"Ops (share of the ceilings {ceilings})", op_lines(parts.get("ops", {}))),
-        ("Sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}))),
+        ("Sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 100)),
         ("Kernels", kernel_lines(parts.get("profile", {}), 40)),
         ("Not measured", losses(parts)),
     ]
@@ -181,11 +180,20 @@ def documents(parts: Parts) -> dict[str, str]:
     return found
 
 
+def tuned(parts: Parts) -> tuple[str, str]:
+    """Name and text of what kernels/ is to hold of this chip; no text without a sweep."""
+    known = facts(parts)
+    rows = [f'"{sizes}": {json.dumps(fields)}' for sizes, fields in sorted(known.get("tuned", {}).items())]
+    return f"tuned-{known.get('chip', 'unknown')}.json", "{\n" + ",\n".join(rows) + "\n}\n" if rows else ""
+
+
 def archive(parts: Parts, work: Path) -> bytes:
     """A tar.gz: the documents, results and logs of the parts, tables of plans, what the sweep chose, profiles."""
     members = {f"results/{name}": text.encode() for name, text in documents(parts).items()}
+    name, text = tuned(parts)
+    members |= {f"kernels/{name}": text.encode()} if text else {}
     members |= {f"parts/{name}.json": json.dumps(part, indent=1).encode() for name, part in parts.items()}
-    for pattern in ("cache/plans/*.json", "tuned-*.json", "ncu-*", "*.log"):
+    for pattern in ("cache/plans/*.json", "*.log"):
         for path in sorted(work.glob(pattern)):
             members[str(path.relative_to(work))] = path.read_bytes()[-MEMBER:]
     while True:

@@ -11,17 +11,20 @@ import contextlib
 import faulthandler
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import _gpu_ops
+import _gpu_sweep
 import torch
-from _gpu_places import DDPMPP, PLACES, QUICK, ROUNDS, seconds_allowed
+from _gpu_places import DDPMPP, PLACES, QUICK, ROUNDS, SWEPT, seconds_allowed
 from _gpu_process import tell
 
-from edm_fast import backend
+from edm_fast import backend, cases
+from edm_fast import ops as functions
 from edm_fast.evaluation import _machine, _networks, _peers, bench
 from edm_fast.evaluation._rows import ROWS
 from edm_fast.evaluation._targets import TARGETS
@@ -81,17 +84,30 @@ def places(part: str, args: argparse.Namespace, earlier: Earlier) -> None:
                     del left[name]
                     tell(row={**entry, "id": name, "date": bench.now()}, left=[*left])
                     tell_dropped()
-                if args.device == "cuda":
-                    torch.cuda.empty_cache()
+                next_row(args.device)
 
 
-def tell_dropped(known: set[str] = set()) -> None:  # noqa: B006  (those that were told)
-    """The candidates that a plan had to do without."""
+_told: set[str] = set()
+
+
+def tell_dropped() -> None:
+    """The candidates that plans of this process had to do without."""
     for table in _table._tables.values():
         for key, row in table.rows.items():
-            if row.fault and key not in known:
-                known.add(key)
+            if row.fault and key not in _told:
+                _told.add(key)
                 tell(candidate=key[:160], fault=row.fault)
+
+
+def next_row(device: str) -> None:
+    """Memory for it. A GPU that has stopped does nothing more in this process: another one goes on."""
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            print(bench.failure(error), flush=True)
+            os._exit(3)
 
 
 def row_of(target: str, subject: Any, row: str, reference: Any, rounds: int) -> dict[str, Any]:
@@ -128,6 +144,7 @@ def ops(args: argparse.Namespace, earlier: Earlier) -> None:
             rows = _gpu_ops.measure(layer, args.device, args.quick, known["ceilings"])
             for row in rows:
                 tell(row={**row, "id": f"{name}, {row['kind']} {row['backend']}"}, left=names[index + 1 :])
+        next_row(args.device)
 
 
 def profile(args: argparse.Namespace, earlier: Earlier) -> None:
@@ -156,6 +173,8 @@ def profile(args: argparse.Namespace, earlier: Earlier) -> None:
                         call()
                         _gpu_ops.wait(args.device)
                 events = [event for event in trace.key_averages() if getattr(event, key) > 0]
+                if gpu:  # the calls that launched kernels have their time, too
+                    events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
                 events.sort(key=lambda event: -getattr(event, key))
                 total = sum(getattr(event, key) for event in events)
                 found["total_ms"] = total / 1e3
@@ -167,9 +186,71 @@ def profile(args: argparse.Namespace, earlier: Earlier) -> None:
             tell(row=found, left=names[index + 1 :])
 
 
+def counters(args: argparse.Namespace, earlier: Earlier) -> None:
+    """A few launches of three kernels, for a profiler of hardware counters around this process."""
+    for op in ("conv2d", "group_norm_silu", "attention"):
+        call, keywords = cases.LARGE[op][0].inputs(torch.float16, args.device)
+        with backend.use_backend("triton"), torch.no_grad():
+            getattr(functions, op)(*call, **keywords)
+    _gpu_ops.wait(args.device)
+
+
+def _swept(quick: bool) -> list[_gpu_sweep.Layer]:
+    if quick:
+        return [_gpu_sweep.Layer(1, 16, 4, 4, 16, 3)]
+    return [layer for place in SWEPT for layer in _gpu_sweep.layers(*place)]
+
+
+def sweep(args: argparse.Namespace, earlier: Earlier) -> None:
+    from edm_fast.kernels import _conv2d_tuned
+
+    known, device = earlier["facts"], torch.device(args.device)
+    if "ceilings" not in known:
+        known["ceilings"] = _gpu_ops.ceilings(args.device, args.quick)
+        chip = _conv2d_tuned.chip(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
+        tell(facts={"ceilings": known["ceilings"], "chip": chip})
+    layers = {layer.name(): layer for layer in _swept(args.quick)}
+    left = [name for name in layers if name not in earlier["done"]]
+    while left:
+        name = left[0]
+        with watched(name, 60, left):
+            found = _gpu_sweep.measure(layers[name], device, args.quick, known["ceilings"]["bf16_flops_per_s"])
+            known["tuned"] = {**known.get("tuned", {}), **found.pop("tuned", {})}
+            for plan, fault in found.pop("faults").items():
+                tell(candidate=f"{name}, {plan}", fault=fault)
+            del left[0]
+            tell(row={**found, "id": name}, facts={"tuned": known["tuned"]}, left=left)
+        next_row(args.device)
+
+
+def warm_sweep(args: argparse.Namespace, share: int, processes: int) -> None:
+    """Run this share of the kernels of the sweep once, each specialisation for one of its layers."""
+    from edm_fast.kernels import conv2d
+
+    kernels = {}
+    for layer in _swept(args.quick):
+        for plan in _gpu_sweep.blocks(layer, args.quick):
+            whole = layer.c % plan.k == 0, layer.h * layer.w % plan.m == 0, layer.c % 16 == 0, layer.outputs % 16 == 0
+            kernels.setdefault((layer.kernel, whole, plan.m, plan.n, plan.k, plan.warps, plan.stages), (layer, plan))
+    for layer, plan in [*kernels.values()][share::processes]:
+        n, c, h, w, outputs, kernel, _ = layer
+        x, weight, residual = (
+            torch.zeros(shape, dtype=torch.float16, device=args.device)
+            for shape in [(n, c, h, w), (outputs, c, kernel, kernel), (n, outputs, h, w)]
+        )
+        try:
+            bias = x.new_zeros(1, outputs)
+            conv2d.forward(x, conv2d.pack(weight), bias, residual, 0.5, kernel // 2, plan=plan)
+        except Exception as error:
+            tell(candidate=str(plan), fault=bench.failure(error))
+
+
 def warm(args: argparse.Namespace) -> None:
     """Build one plan with every candidate run once and none of them timed; or compile the network by torch."""
     network, batch, row = args.job[0], int(args.job[1]), args.job[2]
+    os.nice(10)  # the build beside it comes first
+    if network == "sweep":
+        return warm_sweep(args, batch, int(row))
     told: set[str] = set()
 
     def measure(key: str, calls: Any) -> dict[str, float]:
@@ -214,7 +295,7 @@ def main() -> None:
     earlier: Earlier = {"done": [], "facts": {}, **json.loads(sys.stdin.read() or "{}")}
     settings = {**_machine.settings(torch.device(args.device)), "triton": triton_version()}
     tell(facts={"settings": settings, "slug": _machine.slug(settings)})
-    parts: dict[str, Callable[..., None]] = {"ops": ops, "profile": profile}
+    parts: dict[str, Callable[..., None]] = {"ops": ops, "profile": profile, "sweep": sweep, "counters": counters}
     parts |= {part: functools.partial(places, part) for part in PLACES}
     parts[args.part](args, earlier)
     print(f"{args.part}: done at {time.strftime('%H:%M:%S')}")

@@ -69,6 +69,15 @@ def warm_jobs(quick: bool) -> list[tuple[str, int, str]]:
     return [*jobs, *((*place, "accelerate-fp16") for place in OTHERS), *((*place, COMPILED[0]) for place in FIRST[1:3])]
 
 
+SWEPT = ((DDPMPP, 64), (ADM, 64))
+
+
+def sweep_jobs(quick: bool) -> list[tuple[str, int, str]]:
+    """Shares of the kernels that the sweep runs."""
+    processes = 1 if quick else WARM_PROCESSES
+    return [("sweep", share, str(processes)) for share in range(processes)]
+
+
 def seconds_allowed(row: str) -> float:
     """After which a row is given up: a compiler may take minutes, and a program that hangs takes for ever."""
     return 420 if "max-autotune" in row else 200 if row.startswith("compile") else 110 if "accel" in row else 60

@@ -34,30 +34,30 @@ from pathlib import Path
 from typing import Any
 
 import _gpu_pages as pages
-from _gpu_places import WARM_PROCESSES, warm_jobs
+from _gpu_places import WARM_PROCESSES, sweep_jobs, warm_jobs
 from _gpu_process import ROOT, Event, last_words, run
 
 PROGRAM = ROOT / "benchmarks/_gpu_parts.py"
 BUDGETS = {  # seconds
-    "build": 100,
-    "warm": 80,
-    "networks": 200,
-    "tests": 75,
+    "build": 140,
+    "warm": 110,
+    "networks": 180,
+    "tests": 60,
     "ops": 35,
     "profile": 30,
     "training": 40,
     "sampling": 30,
     "sanitizer": 20,
-    "sweep": 300,
+    "sweep": 330,
+    "counters": 60,
     "autotune": 450,
 }
-ALONE = ("sweep", "autotune")  # in calls of their own
-MEASURED = ("networks", "ops", "profile", "training", "sampling", *ALONE)
+ALONE = ("sweep", "counters", "autotune")  # in calls of their own
+MEASURED = ("networks", "ops", "profile", "training", "sampling", "sweep", "autotune")
 GRACE = 10  # seconds that a process has to stop by itself, or to start
 LAST = 6  # seconds for the tables and the archive
-TRITON_TESTS = [f"tests/ops/test_{op}_triton.py" for op in ("conv2d", "attention", "group_norm_silu")]
-GPU_TESTS = [*TRITON_TESTS, "tests/plan/test_gpu.py", "tests/plan/test_replay.py"]
-GPU_TESTS += [f"tests/ops/test_{op}_triton.py" for op in ("solver_update", "upfirdn")]
+GPU_TESTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_*_triton.py"))
+GPU_TESTS += ["tests/plan/test_gpu.py", "tests/plan/test_replay.py"]
 Part = dict[str, Any]
 
 
@@ -144,7 +144,7 @@ def build(call: Call, seconds: float) -> tuple[Part, str]:
             settings["EDM_FAST_CUDA_ARCH"] = os.environ.get("EDM_FAST_CUDA_ARCH") or capability(call)
         left = end - time.monotonic()
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        done = run(command, left * (0.7 if cuda == "1" else 1.0), {**call.environment(), **settings})
+        done = run(command, left * (0.8 if cuda == "1" else 1.0), {**call.environment(), **settings})
         log, state = log + done["output"], state_of_build(call)
         if state in ("cuda", wanted):
             break
@@ -166,7 +166,12 @@ def capability(call: Call) -> str:
 
 def warm(call: Call, seconds: float) -> tuple[Part, str]:
     """Plans built side by side without measuring, so that their kernels lie compiled in Triton's cache."""
-    end, jobs, faults = time.monotonic() + seconds, warm_jobs(call.args.quick), []
+    return side_by_side(call, seconds, warm_jobs(call.args.quick))
+
+
+def side_by_side(call: Call, seconds: float, jobs: list[tuple[str, int, str]]) -> tuple[Part, str]:
+    """Jobs of the part "warm", some processes at a time."""
+    end, faults = time.monotonic() + seconds, []
 
     def job(which: tuple[str, int, str]) -> tuple[str, Part]:
         name, left = f"{which[0]}, batch {which[1]}, {which[2]}", end - time.monotonic()
@@ -193,6 +198,7 @@ def tests(call: Call, seconds: float) -> tuple[Part, str]:
 
     end, log, errors, found = time.monotonic() + seconds, "", [], {}
     base = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-rfE", "-p", "no:cacheprovider", "--color=no"]
+    base.append("--continue-on-collection-errors")  # of tests of what is not installed there
     if importlib.util.find_spec("pytest_cov"):
         base.append("--no-cov")
     if importlib.util.find_spec("xdist") and not call.args.quick:
@@ -263,12 +269,35 @@ def measured(name: str) -> Callable[[Call, float], tuple[Part, str]]:
                 found["lost"].append(row)
             if not present and len(found["rows"]) == before:  # another one would end there, too
                 break
-        good = sum("median_s" in row or "table" in row for row in found["rows"])
+        good = sum(any(key in row for key in ("median_s", "table", "tflops")) for row in found["rows"])
         found["summary"] = f"{good} rows, {len(found['rows']) - good} with a reason, {len(found['lost'])} lost"
         found["summary"] += f", {len(found['cut'])} cut" if found["cut"] else ""
         return {**found, "ok": not found["lost"] and good > 0}, log
 
     return part
+
+
+def sweep(call: Call, seconds: float) -> tuple[Part, str]:
+    """Every block of every convolution: compiled side by side, then measured; what was fastest serves from now on."""
+    end = time.monotonic() + seconds
+    compiled, log = side_by_side(call, seconds / 3, sweep_jobs(call.args.quick))
+    part, more = measured("sweep")(call, end - time.monotonic())
+    name, document = pages.tuned({"sweep": part})
+    if call.args.device == "cuda" and document:
+        call.store(ROOT / "kernels" / name, document)
+    return {**part, "summary": f"{part['summary']}; compiled: {compiled['summary']}"}, log + more
+
+
+def counters(call: Call, seconds: float) -> tuple[Part, str]:
+    """ncu on three kernels: shares of the peaks, waits, occupancy."""
+    program = shutil.which("ncu", path=call.environment()["PATH"])
+    if program is None:
+        return result({"status": 0, "output": ""}, "ncu is not here")
+    command = [program, "--clock-control=none", "--kernel-name=regex:^_(conv2d_fwd|group_norm|attention)"]
+    command += [f"--section={name}" for name in ("SpeedOfLight", "WarpStateStats", "Occupancy")]
+    command += ["--launch-count=6", sys.executable, str(PROGRAM), "counters", f"--device={call.args.device}"]
+    done = run(command, seconds, call.environment(), "{}")
+    return result(done, {0: "in counters.log", None: "out of time"}.get(done["status"], last_words(done["output"])))
 
 
 PARTS: dict[str, Callable[[Call, float], tuple[Part, str]]] = {
@@ -277,6 +306,8 @@ PARTS: dict[str, Callable[[Call, float], tuple[Part, str]]] = {
     "tests": tests,
     "sanitizer": sanitizer,
     **{name: measured(name) for name in MEASURED},
+    "sweep": sweep,
+    "counters": counters,
 }
 PARTS = {name: PARTS[name] for name in BUDGETS}
 SIDE_BY_SIDE = ("build", "warm")  # the one runs compilers for the processor, the other for the GPU
@@ -302,7 +333,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         if part not in PARTS or not number.replace(".", "", 1).isdigit():
             parser.error(f"--budget got {text!r}; expected PART=SECONDS")
         args.budgets[part] = float(number)
-    args.chosen = ["build", "sweep"] if args.sweep else [name.strip() for name in args.parts.split(",")]
+    args.chosen = ["build", "sweep", "counters"] if args.sweep else [name.strip() for name in args.parts.split(",")]
     if unknown := [name for name in args.chosen if name not in PARTS]:
         parser.error(f"unknown parts {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
     return args

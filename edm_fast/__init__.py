@@ -6,7 +6,7 @@ Public names load on first use, so that `import edm_fast` is quick, prints nothi
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edm_fast import _checkout
 
@@ -47,6 +47,37 @@ _PACKAGES = (
     "studies",
     "training",
 )
+
+if TYPE_CHECKING:  # what __getattr__ gives, for programs that read types
+    from edm_fast import checkpoint as checkpoint
+    from edm_fast import data as data
+    from edm_fast import diffusion as diffusion
+    from edm_fast import evaluation as evaluation
+    from edm_fast import networks as networks
+    from edm_fast import ops as ops
+    from edm_fast import plan as plan
+    from edm_fast import sampling as sampling
+    from edm_fast import studies as studies
+    from edm_fast import training as training
+    from edm_fast.backend import explain as explain
+    from edm_fast.backend import use_backend as use_backend
+    from edm_fast.checkpoint import load as load
+    from edm_fast.checkpoint import save as save
+    from edm_fast.errors import UserError as UserError
+    from edm_fast.plan import accelerate as accelerate
+    from edm_fast.sampling import Guidance as Guidance
+    from edm_fast.sampling import SeedSampler as SeedSampler
+    from edm_fast.sampling import StackedRandomGenerator as StackedRandomGenerator
+    from edm_fast.sampling import StopSampling as StopSampling
+    from edm_fast.sampling import ablation_sampler as ablation_sampler
+    from edm_fast.sampling import edm_sampler as edm_sampler
+    from edm_fast.sampling import generate as generate
+    from edm_fast.sampling import invert as invert
+    from edm_fast.sampling import load_sampler as load_sampler
+    from edm_fast.sampling import log_likelihood as log_likelihood
+    from edm_fast.sampling import sample as sample
+    from edm_fast.sampling import sample_seeds as sample_seeds
+    from edm_fast.sampling import save_grid as save_grid
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
 

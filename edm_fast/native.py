@@ -9,6 +9,7 @@ and `window` checks the images in it.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -45,8 +46,7 @@ ALGORITHMS: dict[str, Algorithm] = {}  # by name
 _failure = ""
 _isa = 0
 try:
-    from edm_fast import _C
-
+    _C: Any = importlib.import_module("edm_fast._C")
     _isa, ISAS = _C.BEST_ISA, tuple(row["name"] for row in _C.ISAS)
     ALGORITHMS = {row["name"]: Algorithm(**row, place=place) for place, row in enumerate(_C.ALGORITHMS)}
     lib = _C

@@ -28,6 +28,7 @@ import triton
 
 from edm_fast.kernels import _conv2d_products, _conv2d_tail
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
+from edm_fast.kernels._conv2d_tuned import tuned
 from edm_fast.kernels._conv2d_variants import variants
 from edm_fast.kernels._launch import on_device
 
@@ -160,7 +161,8 @@ def _launch(
     area = high * wide
     pixels = n * area
     area_of_tile = area if prologue is not None else 0
-    b = plan or blocks(pixels, outputs, c, k * k, x.dtype, _plain(x.dtype), phases, area_of_tile)
+    measured = tuned(x, pixels, outputs, c, k * k, phases) if prologue is None else None
+    b = plan or measured or blocks(pixels, outputs, c, k * k, x.dtype, _plain(x.dtype), phases, area_of_tile)
     part = math.gcd(area, b.m) if statistics is not None else 0
     single: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
     sums = torch.empty((n, phases * area // part, 2, outputs), **single) if part else None

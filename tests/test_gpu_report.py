@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -21,12 +22,14 @@ import _gpu_ops  # noqa: E402
 import _gpu_pages  # noqa: E402
 import _gpu_parts  # noqa: E402
 import _gpu_places  # noqa: E402
+import _gpu_sweep  # noqa: E402
 import gpu_report  # noqa: E402
 from _gpu_process import run  # noqa: E402
 
 from edm_fast import native  # noqa: E402
 from edm_fast.evaluation import _targets  # noqa: E402
 from edm_fast.evaluation._rows import ROWS  # noqa: E402
+from edm_fast.ops import _triton  # noqa: E402
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 TRIAL = argparse.Namespace(device="cpu", quick=True)
@@ -86,6 +89,37 @@ def test_every_part_that_measures(told, monkeypatch):
     done = [row["id"] for row in parts["networks"]["rows"][1:]]
     _gpu_parts.places("networks", TRIAL, {"done": done, "facts": parts["networks"]["facts"]})
     assert [row["row"] for row in told["rows"]] == ["reference"]
+
+
+def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, monkeypatch):
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    from edm_fast.kernels import _conv2d_tuned, conv2d
+
+    _gpu_parts.sweep(TRIAL, {"done": [], "facts": {}})
+    (row,) = told["rows"]
+    assert {"cudnn", "cudnn+tail"} < row["tflops"].keys() and row["share"] > 0 and not told["cut"]
+    name, text = _gpu_pages.tuned({"sweep": told})
+    assert name == "tuned-cpu.json" and "3x3, 16 to 16 at 1x4x4" in _gpu_pages.terminal({"sweep": told}, [])
+    (tmp_path / "tuned-nvidia-h200.json").write_text(text)
+    monkeypatch.setattr(_conv2d_tuned, "FOLDER", tmp_path)
+    monkeypatch.setattr(_conv2d_tuned, "_name", lambda device: "NVIDIA H200")
+    _conv2d_tuned.table.cache_clear()
+    x = argparse.Namespace(is_cuda=True, device="cuda", dtype=torch.bfloat16)
+    sizes = (16, 16, 16, 9, 1)
+    (plan,) = _gpu_sweep.blocks(_gpu_parts._swept(True)[0], True)
+    assert _conv2d_tuned.tuned(x, *sizes) == plan and _conv2d_tuned.version("NVIDIA H200") != "model"
+    assert _conv2d_tuned.tuned(x, 17, *sizes[1:]) is None and _conv2d_tuned.version("NVIDIA L4") == "model"
+    (tmp_path / "tuned-nvidia-l40.json").write_text('{"1 2": [1]}')
+    assert _conv2d_tuned.table("NVIDIA L40") == {}
+
+    seen = []
+    monkeypatch.setattr(conv2d, "tuned", lambda x, *found: seen.append(found) or plan)
+    monkeypatch.setattr(conv2d, "blocks", lambda *args: pytest.fail("the model was asked"))
+    image, weight = torch.randn(1, 16, 4, 4), torch.randn(16, 16, 3, 3)
+    found = conv2d.forward(image, conv2d.pack(weight), padding=1)
+    torch.testing.assert_close(found, torch.nn.functional.conv2d(image, weight, padding=1), rtol=1e-4, atol=1e-4)
+    assert seen == [sizes]
 
 
 def test_a_reference_that_fails_is_a_row_with_a_reason(told, monkeypatch):
@@ -188,7 +222,7 @@ def test_the_usual_parts_fit_into_a_call(tmp_path):
     assert sum(gpu_report.BUDGETS[name] for name in chosen) < call.args.seconds - gpu_report.LAST < 600
     args = gpu_report.arguments(["--budget=networks=7.5", "--parts=ops, networks"])
     assert args.budgets["networks"] == 7.5 and args.chosen == ["ops", "networks"]
-    assert gpu_report.arguments(["--sweep"]).chosen == ["build", "sweep"]
+    assert gpu_report.arguments(["--sweep"]).chosen == ["build", "sweep", "counters"]
     for wrong in ("--parts=nope", "--budget=nope=1", "--budget=ops=x"):
         with pytest.raises(SystemExit):
             gpu_report.arguments([wrong])

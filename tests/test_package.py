@@ -1,8 +1,10 @@
 """The installed package: a quiet import, the guard of kernels/, metadata, and what an sdist and a wheel contain."""
 
+import ast
 import importlib.metadata
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import edm_fast
 from edm_fast import _checkout
 from helpers import tiny_networks
 
@@ -33,8 +36,6 @@ def test_import_is_quiet_and_light():
 
 
 def test_public_names():
-    import edm_fast
-
     assert {"load", "accelerate", "edm_sampler", "StackedRandomGenerator", "sample_seeds", "save_grid"} <= set(
         dir(edm_fast)
     )
@@ -43,12 +44,25 @@ def test_public_names():
     assert set(edm_fast.__all__) <= set(names)
 
 
+def test_what_types_say_is_what_there_is():
+    """The names for type checkers are those of __getattr__, and a program that was checked by them runs."""
+    tree = ast.parse((ROOT / "edm_fast/__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    listed = {alias.name: node.module for node in block.body for alias in node.names if alias.name == alias.asname}
+    homes = {name: f"edm_fast.{home}" for name, home in edm_fast._HOMES.items()}
+    assert listed == {**homes, **dict.fromkeys(edm_fast._PACKAGES, "edm_fast")} and len(listed) == len(block.body)
+
+
+def test_the_program_of_a_typed_user_runs(tmp_path, capsys):
+    program = runpy.run_path(str(ROOT / "tests/typed_user.py"))
+    program["main"](tiny_networks.tiny_checkpoint(tmp_path, label_dim=4), str(tmp_path / "picture.png"))
+    assert f"edm-fast {edm_fast.__version__}: " in capsys.readouterr().out and (tmp_path / "picture.png").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "near"), [("lode", "load"), ("acelerate", "accelerate"), ("EDM_sampler", "edm_sampler"), ("zzz", None)]
 )
 def test_a_name_that_is_not_there(name, near):
-    import edm_fast
-
     with pytest.raises(AttributeError, match=f"no attribute '{name}'") as caught:
         getattr(edm_fast, name)
     assert (f"near names: {near}" in str(caught.value)) if near else str(caught.value).endswith("'zzz'")
@@ -123,6 +137,7 @@ def test_metadata():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="edm-fast")
     assert script.value == "edm_fast.cli:main"
     assert re.search(r"^## 0\.1\.0", (ROOT / "CHANGELOG.md").read_text(), re.M) and data["Version"] == "0.1.0"
+    assert f"version: {edm_fast.__version__}" in (ROOT / "CITATION.cff").read_text().splitlines()
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 
@@ -155,11 +170,12 @@ def test_sdist_and_wheel(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     native = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*")}
-    assert native | {"kernels/__init__.py", "setup.py", "LICENSE", "NOTICE"} <= names
+    files = {"LICENSE", "NOTICE", "CITATION.cff", "SECURITY.md", "edm_fast/py.typed"}
+    assert native | {"kernels/__init__.py", "setup.py"} | files <= names
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         names = set(archive.namelist())
     assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edm_fast/assets").glob("*.*")}
-    assert assets | {"edm_fast/kernels/__init__.py", "edm_fast/native.py"} <= names
+    assert assets | {"edm_fast/py.typed", "edm_fast/kernels/__init__.py", "edm_fast/native.py"} <= names
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "csrc/"))]
     code = f"""
 import sys

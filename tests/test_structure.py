@@ -198,6 +198,12 @@ def test_no_two_public_things_of_one_name():
     assert not shared_names(exported)
 
 
+def test_nothing_is_unpickled():
+    """torch.load and pickle run what a file says, or have done so."""
+    loads = re.compile(r"\b(torch|pickle|joblib)\.(load|loads)\(|\bUnpickler\(|allow_pickle=True")
+    assert [path for path in PACKAGE if loads.search(path.read_text())] == []
+
+
 def test_setup_never_imports_torch():
     assert "torch" not in {name.split(".")[0] for name in imports(ROOT / "setup.py")}
 

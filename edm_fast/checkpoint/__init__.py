@@ -17,10 +17,18 @@ from edm_fast.checkpoint._records import CheckpointError, damaged
 from edm_fast.checkpoint._source import map_file, recognise
 from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
-from edm_fast.checkpoint.native import NativeFile, save_native
-from edm_fast.checkpoint.published import PublishedFile, averages, optimizer_state, read_published, state_dict
+from edm_fast.checkpoint.native import NativeFile, read_state, save_native, save_state_file
+from edm_fast.checkpoint.published import (
+    PublishedFile,
+    averages,
+    optimizer_state,
+    read_published,
+    state_dict,
+    values,
+)
 from edm_fast.errors import UserError
 from edm_fast.files import fetch, is_url, kept_as, user_path
+from edm_fast.networks._precond import _Precond
 
 __all__ = [
     "CheckpointError",
@@ -30,10 +38,12 @@ __all__ = [
     "destination",
     "inspect",
     "load",
+    "load_state_file",
     "load_tensors",
     "load_training_state",
     "save",
     "save_pkl",
+    "save_state_file",
     "weights_digest",
 ]
 
@@ -46,14 +56,14 @@ def load(
     key: str = "ema",
     sha256: str | None = None,
     preset: str | None = None,
-) -> torch.nn.Module:
+) -> _Precond:
     """Load a network: eval mode, no gradients, float32; half-precision weights of EDM2 stay so, as they are defined.
 
-    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (.pt,
-    with key="net"), a safetensors file or folder of `save`, a state_dict of torch.save or safetensors (with `preset`,
-    the name of the published model whose weights they are: see networks.PRESETS), or the http(s) address of a file.
-    Recognised by content. `key`: which network of a file that holds several. CheckpointWarning if the network may not
-    be the one its author had.
+    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (with
+    key="net" for the trained weights), a safetensors file or folder of `save`, a state_dict of torch.save or
+    safetensors (with `preset`, the name of the published model whose weights they are: see networks.PRESETS), or the
+    http(s) address of a file. Recognised by content. `key`: which network of a file that holds several.
+    CheckpointWarning if the network may not be the one its author had.
     """
     path, name = _locate(path_or_url, sha256)
     with damaged(name):
@@ -112,17 +122,21 @@ def load_tensors(path_or_url: PathLike, sha256: str | None = None) -> dict[str, 
 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
-    """Read a published training-state-*.pt: {"net": state_dict, "optimizer_state", "class_name", "init_kwargs"}.
+    """Read a training state, a published training-state-*.pt or one of this project: {"net": state_dict,
+    "optimizer_state", "class_name", "init_kwargs"}.
 
-    Of EDM2: class_name is None, as the file does not say how its network was built, and there are "ema", state_dicts by
-    the width of the profile ("0.050"), "state" and "loss_fn".
+    Of published EDM2: class_name is None, as the file does not say how its network was built, and there are "ema",
+    state_dicts by the width of the profile ("0.050"), "state" and "loss_fn".
     """
     path, name = _locate(path_or_url, None)
     with damaged(name):
         data = map_file(path)
         kind = recognise(data)
         if kind == "safetensors":
-            raise CheckpointError("a safetensors file; expected a training-state .pt")
+            if not NativeFile(path).is_state:
+                raise CheckpointError("a safetensors file of a network; expected a training-state")
+            state = read_state(path)
+            return {key: state[key] for key in ("net", "optimizer_state", "class_name", "init_kwargs")}
         file = read_published(data, kind)
         network = file.network("net")
         state = {
@@ -134,6 +148,20 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
         if "optimizer" not in file.keys():
             return state
         return {**state, "ema": averages(file), **{key: file.plain(key) for key in ("state", "loss_fn")}}
+
+
+def load_state_file(path: Path, tensors: bool = True) -> Any:
+    """A training state of this project, with None for each tensor if `tensors` is false; UserError for other files.
+
+    Those of earlier versions, in the format of torch.save, are read as data, too: torch.load is not called, whose
+    reader of plain tensors could corrupt memory before torch 2.10 (CVE-2026-24747).
+    """
+    with damaged(str(path)):
+        data = map_file(path)
+        if (kind := recognise(data)) == "safetensors":
+            return read_state(path, tensors)
+        file = read_published(data, kind)
+        return values(file.objects, file.budget)
 
 
 def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edm_fast import networks
 from edm_fast.checkpoint._globals import PRECONDITIONERS
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.errors import UserError
+from edm_fast.networks._precond import _Precond
 
 Shape = tuple[int, ...]
 
@@ -57,7 +58,7 @@ class _NoWeights(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def rebuild(stored: StoredNetwork, preset: str | None = None) -> torch.nn.Module:
+def rebuild(stored: StoredNetwork, preset: str | None = None) -> _Precond:
     """Build the network, compare every name and shape with the file, then take the file's tensors as its weights.
 
     Nothing large is allocated before the comparison: a small file cannot ask for a large network. Returned in eval

@@ -17,7 +17,7 @@ from edm_fast.checkpoint._globals import MAGIC, read_storage_id
 from edm_fast.checkpoint._records import CheckpointError, Storage, quote
 from edm_fast.files import mistaken
 
-FORMATS = "expected a published .pkl, a training-state .pt, a .safetensors file or a folder holding one"
+FORMATS = "expected a published .pkl, a training-state, a .safetensors file or a folder holding one"
 
 
 def map_file(path: Path) -> memoryview:

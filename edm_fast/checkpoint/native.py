@@ -22,8 +22,9 @@ import torch
 
 from edm_fast import __version__
 from edm_fast.checkpoint._rebuild import StoredNetwork
-from edm_fast.checkpoint._records import CheckpointError, quote, raw_values
+from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.checkpoint._source import describe_folder
+from edm_fast.checkpoint._states import from_json, to_json
 from edm_fast.errors import UserOSError
 from edm_fast.files import atomic_write, utf8_name
 
@@ -33,9 +34,12 @@ with contextlib.suppress(ImportError):  # Windows has no such locks
 
 FORMAT_VERSION = 1
 METADATA_KEY = "edm_fast"
+STATE_KEY = "edm_fast_training_state"  # of files that hold two networks and more, see _states.py
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 MAX_CONFIG = 1 << 20
+KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+KINDS |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 FLOATS = ("F32", "F16", "BF16", "F64")  # all become float32, but for the half-precision weights of EDM2
 
 
@@ -52,6 +56,26 @@ def save_native(net: torch.nn.Module, path: Path, folder: bool) -> None:
             write_safetensors(file, net.state_dict(), metadata)
         with atomic_write(inside / CONFIG_NAME, "w") as file:
             file.write(json.dumps(config, indent=2) + "\n")
+
+
+def save_state_file(path: Path, net: torch.nn.Module, state: Mapping[str, Any]) -> None:
+    """Write `state`: dicts, lists, tuples, tensors, numbers, texts and None, nested, whole or not at all.
+
+    `net` says how the networks are built whose weights stand under "net" and "ema". CheckpointError for other contents.
+    """
+    text, tensors = to_json(state)
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(make_config(net)), STATE_KEY: text}
+    with atomic_write(path) as file:  # whatever is there: a damaged state makes room
+        write_safetensors(file, tensors, metadata)
+
+
+def read_state(path: Path, tensors: bool = True) -> Any:
+    """What save_state_file has written, with None for each tensor if `tensors` is false."""
+    with utf8_name(path) as name, safetensors.safe_open(name, framework="pt") as file:
+        text = (file.metadata() or {}).get(STATE_KEY)
+        if text is None:
+            raise CheckpointError("a safetensors file of another kind; expected a training state")
+        return from_json(text, lambda name: file.get_tensor(name).clone() if tensors else None)
 
 
 @contextlib.contextmanager
@@ -102,7 +126,7 @@ def _is_own_folder(path: Path) -> bool:
 
 
 def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Header length (u64), JSON header, raw little-endian values: float16 of half-precision tensors, else float32.
+    """Header length (u64), JSON header, raw little-endian values of the types of the tensors.
 
     Written here because the library puts metadata in a random order; like this equal networks give equal files, and
     only one tensor at a time is copied.
@@ -110,14 +134,18 @@ def write_safetensors(file: IO[bytes], tensors: Mapping[str, torch.Tensor], meta
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
-        kind, size = ("F16", 2) if tensor.dtype == torch.float16 else ("F32", 4)
-        start, end = end, end + size * tensor.numel()
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        kind = tensor.dtype
+        if kind not in KINDS:
+            raise CheckpointError(f"cannot write {quote(name)}, which is {kind}; expected another type of numbers")
+        start, end = end, end + kind.itemsize * tensor.numel()
+        header[name] = {"dtype": KINDS[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
-        file.write(raw_values(tensor))
+        values = tensor.detach().cpu()
+        array = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
+        file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def make_config(net: torch.nn.Module) -> dict[str, Any]:
@@ -135,7 +163,7 @@ def make_config(net: torch.nn.Module) -> dict[str, Any]:
 
 @dataclass
 class NativeFile:
-    """A safetensors file or folder: one network, under the key "ema"."""
+    """A safetensors file or folder: one network, under the key "ema"; in a training state "net", too."""
 
     path: Path
 
@@ -143,21 +171,31 @@ class NativeFile:
         with utf8_name(weights_path(self.path)) as readable:
             self.file = safetensors.safe_open(readable, framework="pt")
         self.config = read_config(self.path, self.file.metadata() or {})
+        self.is_state = bool(self.config) and STATE_KEY in (self.file.metadata() or {})
         layout = "safetensors folder" if self.path.is_dir() else "safetensors"
         self.format = layout if self.config else f"{layout} without edm-fast's configuration"
+        self.format += " of a training state" * self.is_state
 
     def networks(self) -> list[str]:
-        return ["ema"]
+        return ["net", "ema"] if self.is_state else ["ema"]
 
     def network(self, key: str) -> StoredNetwork:
-        if key != "ema":
-            raise CheckpointError(f"holds no {quote(key)}; networks in it: 'ema'")
+        if key not in self.networks():
+            raise CheckpointError(f"holds no {quote(key)}; networks in it: {', '.join(map(repr, self.networks()))}")
         class_name, kwargs = (self.config["class_name"], self.config["init_kwargs"]) if self.config else (None, {})
-        shapes = {name: tuple(self.file.get_slice(name).get_shape()) for name in self.file.keys()}
-        return StoredNetwork(class_name, kwargs, shapes, self._read)
+        prefix = f"{key}." * self.is_state
+        names = (name for name in self.file.keys() if name.startswith(prefix))
+        shapes = {name[len(prefix) :]: tuple(self.file.get_slice(name).get_shape()) for name in names}
+        return StoredNetwork(class_name, kwargs, shapes, lambda name: self._read(prefix + name))
 
     def entries(self) -> dict[str, Any]:
-        return {"edm_fast_version": str(self.config.get("edm_fast_version"))[:40]} if self.config else {}
+        if not self.config:
+            return {}
+        state = json.loads(self.file.metadata()[STATE_KEY]) if self.is_state else {}
+        plain = {
+            key: value for key, value in state.items() if value is None or isinstance(value, bool | int | float | str)
+        }
+        return {"edm_fast_version": str(self.config.get("edm_fast_version"))[:40], **plain}
 
     def _read(self, name: str) -> torch.Tensor:
         kind = self.file.get_slice(name).get_dtype()

@@ -290,6 +290,22 @@ def to_plain(value: Any, budget: Budget, depth: int = 0) -> Any:
     raise CheckpointError(f"unexpected data of type {type(value).__name__}")
 
 
+def values(record: Any, budget: Budget, depth: int = 0) -> Any:
+    """Records of tensors, numbers, texts, lists and dicts as the values they stand for."""
+    budget.spend_instructions(1)
+    if depth > MAX_DEPTH:
+        raise CheckpointError("data nested too deeply")
+    if isinstance(record, TensorRecord):
+        return to_tensor(record, budget)
+    if isinstance(record, dict):
+        return {key: values(item, budget, depth + 1) for key, item in record.items()}
+    if isinstance(record, list | tuple):
+        return type(record)(values(item, budget, depth + 1) for item in record)
+    if record is None or isinstance(record, bool | int | float | str):
+        return record
+    raise CheckpointError(f"unexpected data of type {type(record).__name__}")
+
+
 def _plain_key(key: Any) -> Any:
     return f"{key.module}.{key.name}" if isinstance(key, Global | Foreign) else key
 

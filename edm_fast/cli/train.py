@@ -94,9 +94,11 @@ def resume_settings(opts: dict[str, Any]) -> dict[str, Any]:
         return {"resume_pkl": opts["transfer"], "ema_rampup_ratio": None}
     if opts["resume"] in (None, "auto"):
         return {}
-    match = re.fullmatch(r"training-state-(\d+)\.pt", os.path.basename(opts["resume"]))
+    match = re.fullmatch(r"training-state-(\d+)\.(safetensors|pt)", os.path.basename(opts["resume"]))
     if match is None or not os.path.isfile(opts["resume"]):
-        raise UserError(f"--resume={opts['resume']} is not an existing file named training-state-<digits>.pt")
+        raise UserError(
+            f"--resume={opts['resume']} is not an existing file named training-state-<digits>.safetensors or .pt"
+        )
     snapshot = os.path.join(os.path.dirname(opts["resume"]), f"network-snapshot-{match[1]}.pkl")
     return {"resume_pkl": snapshot, "resume_kimg": int(match[1]), "resume_state_dump": opts["resume"]}
 
@@ -315,7 +317,7 @@ def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, A
 @click.option(
     "--resume",
     help="Go on from a training state; auto: the newest of this run  [default: none]",
-    metavar="PT|auto",
+    metavar="FILE|auto",
     type=INPUT_PATH,
 )
 @click.option("--lr-rampup", help="Learning rate ramp, in million images  [default: 10]", type=NON_NEGATIVE)

@@ -57,7 +57,8 @@ def running(row: Row, subject: Subject) -> Iterator[None]:
 
 def evaluation(row: Row, subject: Subject) -> Callable[[], Results]:
     """One evaluation D(x; sigma)."""
-    run = row.build(subject)
+    with running(row, subject):  # what is compiled under other switches would be compiled again
+        run = row.build(subject)
 
     def call() -> Results:
         with torch.no_grad(), running(row, subject):

@@ -29,6 +29,7 @@ fcntl: Any = None
 with contextlib.suppress(ImportError):  # Windows
     import fcntl  # type: ignore[no-redef]
 
+SHIPPED = Path(__file__).parents[1] / "assets/plans"  # tables measured on some machines, by their names
 MAX_COUNT = 3  # measurements of a row
 HOPELESS = 1.5  # times the fastest: a candidate so slow is of no interest
 
@@ -103,15 +104,8 @@ class Table:
         return bool(row.fault) or row.seconds <= HOPELESS * min(r.seconds for r in known.values() if not r.fault)
 
     def stored(self) -> dict[str, Measurement]:
-        """What the file holds; nothing if there is none, or none that makes sense."""
-        with contextlib.suppress(
-            OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError
-        ):
-            return {
-                str(key): Measurement(**{name: row[name] for name in FIELDS})
-                for key, row in json.loads(self.path.read_text()).items()
-            }
-        return {}
+        """What the file holds, and for other keys what came with the package."""
+        return _rows(SHIPPED / self.path.name) | _rows(self.path)
 
     def keep(self, measured: Mapping[str, Measurement], before: Mapping[str, Measurement]) -> dict[str, Measurement]:
         """Put measurements into the file, and return the rows that count: where another process has stored one since
@@ -135,6 +129,16 @@ class Table:
                     )
             return found
         return merged(before)
+
+
+def _rows(path: Path) -> dict[str, Measurement]:
+    """Of a file; nothing if there is none, or none that makes sense."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        return {
+            str(key): Measurement(**{name: row[name] for name in FIELDS})
+            for key, row in json.loads(path.read_text()).items()
+        }
+    return {}
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from edm_fast import backend, native, timing
 from edm_fast.cases import widened
-from edm_fast.errors import UserError, one_line
+from edm_fast.errors import BROKEN, UserError, one_line
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
@@ -35,9 +35,9 @@ from edm_fast.plan._gpu_program import tensor_float
 from edm_fast.plan._select import Candidate
 from edm_fast.plan._table import HOPELESS, MAX_COUNT, Measurement, Table, file_name, table
 
-COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 9  # of algorithms, and on a GPU
+COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 5  # of algorithms, and on a GPU
 MORE_ROUNDS, LIMIT = 3, 0.25  # while times disagree: times as many rounds in all, begun within so many seconds
-GPU_TURN = 2e-3  # seconds: shorter calls on a GPU are repeated
+GPU_TURN = 1e-3  # seconds: shorter calls on a GPU are repeated
 RECORDED = 10  # of them as one graph: Python takes longer to launch some calls than the GPU to run them
 TOO_SLOW = 3.0  # times the fastest, by one replay: not worth more rounds
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
@@ -315,7 +315,9 @@ class MeasuredImplementations:
 
     def _name(self) -> str:
         chip = torch.cuda.get_device_name(self.device)
-        return file_name(f"gpu-{GPU_VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}")
+        return file_name(
+            f"gpu-{GPU_VERSION}-{chip}-torch{torch.__version__}-triton{_triton_version()}-{_blocks_version(chip)}"
+        )
 
 
 def _odd_statistics(image: torch.Tensor, found: torch.Tensor) -> str:
@@ -326,6 +328,15 @@ def _odd_statistics(image: torch.Tensor, found: torch.Tensor) -> str:
     low, high = 0.98 * (var + 1e-3).rsqrt(), 1.02 * var.rsqrt()
     fine = ((found[0] - mean).abs() <= 0.02 * (var + mean**2).sqrt()) & (low <= found[1]) & (found[1] <= high)
     return "" if bool((fine | ~(mean + var).isfinite()).all()) else "its statistics are not those of its image"
+
+
+@functools.cache
+def _blocks_version(chip: str) -> str:
+    try:
+        from edm_fast.kernels import _conv2d_tuned  # late: a missing triton is a reason, not a crash
+    except BROKEN:
+        return "none"
+    return _conv2d_tuned.version(chip)
 
 
 @functools.cache

@@ -171,7 +171,7 @@ def train(settings: Entry, folder: Path, seconds: float, resume: bool) -> tuple[
         if finished:
             return run.ema, rows
         newest = latest_state(folder)
-        for path in folder.glob("training-state-*.pt"):
+        for path in folder.glob("training-state-*"):
             if newest is not None and path != newest[0]:
                 path.unlink()
 

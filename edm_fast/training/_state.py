@@ -1,4 +1,4 @@
-"""State dumps: all that a run needs to go on as if it had never stopped. Plain tensors and numbers, no code.
+"""State dumps: all that a run needs to go on as if it had never stopped. Tensors, numbers and texts in safetensors.
 
 Besides network, average and optimizer a dump holds the exact image count, the place in the data stream, and of every
 rank the random generators and the sums of the current tick's statistics, so that a run on the CPU that is stopped or
@@ -7,7 +7,6 @@ killed and resumed ends bit-identical to one that is not, wherever in a tick the
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Mapping
@@ -18,13 +17,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from edm_fast import distributed
+from edm_fast import checkpoint, distributed
 from edm_fast.errors import UserError, UserOSError
-from edm_fast.files import atomic_write
 from edm_fast.training._run import Run
 
 FORMAT = "edm-fast training state 1"
-NAME = re.compile(r"training-state-(\d+)\.pt")
+ENDING = ".safetensors"  # .pt: of earlier versions, and published
+NAME = re.compile(r"training-state-(\d+)\.(pt|safetensors)")
 
 KEYS = {"net", "ema", "optimizer_state", "cur_nimg", "tick", "tick_start_nimg", "data_position", "seed"}
 KEYS |= {"dataset_size", "rng", "stats_lines", "elapsed_sec"}
@@ -98,8 +97,7 @@ def save_state(run: Run, path: Path, automatic: bool, **progress: float) -> None
         "automatic": automatic,
         **progress,
     }
-    with atomic_write(path) as file:  # whatever is there: the folder is this run's, and a damaged state makes room
-        torch.save(state, file)
+    checkpoint.save_state_file(path, run.net, state)
     keep = run.options.keep_states
     for name in run.automatic_states[:-keep]:
         path.with_name(name).unlink(missing_ok=True)
@@ -134,14 +132,19 @@ def read_state(path: str | Path) -> State | None:
     """A dump of this project, or None if the file is something else (perhaps a published training state)."""
     if not Path(path).is_file():
         raise UserOSError(f"training state {path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the reader fail in any way, and seek before the file's start
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        return None
+    state = _read(path)
     whole = isinstance(state, dict) and state.get("format") == FORMAT and KEYS <= state.keys()
     return state if whole else None
+
+
+def _read(path: str | Path, tensors: bool = True) -> Any:
+    """What a file holds, or None if it is damaged or of another kind."""
+    try:
+        return checkpoint.load_state_file(Path(path), tensors)
+    except checkpoint.CheckpointError as error:
+        if isinstance(error.__context__, OSError):
+            raise
+        return None
 
 
 def latest_state(run_dir: str | Path) -> tuple[Path, int] | None:
@@ -158,18 +161,13 @@ def latest_state(run_dir: str | Path) -> tuple[Path, int] | None:
 
 
 def automatic_states(folder: Path) -> list[str]:
-    """Names of the automatic dumps in a run folder, oldest first. Tensors are mapped, not read."""
-    names = []
-    for _, path in _numbered(folder):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:  # damaged, or of a kind that cannot be mapped
-            continue
-        names += [path.name] if isinstance(state, dict) and state.get("automatic") is True else []
-    return names
+    """Names of the automatic dumps in a run folder, oldest first."""
+    states = ((path.name, _read(path, tensors=False)) for _, path in _numbered(folder))
+    return [name for name, state in states if isinstance(state, dict) and state.get("automatic") is True]
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The dumps by number of images; of two with one, that of an earlier version comes first."""
     return sorted((int(m[1]), entry) for entry in folder.iterdir() if (m := NAME.fullmatch(entry.name)))
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from edm_fast import checkpoint, distributed, sampling
 from edm_fast.errors import UserError
 from edm_fast.training._run import Run
-from edm_fast.training._state import save_state
+from edm_fast.training._state import ENDING, save_state
 from edm_fast.training._stats import StatsWriter, resident_gb
 
 SNAPSHOT_FORMATS = ("safetensors", "pkl")
@@ -187,7 +187,7 @@ def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> Path | None:
 
 def write_state(run: Run, clock: Clock, writer: StatsWriter | None, automatic: bool) -> Path:
     """A dump of this moment, in the middle of a tick or between two. `automatic`: by the clock or a signal."""
-    path = run.options.run_dir / f"training-state-{run.cur_nimg // 1000:0{run.recipe.digits}d}.pt"
+    path = run.options.run_dir / f"training-state-{run.cur_nimg // 1000:0{run.recipe.digits}d}{ENDING}"
     lines, now = writer.lines if writer else 0, time.time()
     begun = run.cur_nimg > run.tick_start_nimg  # the tick
     times = {"elapsed_sec": now - clock.start, "tick_sec": now - clock.tick_start if begun else 0.0}

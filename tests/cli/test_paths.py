@@ -98,7 +98,7 @@ def place(tmp_path, monkeypatch):
     tiny_detector.save("detector.pt")
     for name in ("verify_ops", "verify_network"):
         monkeypatch.setattr(verify, name, lambda *args: [])
-    monkeypatch.setattr(tuning.Truth.__init__, "__defaults__", (4,))
+    monkeypatch.setattr(tuning.Truth.__init__, "__defaults__", (4, "ipndm"))
     monkeypatch.setitem(_fit.TEACHER, "num_steps", 8)
     monkeypatch.delitem(_trials.GRIDS, "optimised")  # takes seconds
     monkeypatch.setattr(measuring, "measure", lambda *args: [])

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import edm_fast
 from edm_fast import training
+from edm_fast.checkpoint import native
 from edm_fast.cli import _console_log, main, train
 from helpers import tiny_training as tiny
 
@@ -56,7 +57,7 @@ def test_run_folder_holds_everything(tmp_path, data):
         "preview-000000.png",
         "preview-000001.png",
         "stats.jsonl",
-        "training-state-000001.pt",
+        "training-state-000001.safetensors",
         "training_options.json",
     ]
     assert ": 12 images of 4x4 gray; labels: dataset.json, 3 classes\n" in result.stdout
@@ -87,21 +88,25 @@ def test_resume_auto_takes_the_newest_run_of_that_name(tmp_path, data):
     assert result.exit_code == 0, result.output
     base = "digits-uncond-ddpmpp-edm-gpus1-batch20-fp32"
     assert sorted(p.name for p in out.iterdir()) == [f"00000-{base}", f"00001-{base}-other"]
-    state = out / f"00000-{base}" / "training-state-000001.pt"
+    state = out / f"00000-{base}" / "training-state-000001.safetensors"
     assert f"Resuming from {state}" in result.stdout
     options = json.loads((out / f"00000-{base}" / "training_options.json").read_text())
     first = json.loads((out / f"00000-{base}" / "training_options.json").read_text())["seed"]
     assert options["resume_state_dump"] == str(state) and options["seed"] == first
-    assert (out / f"00000-{base}" / "training-state-000002.pt").exists()
+    assert (out / f"00000-{base}" / "training-state-000002.safetensors").exists()
     again = invoke(*args, "--duration=0.002", "--resume=" + str(state))  # by name: a folder of its own
     assert again.exit_code == 0
-    assert (out / f"00002-{base}" / "training-state-000002.pt").exists()
+    assert (out / f"00002-{base}" / "training-state-000002.safetensors").exists()
 
 
 def test_resume_auto_clears_only_its_own_leftovers(tmp_path, data):
     """With --nosubdir the folder can hold other programs' files."""
     other = [".config.tmp", ".a.png.xyz.tmp", "b.tmp"]
-    own = [".training-state-000001.pt.x.tmp", ".network-snapshot-000001.safetensors.x.tmp", ".preview-000001.png.x.tmp"]
+    own = [
+        ".training-state-000001.safetensors.x.tmp",
+        ".network-snapshot-000001.safetensors.x.tmp",
+        ".preview-000001.png.x.tmp",
+    ]
     for name in (*other, *own, ".stats.jsonl.x.tmp", ".training_options.json.x.tmp"):
         (tmp_path / name).write_text("")
     (tmp_path / ".folder.tmp").mkdir()
@@ -134,15 +139,17 @@ def test_bad_input(tmp_path, data):
     broken.write_bytes(data.read_bytes()[:300])
     wrong_name = tmp_path / "state.pt"
     wrong_name.write_bytes(b"")
-    junk = tmp_path / "training-state-000001.pt"
+    junk = tmp_path / "training-state-000001.safetensors"
     junk.write_bytes(b"junk")
     out = f"--outdir={tmp_path / 'out'}"
     source = f"--data={data}"
     assert "does not exist" in fails(out, f"--data={tmp_path / 'none.zip'}", *TINY)
     assert "not a readable zip" in fails(out, f"--data={broken}", *TINY)
     assert "needs labels" in fails(out, f"--data={bare}", "--cond=1", *TINY)
-    assert "training-state-<digits>.pt" in fails(out, source, f"--resume={wrong_name}", *TINY)
-    assert "training-state-<digits>.pt" in fails(out, source, f"--resume={tmp_path / 'training-state-5.pt'}", *TINY)
+    assert "training-state-<digits>.safetensors" in fails(out, source, f"--resume={wrong_name}", *TINY)
+    assert "training-state-<digits>.safetensors" in fails(
+        out, source, f"--resume={tmp_path / 'training-state-5.safetensors'}", *TINY
+    )
     assert "cannot be used together" in fails(out, source, "--resume=auto", "--transfer=x.pkl", *TINY)
     assert "--device" in fails(out, source, *TINY, "--device=toaster")
     assert "seed" in fails(out, source, "--seed=many", *TINY)
@@ -172,27 +179,27 @@ def test_output_folder_that_cannot_be_made(tmp_path, data):
 
 def test_disk_full_leaves_nothing_half_written(tmp_path, data, monkeypatch):
     """The second dump meets a full disk: one line, and the files before it are whole."""
-    from edm_fast.training import _state
-
     written = []
-    real = _state.torch.save
+    real = native.write_safetensors
 
-    def save(value, file):
-        written.append(1)
-        if len(written) > 1:
+    def write(file, *args, **kwargs):
+        written.append("cast" in kwargs)  # a state, not a snapshot
+        if written[-1] and sum(written) > 1:
             file.write(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(value, file)
+        real(file, *args, **kwargs)
 
-    monkeypatch.setattr(_state.torch, "save", save)
+    monkeypatch.setattr(native, "write_safetensors", write)
     out = tmp_path / "out"
     args = [f"--outdir={out}", f"--data={data}", "--nosubdir", "--dump=1", "--preview=0", "--duration=0.003", *TINY]
     assert "No space left" in fails(*args)
-    assert [name for name in files(out) if name.startswith((".", "training-state"))] == ["training-state-000001.pt"]
+    assert [name for name in files(out) if name.startswith((".", "training-state"))] == [
+        "training-state-000001.safetensors"
+    ]
     assert "No space left" in (out / "log.txt").read_text()
     monkeypatch.undo()
     result = invoke(*args, "--resume=auto")
-    assert result.exit_code == 0 and "training-state-000001.pt" in result.stdout
+    assert result.exit_code == 0 and "training-state-000001.safetensors" in result.stdout
 
 
 def test_two_processes_share_seed_folder_and_state(tmp_path, data):
@@ -206,10 +213,10 @@ def test_two_processes_share_seed_folder_and_state(tmp_path, data):
         assert done.stdout.count("Done.") == 1  # rank 0 speaks for all
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert run_dir.name == "00000-digits-uncond-ddpmpp-edm-gpus2-batch20-fp32"
-    assert "training-state-000001.pt" in done.stdout and "random numbers start anew" not in done.stdout
+    assert "training-state-000001.safetensors" in done.stdout and "random numbers start anew" not in done.stdout
     assert [name for name in files(run_dir) if name.startswith("training-state")] == [
-        "training-state-000001.pt",
-        "training-state-000002.pt",
+        "training-state-000001.safetensors",
+        "training-state-000002.safetensors",
     ]
 
 
@@ -225,16 +232,16 @@ def test_a_run_that_is_not_resumed_is_never_touched(tmp_path, data):
     args, before = runs(tmp_path, data)
     other = tmp_path / "other"
     other.mkdir()
-    state = other / "training-state-000001.pt"
-    state.write_bytes(before["training-state-000001.pt"])
+    state = other / "training-state-000001.safetensors"
+    state.write_bytes(before["training-state-000001.safetensors"])
     for more in ([], [f"--transfer={tmp_path / 'run' / 'network-snapshot-000001.safetensors'}"], [f"--resume={state}"]):
         assert "holds results of a run" in fails(*args, *more)
-    (tmp_path / "run" / "training-state-000001.pt").write_bytes(b"damaged")
+    (tmp_path / "run" / "training-state-000001.safetensors").write_bytes(b"damaged")
     assert "holds results of a run" in fails(*args, "--resume=auto")
-    (tmp_path / "run" / "training-state-000001.pt").unlink()
+    (tmp_path / "run" / "training-state-000001.safetensors").unlink()
     assert "holds results of a run" in fails(*args, "--resume=auto")
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "log.txt"}
-    del before["training-state-000001.pt"]
+    del before["training-state-000001.safetensors"]
     assert before == after
 
 
@@ -265,7 +272,7 @@ def test_signals_end_with_a_state_and_a_line(tmp_path, data, monkeypatch, name, 
     result = invoke(*args)
     assert result.exit_code == code and "Traceback" not in result.output
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("Stopped by"))
-    assert "training-state-000000.pt" in line and "--resume=auto" in line and "Done." not in result.stdout
+    assert "training-state-000000.safetensors" in line and "--resume=auto" in line and "Done." not in result.stdout
     assert line in (tmp_path / "run" / "log.txt").read_text()
     result = invoke(*args, "--resume=auto")
     assert result.exit_code == 0 and len(calls) == 50  # steps, each once
@@ -323,7 +330,7 @@ def test_lengths_to_the_image(tmp_path, data, duration, batch, kimg, line):
         (4, 1, ["--ls=0"], "--ls"),
         (4, 1, ["--lr=nan"], "--lr"),
         (4, 1, ["--desc=a/b"], "--desc=a/b has a slash"),
-        (4, 1, ["--resume=."], "training-state-<digits>.pt"),
+        (4, 1, ["--resume=."], "training-state-<digits>.safetensors"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])

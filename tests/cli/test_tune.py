@@ -16,8 +16,8 @@ from edm_fast.sampling.images import read_png
 from helpers.command_line import refused, run
 from helpers.tiny_networks import tiny_checkpoint
 
-# Heun's method in 256 steps, precision exact, seeds 1000 to 1015: edm_fast.evaluation.tuning.Truth(load("demo")), cut
-# to [-1, 1] and rounded to 1/32767
+# Heun's method in 256 steps, precision exact, seeds 1000 to 1015: edm_fast.evaluation.tuning.Truth(load("demo"), 256,
+# "heun"), cut to [-1, 1] and rounded to 1/32767
 TRUTH = Path(__file__).parent / "demo-truth.npz"
 SEVEN = Path(__file__).parent / "demo-7.sampler.json"
 
@@ -27,7 +27,7 @@ def tuned(tmp_path, monkeypatch):
     """A tiny network and its sampler file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDM_FAST_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning.Truth.__init__, "__defaults__", (4,))
+    monkeypatch.setattr(tuning.Truth.__init__, "__defaults__", (4, "ipndm"))
     monkeypatch.setitem(_fit.TEACHER, "num_steps", 8)
     monkeypatch.delitem(_trials.GRIDS, "optimised")  # takes seconds
     network = tiny_checkpoint(tmp_path)

@@ -12,9 +12,21 @@ def prepare():
         from triton.runtime import interpreter
     except ImportError:
         return  # the tests that need it skip
+    index_of_one_number(interpreter)
     sum_in_one_order(interpreter)
     patch_once(interpreter)
     skip_overflow_checks(interpreter.interpreter_builder)
+
+
+def index_of_one_number(interpreter):
+    """Take a tensor of one number for an index. Triton 3.6 asks NumPy for int(array), which 2.4 and later refuse."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor, scope):
+        patch(tensor, scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_tensor
 
 
 def sum_in_one_order(interpreter):

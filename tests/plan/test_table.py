@@ -49,6 +49,16 @@ def test_a_later_process_measures_again_what_disagreed(tmp_path):
     assert soon.seconds("a", "b") == {"a": 1.0, "b": 0.9} and not soon.measured
 
 
+def test_what_came_with_the_package_need_not_be_measured(tmp_path, monkeypatch):
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    shipped.mkdir(), own.mkdir()
+    store(shipped, a=QUIET, b=QUIET)
+    store(own, b=dataclasses.replace(QUIET, seconds=3.0))
+    monkeypatch.setattr(_table, "SHIPPED", shipped)
+    process = Process(own, c=Measurement(5.0))
+    assert process.seconds("a", "b", "c") == {"a": 1.0, "b": 3.0, "c": 5.0} and process.measured == ["c"]
+
+
 @pytest.mark.parametrize(
     "later, seconds", [(Measurement(0.5, 0.6), 1.1), (Measurement(2.0, 0.3), 2.0), (Measurement(1.0, 0.5), 1.0)]
 )

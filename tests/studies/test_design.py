@@ -40,7 +40,7 @@ def test_design(tmp_path, monkeypatch, short):
     for row in rows:
         assert row["images"] > 0 and row["curve"][-1][0] == row["training_seconds"]
         assert (out / "design-runs" / row["config"] / "network.safetensors").exists()
-        assert len(list((out / "design-runs" / row["config"]).glob("training-state-*.pt"))) == 1
+        assert len(list((out / "design-runs" / row["config"]).glob("training-state-*.safetensors"))) == 1
     check_in_a_browser(out / "design.html", tmp_path)
 
     # stopped between two parts: the next run goes on with the first part's images

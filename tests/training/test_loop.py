@@ -106,7 +106,7 @@ def test_two_processes(data, tmp_path, monkeypatch, device):
     optimizer = {"class_name": "torch.optim.Adam", "lr": 1e-3}
     real = {"network_kwargs": tiny.NETWORK, "batch_size": 4, "optimizer_kwargs": optimizer}
     real["cudnn_benchmark"] = False  # a clock would choose another algorithm now and then
-    state = str(tmp_path / "parts" / "training-state-000000.pt")
+    state = str(tmp_path / "parts" / "training-state-000000.safetensors")
     jobs = [
         ("two", settings(data, tmp_path / "two", seed=0, batch_gpu=2), True),
         ("whole", settings(data, tmp_path / "whole", **real), False),

@@ -1,13 +1,16 @@
 """Runs that are interrupted and go on: the result is that of a run never interrupted, to the bit."""
 
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from click.testing import CliRunner
 
@@ -19,6 +22,9 @@ from helpers import golden_cases as g
 from helpers import tiny_training as tiny
 from helpers.tiny_training import losses, run_loop, same_state
 
+TINY = {**tiny.NETWORK, "img_resolution": 4, "img_channels": 1}
+TINY.pop("class_name")
+KINDS = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool]
 SETTINGS = [
     "--cond=1",
     "--cbase=4",
@@ -65,14 +71,14 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
 
     rng = random.Random(os.getpid())
     again = train_command(data, parts, kimg, "--resume=auto")
-    kill_in_mid_run(again, parts, "training-state-000001.pt", rng)
-    kill_in_mid_run(again, parts, "training-state-000002.pt", rng)
-    (parts / ".training-state-000003.pt.abc.tmp").write_bytes(b"half a file")
+    kill_in_mid_run(again, parts, "training-state-000001.safetensors", rng)
+    kill_in_mid_run(again, parts, "training-state-000002.safetensors", rng)
+    (parts / ".training-state-000003.safetensors.abc.tmp").write_bytes(b"half a file")
     result = subprocess.run(again, check=True, capture_output=True, text=True)
     assert "Resuming from" in result.stdout
 
-    name = f"training-state-{kimg:06d}.pt"
-    same_state(*(torch.load(folder / name, weights_only=True) for folder in (whole, parts)))
+    name = f"training-state-{kimg:06d}.safetensors"
+    same_state(*(checkpoint.load_state_file(folder / name) for folder in (whole, parts)))
     for snapshot in whole.glob("network-snapshot-*"):
         same_state(*(dict(checkpoint.load(folder / snapshot.name).state_dict()) for folder in (whole, parts)))
     assert losses(whole) == losses(parts)
@@ -85,6 +91,55 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert before == ((parts / name).stat().st_mtime_ns, losses(parts))
 
 
+def in_torch_format(path):
+    """A state as earlier versions wrote it."""
+    file = io.BytesIO()
+    torch.save(checkpoint.load_state_file(path), file)
+    return file.getvalue()
+
+
+def test_a_state_of_an_earlier_version_goes_on_to_the_same_bits(data, tmp_path):
+    more = {"state_dump_ticks": 1, "augment_kwargs": {"class_name": "AugmentPipe", "p": 0.5, "xflip": 1e8}}
+    more["network_kwargs"] = {**tiny.NETWORK, "augment_dim": 1}
+    whole = run_loop(data, tmp_path / "a", **more)
+    run_loop(data, tmp_path / "b", **more, total_kimg=0.05)
+    new = tmp_path / "b" / "training-state-000000.safetensors"
+    old = new.with_suffix(".pt")
+    old.write_bytes(in_torch_format(new))
+    same_state(checkpoint.load_state_file(old), checkpoint.load_state_file(new))
+    assert isinstance(checkpoint.load_state_file(old)["optimizer_state"]["param_groups"][0]["betas"], tuple)
+    new.unlink()
+    assert latest_state(tmp_path / "b") == (old, 2)
+    parts = run_loop(data, tmp_path / "b", **more, resume_state_dump=str(old))
+    for a, b in ((whole.net, parts.net), (whole.ema, parts.ema)):
+        same_state(a.state_dict(), b.state_dict())
+    same_state(whole.optimizer.state_dict(), parts.optimizer.state_dict())
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert latest_state(tmp_path / "b") == (new, 2)  # the later of two of one number
+
+
+def test_what_a_state_may_hold(tmp_path):
+    net, path = networks.build("EDMPrecond", TINY), tmp_path / "state.safetensors"
+    numbers = [torch.tensor(value, dtype=kind) for kind in KINDS for value in ([], 1, [[1, 0]])]
+    state = {
+        "numbers": numbers,
+        "odd": {3: (1, None, "a"), "$tensor": float("inf")},
+        "net": {"a.b": torch.ones(2, 3).T},
+    }
+    checkpoint.save_state_file(path, net, state)
+    found = checkpoint.load_state_file(path)
+    same_state(found, state)
+    assert [t.dtype for t in found["numbers"]] == [t.dtype for t in numbers] and isinstance(found["odd"][3], tuple)
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert "numbers.0" in file.keys()
+    before = path.read_bytes()
+    same_name = {"a": {"b.c": torch.ones(1)}, "a.b": {"c": torch.ones(1)}}
+    for bad in ({"x": object()}, {"x": torch.ones(1, dtype=torch.complex64)}, same_name):
+        with pytest.raises(UserError, match="expected|have the name"):
+            checkpoint.save_state_file(path, net, bad)
+    assert path.read_bytes() == before
+
+
 @pytest.fixture
 def data(tmp_path):
     return tiny.write_dataset(tmp_path / "data.zip")
@@ -92,12 +147,14 @@ def data(tmp_path):
 
 def test_latest_state_passes_over_damaged_files(data, tmp_path):
     run_loop(data, tmp_path / "run")
-    good = tmp_path / "run" / "training-state-000000.pt"
+    good = tmp_path / "run" / "training-state-000000.safetensors"
     assert latest_state(tmp_path / "run") == (good, 2)
-    (tmp_path / "run" / "training-state-000004.pt").write_bytes(good.read_bytes()[:5000])
-    (tmp_path / "run" / "training-state-000003.pt").write_bytes(good.read_bytes()[:-500])
-    (tmp_path / "run" / "training-state-000002.pt").write_bytes(b"")
+    (tmp_path / "run" / "training-state-000004.safetensors").write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "run" / "training-state-000003.safetensors").write_bytes(good.read_bytes()[:-500])
+    (tmp_path / "run" / "training-state-000002.safetensors").write_bytes(b"")
     torch.save({"other": 1}, tmp_path / "run" / "training-state-000001.pt")
+    (tmp_path / "run" / "training-state-000005.pt").write_bytes(in_torch_format(good)[:-500])
+    checkpoint.save(networks.build("EDMPrecond", TINY), tmp_path / "run" / "training-state-000006.safetensors")
     assert latest_state(tmp_path / "run") == (good, 2)
     assert latest_state(tmp_path / "nowhere") is None
 
@@ -118,13 +175,13 @@ def test_networks_of_a_state_load(data, tmp_path):
     """A state says how its networks are built."""
     run = run_loop(data, tmp_path / "run")
     for key, module in (("net", run.net), ("ema", run.ema)):
-        loaded = checkpoint.load(tmp_path / "run" / "training-state-000000.pt", key=key)
+        loaded = checkpoint.load(tmp_path / "run" / "training-state-000000.safetensors", key=key)
         same_state(module.state_dict(), loaded.state_dict())
 
 
 def test_state_of_another_network_or_data_set(data, tmp_path):
     run_loop(data, tmp_path / "run")
-    state = str(tmp_path / "run" / "training-state-000000.pt")
+    state = str(tmp_path / "run" / "training-state-000000.safetensors")
     with pytest.raises(UserError, match="another network"):
         run_loop(data, tmp_path / "b", resume_state_dump=state, network_kwargs={**tiny.NETWORK, "model_channels": 8})
     other = tiny.write_dataset(tmp_path / "other.zip", count=9)
@@ -136,7 +193,7 @@ def test_state_of_another_network_or_data_set(data, tmp_path):
 
 def test_a_dump_goes_on_with_another_batch_size(data, tmp_path):
     run_loop(data, tmp_path / "a", total_kimg=0.06, state_dump_ticks=1)
-    state = str(tmp_path / "a" / "training-state-000000.pt")
+    state = str(tmp_path / "a" / "training-state-000000.safetensors")
     run = run_loop(data, tmp_path / "a", resume_state_dump=state, batch_size=20)
     assert run.cur_nimg == 100
     assert [row["Progress/kimg"]["mean"] for row in tiny.read_stats(tmp_path / "a")][-1] == pytest.approx(0.1)
@@ -194,8 +251,8 @@ def test_resumed_run_equals_whole_run(data, tmp_path):
     more["network_kwargs"] = {**tiny.NETWORK, "augment_dim": 4}
     whole = run_loop(data, tmp_path / "a", **more)
     run_loop(data, tmp_path / "b", **more, total_kimg=0.05)
-    state = str(tmp_path / "b" / "training-state-000000.pt")
-    assert torch.load(state, weights_only=True)["cur_nimg"] == 50
+    state = str(tmp_path / "b" / "training-state-000000.safetensors")
+    assert checkpoint.load_state_file(Path(state), tensors=False)["cur_nimg"] == 50
     parts = run_loop(data, tmp_path / "b", **more, resume_state_dump=state, seed=77)  # the dump's seed counts
     for a, b in ((whole.net, parts.net), (whole.ema, parts.ema)):
         same_state(dict(a.state_dict()), dict(b.state_dict()))

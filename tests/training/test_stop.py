@@ -13,7 +13,7 @@ import threading
 import pytest
 import torch
 
-from edm_fast import training
+from edm_fast import checkpoint, training
 from edm_fast.errors import UserError
 from edm_fast.training import _stats, _stop, loop
 from helpers import tiny_training as tiny
@@ -50,8 +50,8 @@ def raise_signal(name):
     return lambda: signal.raise_signal(getattr(signal, name))
 
 
-def state(folder, name="training-state-000000.pt"):
-    return torch.load(folder / name, weights_only=True)
+def state(folder, name="training-state-000000.safetensors"):
+    return checkpoint.load_state_file(folder / name)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_is_bit_identical(data, tmp_path, at_call, capsys, n
         run_loop(data, tmp_path / "parts", **SETTINGS)
     assert signal.getsignal(getattr(signal, name)) is handler
     assert ending is KeyboardInterrupt or caught.value.code == 0
-    stopped = tmp_path / "parts" / "training-state-000000.pt"
+    stopped = tmp_path / "parts" / "training-state-000000.safetensors"
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Stopped by"))
     assert f"at image {step * 10}, with the state in {stopped}" in line and "--resume=auto" in line
     assert state(tmp_path / "parts")["cur_nimg"] == step * 10
@@ -139,7 +139,7 @@ def test_states_by_the_clock_make_room_and_those_asked_for_stay(data, tmp_path, 
     options = {"batch_size": 1000, "kimg_per_tick": 2, "total_kimg": 5, "dump_minutes": 1e-9, "lr_rampup_kimg": 0}
     options["dataset_kwargs"] = {"path": str(data), "use_labels": True, "cache": True}
     run_loop(data, tmp_path, **options, state_dump_ticks=1)  # ticks end at 1, 3 and 5 kimg
-    names = [f"training-state-{n:06d}.pt" for n in range(12)]
+    names = [f"training-state-{n:06d}.safetensors" for n in range(12)]
 
     def states():
         return [names.index(path.name) for path in sorted(tmp_path.glob("training-state-*"))]
@@ -159,17 +159,17 @@ def test_states_by_the_clock_make_room_and_those_asked_for_stay(data, tmp_path, 
 
 def test_a_damaged_state_makes_room_when_its_turn_comes(data, tmp_path):
     run_loop(data, tmp_path, total_kimg=0.04)
-    good = tmp_path / "training-state-000000.pt"
-    (tmp_path / "training-state-000001.pt").write_bytes(b"junk of a crash")
+    good = tmp_path / "training-state-000000.safetensors"
+    (tmp_path / "training-state-000001.safetensors").write_bytes(b"junk of a crash")
     run_loop(data, tmp_path, total_kimg=1, batch_size=480, resume_state_dump=str(good))
-    assert state(tmp_path, "training-state-000001.pt")["cur_nimg"] == 1000
+    assert state(tmp_path, "training-state-000001.safetensors")["cur_nimg"] == 1000
 
 
 def test_results_of_another_run_are_refused(data, tmp_path):
     run_loop(data, tmp_path / "a")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     run_loop(data, tmp_path / "b", total_kimg=0.04)
-    other = str(tmp_path / "b" / "training-state-000000.pt")
+    other = str(tmp_path / "b" / "training-state-000000.safetensors")
     for more in ({}, {"resume_state_dump": other}, {"resume_pkl": None, "seed": 3}):
         with pytest.raises(UserError, match="holds results of a run"):
             run_loop(data, tmp_path / "a", **more)
@@ -186,7 +186,7 @@ def test_results_of_another_run_are_refused(data, tmp_path):
 )
 def test_resuming_with_other_settings(data, tmp_path, capsys, changes, message):
     run_loop(data, tmp_path, total_kimg=0.04)
-    changes |= {"resume_state_dump": str(tmp_path / "training-state-000000.pt")}
+    changes |= {"resume_state_dump": str(tmp_path / "training-state-000000.safetensors")}
     if message is not None:
         with pytest.raises(UserError, match=message):
             run_loop(data, tmp_path, **changes)
@@ -204,7 +204,9 @@ def test_a_transfer_goes_on_as_one(data, tmp_path, at_call, capsys):
     at_call(3, raise_signal("SIGTERM"))
     with pytest.raises(SystemExit):
         run_loop(data, tmp_path / "parts", **snapshot, ema_rampup_ratio=None)
-    parts = run_loop(data, tmp_path / "parts", resume_state_dump=str(tmp_path / "parts" / "training-state-000000.pt"))
+    parts = run_loop(
+        data, tmp_path / "parts", resume_state_dump=str(tmp_path / "parts" / "training-state-000000.safetensors")
+    )
     same_state(whole.ema.state_dict(), parts.ema.state_dict())
     run_loop(data, tmp_path / "more", **snapshot, network_kwargs={**tiny.NETWORK, "num_blocks": 2}, total_kimg=0)
     assert "of the network keep their start values" in capsys.readouterr().out
@@ -300,7 +302,7 @@ def test_two_ranks_share_one_network_and_stop_together(data, tmp_path):
     def settings(folder, **changes):
         return {**base, "run_dir": str(tmp_path / folder), **changes}
 
-    resumed = {"resume_state_dump": str(tmp_path / "parts" / "training-state-000000.pt")}
+    resumed = {"resume_state_dump": str(tmp_path / "parts" / "training-state-000000.safetensors")}
     snapshot = str(tmp_path / "whole" / "network-snapshot-000000.safetensors")
     jobs = [
         ("whole", settings("whole", snapshot_ticks=1), None),

@@ -278,7 +278,7 @@ def tuned_sampler(task: Wanted, found: Found, truth: Truth, apart: float, name: 
         precision=found.precision,
         error={**error, "seeds": ranges(task.held_out)},
         truth={
-            "solver": "heun",
+            "solver": truth.solver,
             "num_steps": truth.steps,
             "precision": truth.precision,
             "converged": apart,

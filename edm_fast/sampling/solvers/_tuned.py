@@ -35,7 +35,7 @@ class TunedSampler:
     # per image the RMS difference from the truth in levels of 255, images cut to [-1, 1]: mean and its standard error,
     # median, 95th percentile and worst of the held-out seeds, which of them keeps the bound; the seeds as text
     error: Json
-    truth: Json  # solver, num_steps; converged: the worst RMS difference from twice the steps, over its seeds
+    truth: Json  # solver, num_steps; converged: the worst RMS difference from a finer solution, over its seeds
     checkpoint: Json  # name, digest of the weights
     versions: Json
 
