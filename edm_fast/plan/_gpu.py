@@ -17,12 +17,20 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast.plan import _implementations
+from edm_fast.plan import _gpu_convolutions, _implementations
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._gpu_program import ChosenCall, GpuProgram, Numerics, Values
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, last_uses, map_tensors
-from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
+from edm_fast.plan._rewrite import (
+    fold_bias,
+    fuse_norm,
+    fuse_upsampling,
+    join_embeddings,
+    rewrite,
+    rewritten,
+    skip_dropout,
+)
 from edm_fast.plan._select import Candidate, fastest, with_statistics
 from edm_fast.plan._tune import Measure, MeasuredImplementations, raised, time_candidates
 from edm_fast.plan._weights import Prepared, Weights
@@ -58,7 +66,8 @@ class GpuPlanner:
         weights = Weights(self._prepare, self.prepared)
         calls, nodes = graph.op_calls(), graph.nodes
         if not self.numerics.exact:
-            graph = rewrite(join_embeddings(rewritten(graph)), fuse_norm, fuse_upsampling)
+            graph = join_embeddings(rewrite(rewritten(graph), skip_dropout, fold_bias), self.numerics.dtype)
+            graph = rewrite(graph, fuse_norm, fuse_upsampling)
             nodes = [_with_weights(node, weights) for node in graph.nodes]
         generator = torch.Generator(self.device).manual_seed(0)  # the caller's random numbers stay what they are
         inputs = {}
@@ -73,7 +82,9 @@ class GpuPlanner:
                 program = GpuProgram(steps, inputs, graph.output, self.numerics, weights, calls)
                 try:
                     if self.captured:
+                        weights.used.clear()
                         program.record()
+                        weights.drop_unused()
                     return program
                 except Exception as error:
                     choice.drop(program.running, error)
@@ -94,7 +105,7 @@ class GpuPlanner:
 
     def _prepare(self, tensor: torch.Tensor, layout: str | None) -> torch.Tensor:
         if layout is not None:
-            return _implementations.pack(tensor, layout, self.numerics.dtype)
+            return _gpu_convolutions.pack(tensor, layout, self.numerics.dtype)
         cast = tensor.detach().to(self.numerics.dtype)
         return cast.contiguous(memory_format=torch.channels_last) if cast.ndim == 4 else cast
 

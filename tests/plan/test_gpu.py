@@ -15,9 +15,11 @@ from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.conv2d import Conv2dArgs
-from edm_fast.plan import _gpu_program, _implementations
-from edm_fast.plan._graph import Node, SeparateQKVArgs, map_tensors, separate_attention
+from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.plan import _gpu_convolutions, _gpu_program, _implementations
+from edm_fast.plan._graph import Fused, Node, SeparateQKVArgs, map_tensors, separate_attention
 from edm_fast.plan._select import Candidate
+from edm_fast.plan._weights import Weights
 from helpers import taped_graph
 from helpers.planned_networks import DEVICE, NETWORKS, first, moved, network, places, planned
 
@@ -118,8 +120,39 @@ def test_statistics_of_rounded_images():
     with torch.no_grad():
         fast = planned(net, "fp16", last)
         found = fast(*moved(x, sigma, labels))
-    assert {"apply", "fused+statistics"} <= {step.candidate.name for step in steps_of(fast)}
+    merged = "apply+merged-winograd-bmm+statistics"
+    assert {merged, "apply", "fused+statistics"} <= {step.candidate.name for step in steps_of(fast)}
     assert relative_error([found.cpu()], [want]) <= LIMITS["fp16"]
+
+
+def test_ways_of_a_convolution():
+    """Winograd in half precision, of 3x3; statistics of whole tiles; the norm where it is not taken nine times."""
+
+    def ways(dtype=torch.float16, k=3, size=8, channels=32, norm=None):
+        x, weight = torch.empty(1, channels, size, size, dtype=dtype), torch.empty(32, channels, k, k)
+        found = _gpu_convolutions.ways(
+            Conv2dArgs(x, weight), norm and GroupNormSiluArgs(x, None, None, 4, silu=norm[0])
+        )
+        return {way.name: (way.merged, way.leaves_statistics) for way in found}
+
+    direct = {"tail": ("", True), "fused": ("merged", True)}
+    assert ways(torch.float32) == ways(k=1) == ways(channels=3) == ways(k=1, norm=[True]) == direct
+    for size in (8, 6):
+        own = {name: (f"merged-{name}", size == 8) for name in ("winograd", "winograd-bmm")}
+        assert ways(size=size) == ways(torch.bfloat16, size=size) == ways(size=size, norm=[False]) == direct | own
+        assert ways(size=size, norm=[True]) == direct | {"fused": ("", True)} | own
+
+
+def test_weights_are_laid_out_from_the_network_s_own():
+    """Not from the copy in the dtype of the plan, which was rounded."""
+    own = torch.randn(2, 3, 1, 1)
+    weights = Weights(lambda tensor, layout: tensor.bfloat16() if layout is None else tensor + 0, {})
+    assert torch.equal(weights(weights(own), "packed"), own) and weights(own).dtype == torch.bfloat16
+    assert weights(weights(own), "packed") is weights(own, "packed")
+    weights.used.clear()
+    weights(own, "phases")
+    weights.drop_unused()
+    assert [key[-1] for key in weights.held] == [None, "phases"]
 
 
 def test_attention_in_two_orders_of_channels_is_two_rows_of_a_table():
@@ -141,16 +174,23 @@ def test_values_are_dropped_after_their_last_use():
     assert len(dead) == len(set(dead)) and set(dead) == made - {program.output}
 
 
-def test_embeddings_are_one_product():
-    net = network("ddpmpp")
-    fast = planned(net, "fp32")
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_embeddings_are_one_product(name):
+    """In the dtype of the images, with the biases of the convolutions that add it."""
+    net = network(name)
+    fast = planned(net, "fp16")
     x, sigma, labels = moved(*inputs(net, 1, 0.7))
     with torch.no_grad():
         fast(x, sigma, labels)
     blocks = [m for m in net.model.modules() if type(m).__name__ == "UNetBlock"]
-    nodes = [step.node for step in steps_of(fast) if isinstance(step.node, Node)]
-    joined = [node for node in nodes if getattr(node.function, "__name__", "") == "products"]
-    assert [len(node.outputs) for node in joined] == [len(blocks)]
+    nodes = [step.node for step in steps_of(fast)]
+    (joined,) = [n for n in nodes if isinstance(n, Node) and getattr(n.function, "__name__", "") == "products"]
+    assert len(joined.outputs) == len(blocks)
+    rows = joined.function(torch.ones(joined.inputs()[0].shape, device=DEVICE))
+    assert {row.dtype for row in rows} == {torch.float16}
+    ends = [node.second.args if isinstance(node, Fused) else node.args for node in nodes]
+    added = [args.bias for args in ends if isinstance(args, Conv2dArgs) and args.emb is not None]
+    assert added == [None] * (len(blocks) if name == "ddpmpp" else 0)
 
 
 def test_results_are_fresh_and_inputs_untouched():
@@ -300,7 +340,8 @@ def test_graph_gives_the_same_bits(precision):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_streams_and_threads():
+def test_streams_and_threads(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # or its algorithms are timed in each thread
     net = network("ddpmpp").to(DEVICE)
     fast = accelerate(net, "fp16")
     calls = [moved(*inputs(net, n, s)) for n in (1, 2) for s in (0.3, 0.7)]
