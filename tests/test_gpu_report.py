@@ -122,6 +122,22 @@ def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, mon
     assert seen == [sizes]
 
 
+def test_plans_made_without_a_clock_run_every_kernel(told, monkeypatch):
+    faults, ran = [], []
+    monkeypatch.setattr(_gpu_parts, "tell", lambda **event: faults.append(event))
+
+    def breaks():
+        raise RuntimeError("out of resource: shared memory\nRequired: 118784")
+
+    names = ["torch", "triton", "cuda"]
+    calls = {name: lambda name=name: ran.append(name) for name in names} | {"merged": breaks}
+    for _ in range(2):
+        found = _gpu_parts.untimed("conv2d 1", calls)
+        assert sorted(found, key=found.get) == names[::-1]
+    assert ran == names[1:] * 2  # torch's own functions need no compiler
+    assert faults == [{"candidate": "merged conv2d 1", "fault": "RuntimeError: out of resource: shared memory"}]
+
+
 def test_a_reference_that_fails_is_a_row_with_a_reason(told, monkeypatch):
     def first_call(target, network, *rest):
         if network == "broken":
