@@ -9,13 +9,13 @@ import torch
 
 from edm_fast import networks
 from edm_fast.data import ImageFolderDataset
-from edm_fast.diffusion.loss import EDMLoss, VELoss, VPLoss
+from edm_fast.diffusion.loss import EDM2Loss, EDMLoss, VELoss, VPLoss
 from edm_fast.errors import UserError
 from edm_fast.training._augment import AugmentPipe
 
 Kwargs = Mapping[str, Any]
 
-LOSSES = {"VPLoss": VPLoss, "VELoss": VELoss, "EDMLoss": EDMLoss}
+LOSSES = {"VPLoss": VPLoss, "VELoss": VELoss, "EDMLoss": EDMLoss, "EDM2Loss": EDM2Loss}
 AUGMENTS = {"AugmentPipe": AugmentPipe}
 DATASETS = {"ImageFolderDataset": ImageFolderDataset}
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
