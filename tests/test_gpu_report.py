@@ -98,7 +98,11 @@ def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, mon
 
     _gpu_parts.sweep(TRIAL, {"done": [], "facts": {}})
     (row,) = told["rows"]
-    assert {"cudnn", "cudnn+tail"} < row["tflops"].keys() and row["share"] > 0 and not told["cut"]
+    assert (
+        {"cudnn", "cudnn+passes", "tail", "winograd", "winograd-bmm"} < row["tflops"].keys()
+        and row["share"] > 0
+        and not told["cut"]
+    )
     name, text = _gpu_pages.tuned({"sweep": told})
     assert name == "tuned-cpu.json" and "3x3, 16 to 16 at 1x4x4" in _gpu_pages.terminal({"sweep": told}, [])
     (tmp_path / "tuned-nvidia-h200.json").write_text(text)
