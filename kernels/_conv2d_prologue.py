@@ -97,3 +97,8 @@ def _conv2d_affine(
         b = b * factor + tl.load(shift_ptr + own, mask=mask, other=0.0).to(tl.float32)
     tl.store(affine_ptr + to, a, mask=mask)
     tl.store(affine_ptr + tl.cast(images, tl.int64) * channels + to, b, mask=mask)
+
+
+def images_last(x: torch.Tensor) -> torch.Tensor:
+    """x (N, C, H, W) with the channels of a pixel side by side in memory."""
+    return x.contiguous(memory_format=torch.channels_last)

@@ -24,9 +24,9 @@ import triton.language as tl
 
 from edm_fast.kernels import _conv2d_products
 from edm_fast.kernels._conv2d_blocks import blocks
-from edm_fast.kernels._conv2d_prologue import Prologue, _activated, _factors, affine_of
+from edm_fast.kernels._conv2d_prologue import Prologue, _activated, _factors, affine_of, images_last
 from edm_fast.kernels._conv2d_tail import Statistics, _rows, _target, _write, _write_sums, moments, options
-from edm_fast.kernels._launch import images_last, on_device
+from edm_fast.kernels._launch import on_device
 
 SIDE, SPAN = 4, 6  # of a tile of y and of x
 NEAR, FAR = Fraction(11, 16), Fraction(3, 2)

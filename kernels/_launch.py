@@ -40,11 +40,6 @@ class Variant:
     )
 
 
-def images_last(x: torch.Tensor) -> torch.Tensor:
-    """x (N, C, H, W) with the channels of a pixel side by side in memory."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def on_device(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device and its current stream: make that of x current."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

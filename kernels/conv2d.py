@@ -29,13 +29,13 @@ import triton
 
 from edm_fast.kernels import _conv2d_products, _conv2d_tail
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
-from edm_fast.kernels._conv2d_prologue import Prologue, affine_of
+from edm_fast.kernels._conv2d_prologue import Prologue, affine_of, images_last
 from edm_fast.kernels._conv2d_tail import Statistics, moments, options
 from edm_fast.kernels._conv2d_tuned import tuned
 from edm_fast.kernels._conv2d_variants import variants
 from edm_fast.kernels._conv2d_winograd import forward as winograd
 from edm_fast.kernels._conv2d_winograd import pack as pack_winograd
-from edm_fast.kernels._launch import images_last, on_device
+from edm_fast.kernels._launch import on_device
 
 __all__ = [
     "Blocks",
