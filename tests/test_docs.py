@@ -1,6 +1,7 @@
 """README.md and the pages of docs/: their Python runs as pasted, on a CPU, in an empty folder; their commands exist."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from edm_fast import native, use_backend
 from edm_fast.cli import main
+from helpers import peers
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -25,6 +27,9 @@ WITH_PYTHON = [name for name, text in PAGES.items() if PYTHON.search(text)]
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_python(name, tmp_path, monkeypatch, capsys):
     """The blocks of a page one after the other, as a reader runs them."""
+    if name == "interop.md":
+        peers.expect("azula")
+        peers.expect("diffusers")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for number, code in enumerate(PYTHON.findall(PAGES[name])):
@@ -39,6 +44,20 @@ def test_python(name, tmp_path, monkeypatch, capsys):
         # white strokes on black, in each of the 16 fields
         fields = pixels.reshape(4, 32, 4, 32).transpose(0, 2, 1, 3).reshape(16, -1)
         assert (fields.max(axis=1) > 200).all() and (np.median(fields, axis=1) < 20).all()
+
+
+@pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+def test_inpainting(tmp_path, monkeypatch):
+    peers.expect("azula")
+    monkeypatch.chdir(tmp_path)
+    with use_backend("auto"):
+        found = runpy.run_path(str(ROOT / "examples/inpaint.py"))
+    assert found["kept"] < 6
+    before, after = (found[name].median().item() for name in ("before", "after"))
+    page = PAGES["interop.md"]
+    assert float(re.search(r"from (\S+) dB", page)[1]) == pytest.approx(before, abs=0.2)
+    assert float(re.search(r"to (\S+) dB", page)[1]) == pytest.approx(after, abs=0.2)
+    assert Path("inpainted.png").exists()
 
 
 def commands():

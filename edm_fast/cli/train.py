@@ -55,18 +55,19 @@ PRECONDS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm":
 RUN_NAME = re.compile(r"(\d+)-?(.*)")
 
 
-def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[dict[str, Any], ImageFolderDataset]:
+def dataset_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolderDataset]:
     """The data set's keywords, with size and resolution as found, and the data set."""
     kwargs: dict[str, Any] = {
         "class_name": "training.dataset.ImageFolderDataset",
-        "path": data,
-        "use_labels": cond,
-        "xflip": xflip,
-        "cache": cache,
+        "path": opts["data"],
+        "use_labels": opts["cond"],
+        "xflip": opts["xflip"],
+        "cache": opts["cache"],
+        **({"arrays": True} if opts["arch"] == "edm2" else {}),
     }
     dataset = ImageFolderDataset(**{key: value for key, value in kwargs.items() if key != "class_name"})
-    if cond and not dataset.has_labels:
-        raise UserError(f"--cond=1 needs labels; {data} has none (expected a dataset.json with labels)")
+    if opts["cond"] and not dataset.has_labels:
+        raise UserError(f"--cond=1 needs labels; {opts['data']} has none (expected a dataset.json with labels)")
     return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset
 
 
@@ -111,7 +112,7 @@ def kimg(million_images: float) -> float:
 
 def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolderDataset]:
     """Keywords of the training loop in the published layout, and the data set."""
-    dataset_kwargs, dataset = dataset_settings(opts["data"], opts["cond"], opts["xflip"], opts["cache"])
+    dataset_kwargs, dataset = dataset_settings(opts)
     settings: dict[str, Any] = {
         "dataset_kwargs": dataset_kwargs,
         "data_loader_kwargs": {"pin_memory": True, "num_workers": opts["workers"], "prefetch_factor": 2},

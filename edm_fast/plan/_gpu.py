@@ -122,8 +122,6 @@ class GpuPlanner:
         choice.images = {n: norm.x for n in nodes if (norm := _implementations.norm_with(n, wanted)) is not None}
         choice.dead = last_uses(nodes, output)
         values = Values(inputs, self.numerics)
-        switches = f"{self.numerics.dtype} {self.numerics.tf32}"
-        benchmark = " benchmark" if torch.backends.cudnn.benchmark else ""
         for node in nodes:
             args, image = values.args(node), choice.images.get(node)
             stats = {"stats": values.statistics[image]} if image in values.statistics else {}
@@ -131,14 +129,7 @@ class GpuPlanner:
                 found = _implementations.exact(node)
             else:
                 found = _implementations.candidates(node, args, weights, wanted.get(node.output), bool(stats))
-            calls = {
-                candidate.name: functools.partial(
-                    candidate.implementation, args, **(stats if candidate.needs_statistics else {})
-                )
-                for candidate in found
-            }
-            key = f"{switches} {_implementations.described(node, args)}{benchmark}"
-            candidates = choice.add(node, key, time_candidates(found, calls, key, self.measure))
+            candidates = choice.add(node, self._key(node, args), self._timed(node, args, found, stats))
             while True:  # a table of another day says what works
                 step = ChosenCall(node, fastest(candidates[node]), image, choice.dead[node])
                 try:
@@ -153,6 +144,36 @@ class GpuPlanner:
                 # for the readers' candidates that need them
                 result = values.tensors[node.output]
                 values.statistics[node.output] = _implementations.statistics_of(result, *wanted[node.output])
+
+    def _key(self, node: AnyNode, args: Any) -> str:
+        benchmark = " benchmark" if torch.backends.cudnn.benchmark else ""
+        return f"{self.numerics.dtype} {self.numerics.tf32} {_implementations.described(node, args)}{benchmark}"
+
+    def _timed(
+        self, node: AnyNode, args: Any, found: Sequence[Candidate], stats: dict[str, torch.Tensor]
+    ) -> list[Candidate]:
+        """Those that work, with their seconds. Two kernels in turn take what each of them takes, which other nodes ask
+        for, too: there are dozens of such pairs."""
+        halves = [candidate.halves for candidate in found if candidate.halves]
+        before, after = ([*{pair[i].name: pair[i] for pair in halves}.values()] for i in (0, 1))
+        if not isinstance(node, Fused) or min(len(before), len(after)) < 2:
+            calls = {
+                c.name: functools.partial(c.implementation, args, **(stats if c.needs_statistics else {}))
+                for c in found
+            }
+            return time_candidates(found, calls, self._key(node, args), self.measure)
+        second = args[1]._replace(x=before[0].implementation(args[0]))
+        timed = self._timed(node.first, args[0], before, stats), self._timed(node.second, second, after, {})
+        seconds = [{candidate.name: candidate.seconds for candidate in some} for some in timed]
+        pairs = []
+        for candidate in found:
+            names = [half.name for half in candidate.halves or ()]
+            if names and all(name in known for name, known in zip(names, seconds)):
+                total = sum(known[name] for name, known in zip(names, seconds))
+                pairs.append(dataclasses.replace(candidate, seconds=total))
+        others = [candidate for candidate in found if not candidate.halves]
+        first, *merged = self._timed(node, args, [dataclasses.replace(found[0], halves=None), *others], stats)
+        return [first if others else pairs[0], *pairs[1:], *merged]
 
 
 class Choices:

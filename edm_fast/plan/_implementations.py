@@ -86,7 +86,9 @@ def _of_fused(
     for a, b in _pairs(before, after):
         base = f"{a.base or a.name}+{b.base or b.name}" if a.base or b.base else ""
         run = functools.partial(_in_turn, a.implementation, b.implementation)
-        found.append(Candidate(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base))
+        found.append(
+            Candidate(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base, (a, b))
+        )
     if len(after) == 1:
         return found
     if node.rule == "upsampling":

@@ -7,7 +7,7 @@ depend on the seed and the images seen alone, so that nothing else counts when a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class EdmRecipe:
     digits = 6  # of the thousands of images in names of snapshots
     first_tick = 0  # 0: it ends after the first step
     averages: Any = None  # those of several widths
+    dataset_kwargs: Mapping[str, Any] = {}  # unless the options say otherwise
 
     def seed(self, seed: int) -> None:
         """Before the network is made."""
@@ -50,6 +51,9 @@ class EdmRecipe:
     def loader_draws(self) -> None:
         """What the loader takes from the global generator. As published, whichever torch makes the loader."""
         torch.empty([], dtype=torch.int64).random_()
+
+    def first_item(self, raw: torch.Tensor, encoder: Any) -> None:
+        """Before the network is made."""
 
     def before_step(self, run: Run) -> None:
         pass
@@ -80,6 +84,7 @@ class Edm2Recipe(EdmRecipe):
     infinity = 0.0
     digits = 7
     first_tick = 1
+    dataset_kwargs: Mapping[str, Any] = {"arrays": True}
 
     def __init__(self, options: Options) -> None:
         self.lr_kwargs = {k: v for k, v in (options.lr_kwargs or {}).items() if k != "func_name"}
@@ -105,6 +110,10 @@ class Edm2Recipe(EdmRecipe):
 
     def loader_draws(self) -> None:
         pass
+
+    def first_item(self, raw: torch.Tensor, encoder: Any) -> None:
+        """As published, the first item is encoded, which of latents draws random numbers."""
+        encoder.encode_latents(raw)
 
     def before_step(self, run: Run) -> None:
         self._mix(self.seed_of_run, distributed.rank(), run.cur_nimg)

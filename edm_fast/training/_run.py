@@ -97,6 +97,7 @@ class Run:
     model: torch.nn.Module  # net, or net inside DistributedDataParallel
     ema: torch.nn.Module  # the average, or the first of several
     recipe: EdmRecipe
+    encoder: Any  # of items of the data set to images
     optimizer: torch.optim.Optimizer
     loss_fn: Any
     augment_pipe: Any
@@ -166,7 +167,8 @@ def _with_short_errors(loader: torch.utils.data.DataLoader[Batch]) -> Iterator[B
 @torch.no_grad()
 def summarize(net: torch.nn.Module, dataset: ImageFolderDataset, batch: int, device: torch.device) -> None:
     """One pass over zeros in training mode, as published (it may draw dropout masks), and a line about the network."""
-    images = torch.zeros([batch, *dataset.image_shape], device=device)
+    channels: Any = net.img_channels
+    images = torch.zeros([batch, channels, *dataset.image_shape[1:]], device=device)
     net(images, torch.ones([batch], device=device), torch.zeros([batch, dataset.label_dim], device=device))
     print(f"Network: {_build.describe(net)}", flush=True)
 
@@ -196,8 +198,10 @@ def start_run(options: Options, device: torch.device, data_position: int = 0) ->
     round_size, _ = options.rounds()
     recipe = recipe_for(options)
     recipe.seed(options.seed)
-    dataset = _build.build_dataset(options.dataset_kwargs)
+    dataset = _build.build_dataset({**recipe.dataset_kwargs, **options.dataset_kwargs})
     batches = endless_batches(dataset, options, recipe, device, data_position)
+    encoder = _build.build_encoder(dataset)
+    recipe.first_item(torch.as_tensor(dataset[0][0])[None].to(device), encoder)
     net = _build.build_network(options.network_kwargs, dataset).to(device)
     if distributed.rank() == 0:
         summarize(net, dataset, round_size, device)
@@ -214,6 +218,7 @@ def start_run(options: Options, device: torch.device, data_position: int = 0) ->
         model=model,
         ema=recipe.start_average(net),
         recipe=recipe,
+        encoder=encoder,
         optimizer=optimizer,
         loss_fn=_build.build_loss(options.loss_kwargs),
         augment_pipe=augment_pipe,

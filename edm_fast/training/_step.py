@@ -22,7 +22,7 @@ def accumulate(run: Run) -> None:
         wait = run.model is not run.net and index < rounds - 1
         with run.model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             images, labels = next(run.batches)
-            images = images.to(run.device, non_blocking=True).to(torch.float32) / 127.5 - 1
+            images = run.encoder.encode_latents(images.to(run.device, non_blocking=True))
             labels = labels.to(run.device, non_blocking=True)
             loss = run.loss_fn(net=run.model, images=images, labels=labels, augment_pipe=run.augment_pipe)
             run.stats.report("Loss/loss", loss)

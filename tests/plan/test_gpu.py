@@ -18,7 +18,6 @@ from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.plan import _gpu_convolutions, _gpu_program, _implementations
 from edm_fast.plan._graph import Fused, Node, SeparateQKVArgs, map_tensors, separate_attention
-from edm_fast.plan._select import Candidate
 from edm_fast.plan._weights import Weights
 from helpers import taped_graph
 from helpers.planned_networks import DEVICE, NETWORKS, first, moved, network, places, planned
@@ -246,68 +245,6 @@ def test_with_and_without_a_stand_in_for_the_graph(monkeypatch):
         for scale in (1, 0.5, 2):
             assert torch.equal(plain(x * scale, sigma, labels), graphed(x * scale, sigma, labels))
     assert taped_graph.Captured.made == made + 1
-
-
-class FailsLater:
-    """torch's implementation, which raises from some call on."""
-
-    def __init__(self, implementation, calls):
-        self.implementation, self.calls = implementation, calls
-
-    def __call__(self, args):
-        self.calls -= 1
-        if self.calls < 0:
-            raise RuntimeError("out of resource: shared memory\nRequired: 118784")
-        return self.implementation(args)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")
-@pytest.mark.parametrize("calls", [0, 1, 3])  # it works never, until it is recorded, and until the last run
-@pytest.mark.parametrize("every", [False, True])
-def test_a_plan_survives_what_fails_after_it_was_measured(monkeypatch, calls, every):
-    taped_graph.put_in_place(monkeypatch)
-    own, planted = _implementations.candidates, []
-
-    def candidates(node, args, *rest):
-        found = own(node, args, *rest)
-        if isinstance(args, Conv2dArgs) and (every or not planted):
-            planted.append(FailsLater(found[0].implementation, calls))
-            found.append(Candidate("planted", planted[-1]))
-        return found
-
-    monkeypatch.setattr(_implementations, "candidates", candidates)
-    net = network("ddpmpp")
-    x, sigma, labels = inputs(net, 2, 0.7)
-    fast = planned(net, "bf16", lambda key, ways: {name: 1.0 - (name == "planted") for name in ways})
-    with torch.no_grad():
-        want, found = planned(net, "bf16")(x, sigma, labels), fast(x, sigma, labels)
-    assert torch.equal(found, want) and planted
-    assert {step.candidate.name for step in steps_of(fast)} & {"planted"} == set()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the graph itself is there")
-def test_a_graph_that_cannot_be_recorded_is_one_of_torch_alone(monkeypatch):
-    taped_graph.put_in_place(monkeypatch)
-
-    class Fails(taped_graph.Captured):
-        def __init__(self, function, device, beside=None):
-            super().__init__(function, device, beside)
-            if any(step.candidate.name == "cpu" for step in function.__self__.steps):
-                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-
-    monkeypatch.setattr(_gpu_program, "Captured", Fails)
-    net = network("ddpmpp")
-    fast = planned(net, "fp32", lambda key, ways: {name: 1.0 - (name == "cpu") for name in ways})
-    with torch.no_grad():
-        fast(*inputs(net, 2, 0.7))
-    assert "cpu" not in {step.candidate.name for step in steps_of(fast)}
-
-
-def test_where_torch_itself_fails_the_error_is_its_own(monkeypatch):
-    net = network("ddpmpp")
-    monkeypatch.setattr(_implementations, "candidates", lambda *args: [Candidate("torch", FailsLater(None, 0))])
-    with pytest.raises(RuntimeError, match="out of resource"):
-        planned(net, "fp32")(*moved(*inputs(net, 2, 0.7)))
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
