@@ -2,6 +2,7 @@
 # make test     tests, lint, types
 # make coverage which lines of edm_fast the tests run, at least 90% (half an hour: counting lines slows Python code down)
 # make lint     ruff and mypy
+# make docs     the pages of docs/ as a site in out/docs; nothing is fetched while it is built
 # make test-gpu-versions  make test with the releases that `make gpu-report` expects on a machine with a GPU: torch 2.11,
 #               Triton 3.6, NumPy 2, in a folder of its own (torch's CUDA build, several GB)
 # make isas     tests of ops, plans and networks on the instruction sets, portable and AVX2, that are not the best one here
@@ -26,7 +27,7 @@ NATIVE := setup.py native_build.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # while it can, as what the tests of a file share is made once in each process
 PYTEST_FLAGS ?= --numprocesses=auto --dist=worksteal
 
-.PHONY: test-gpu-versions sample test coverage lint isas sanitize bench bench-ops bench-suites gpu-report clean
+.PHONY: sample test coverage test-gpu-versions lint docs isas sanitize bench bench-ops bench-suites gpu-report clean
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
@@ -49,6 +50,9 @@ lint: $(VENV)/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/developer
+	$(BIN)/mkdocs build
 
 # what has tests of its own on each instruction set, or asks torch or Triton alone, is left out
 NOT_NATIVE := --ignore-glob='*_triton.py' $(addprefix --ignore=tests/plan/test_,gpu.py replay.py select.py table.py)

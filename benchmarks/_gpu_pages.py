@@ -100,7 +100,8 @@ def op_lines(part: Part) -> Iterator[str]:
 def sweep_lines(part: Part, most: int) -> Iterator[str]:
     for row in part.get("rows", []):
         rates = row.get("tflops", {})
-        names = ["cudnn", "cudnn+tail", *sorted(rates.keys() - {"cudnn", "cudnn+tail"}, key=lambda name: -rates[name])]
+        named = [name for name in rates if " " not in name]  # others are blocks
+        names = [*named, *sorted(rates.keys() - {*named}, key=lambda name: -rates[name])]
         times = "; ".join(f"{name} {rates[name]:.0f}" for name in names[:most] if name in rates)
         yield f"{row['id'][:48]:48s} {times}; {row.get('share', 0):.0%} of a product"
 
@@ -129,7 +130,7 @@ def terminal(parts: Parts, faults: Iterable[str]) -> str:
     ceilings = ", ".join(f"{key} {value:.3g}" for key, value in known.get("ceilings", {}).items())
     sections = [
         ("ops, us", op_lines(parts.get("ops", {})), 2000),
-        ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 3), 2500),
+        ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 6), 3500),
         ("kernels", kernel_lines(parts.get("profile", {}), 7), 1600),
         ("training", network_lines(parts, "training"), 700),
         ("sampling", network_lines(parts, "sampling"), 700),

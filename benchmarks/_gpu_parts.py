@@ -245,36 +245,33 @@ def warm_sweep(args: argparse.Namespace, share: int, processes: int) -> None:
             tell(candidate=str(plan), fault=bench.failure(error))
 
 
+def untimed(key: str, calls: Any) -> dict[str, float]:
+    """In place of a clock: each candidate but torch's runs once, and later ones count as faster."""
+    found = {}
+    for place, (name, call) in enumerate(calls.items()):
+        try:
+            if place:
+                call()
+            found[name] = 1.0 - 0.001 * place
+        except Exception as error:
+            if (fault := f"{name} {bench.failure(error)}") not in _told:
+                _told.add(fault)
+                tell(candidate=f"{name} {key}"[:160], fault=bench.failure(error))
+    return found
+
+
 def warm(args: argparse.Namespace) -> None:
     """Build one plan with every candidate run once and none of them timed; or compile the network by torch."""
     network, batch, row = args.job[0], int(args.job[1]), args.job[2]
     os.nice(10)  # the build beside it comes first
     if network == "sweep":
         return warm_sweep(args, batch, int(row))
-    told: set[str] = set()
-
-    def measure(key: str, calls: Any) -> dict[str, float]:
-        found = {}
-        for place, (name, call) in enumerate(calls.items()):
-            try:
-                if place or len(calls) == 1:
-                    call()
-                found[name] = 1.0 - 0.001 * place  # kernels of our own run on, and cuDNN's need not be timed
-            except Exception as error:
-                reason = bench.failure(error)
-                if place == 0:
-                    raise
-                if f"{name} {reason}" not in told:
-                    told.add(f"{name} {reason}")
-                    tell(candidate=f"{name} {key}"[:160], fault=reason)
-        return found
-
     with _peers.subject(_networks.open_network(network, args.device), batch) as subject, torch.no_grad():
         if row.startswith("accelerate") and args.device == "cuda":
             net = _networks.accelerated(subject.net, row.removeprefix("accelerate-"))
             planner: Any = net.model.planner
             assert isinstance(planner, GpuPlanner)
-            planner.measure, planner.captured = measure, False
+            planner.measure, planner.captured = untimed, False
             net(*subject.example)
         else:
             TARGETS["networks"].prepare(ROWS[row], subject)()

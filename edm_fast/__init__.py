@@ -40,6 +40,7 @@ _PACKAGES = (
     "data",
     "diffusion",
     "evaluation",
+    "interop",
     "networks",
     "ops",
     "plan",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # what __getattr__ gives, for programs that read types
     from edm_fast import data as data
     from edm_fast import diffusion as diffusion
     from edm_fast import evaluation as evaluation
+    from edm_fast import interop as interop
     from edm_fast import networks as networks
     from edm_fast import ops as ops
     from edm_fast import plan as plan

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from edm_fast.kernels._conv2d_prologue import _activated, _factors
 from edm_fast.kernels._conv2d_tail import _finish_wide
 from edm_fast.kernels._launch import INTERPRETED
 
@@ -44,19 +45,6 @@ def _inside(top, left, height, width, KERNEL: tl.constexpr):
         h, w = top + t // KERNEL, left + t % KERNEL
         bits |= ((h >= 0) & (h < height) & (w >= 0) & (w < width)).to(tl.int32) << t
     return bits
-
-
-@triton.jit
-def _normalised(x, affine_ptr, image, c, channels, images, inside, ONE_IMAGE: tl.constexpr, SILU: tl.constexpr):
-    """silu(x a + b) with the factors of each image and channel, and still zero outside of the image."""
-    if ONE_IMAGE:  # all rows are of one
-        at = affine_ptr + tl.min(image).to(tl.int64) * channels + c[None, :]
-    else:
-        at = affine_ptr + image.to(tl.int64)[:, None] * channels + c[None, :]
-    value = x.to(tl.float32) * tl.load(at) + tl.load(at + tl.cast(images, tl.int64) * channels)
-    if SILU:
-        value = value / (1 + tl.exp(-value))
-    return tl.where(inside, value, 0.0).to(x.dtype)
 
 
 @triton.jit
@@ -105,10 +93,11 @@ def _operands(
 
 @triton.jit
 def _store_part(total, to, pixels, outputs, tile_m, tile_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tl.arange(0, BLOCK_M)
     o = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (m < pixels)[:, None] & (o < outputs)[None, :]
-    tl.store(to + m.to(tl.int64)[:, None] * outputs + o[None, :], total, mask=mask)
+    mask = (tile_m * BLOCK_M + m < pixels)[:, None] & (o < outputs)[None, :]
+    to += tl.cast(tile_m * BLOCK_M, tl.int64) * outputs
+    tl.store(to + (m[:, None] * outputs + o[None, :]), total, mask=mask)
 
 
 # fmt: off
@@ -125,11 +114,10 @@ def _conv2d_fwd(
     channels, outputs, padding,
     steps,  # along K, of one split
     KERNEL: tl.constexpr, PHASES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr,
-    EVEN: tl.constexpr,  # BLOCK_K divides the channels: a step has one tap, and no mask
+    SPLIT: tl.constexpr, EVEN: tl.constexpr,  # BLOCK_K divides the channels: a step has one tap, and no mask
     ROWS: tl.constexpr, RESIDUAL: tl.constexpr, PART: tl.constexpr,  # see _finish
-    AFFINE: tl.constexpr, SILU: tl.constexpr, ONE_IMAGE: tl.constexpr,  # see _normalised
-    PADDED: tl.constexpr,  # some taps lie outside
+    AFFINE: tl.constexpr, SILU: tl.constexpr, ONE_IMAGE: tl.constexpr,  # see _factors, _activated
+    PADDED: tl.constexpr, BATCHED: tl.constexpr,  # some taps lie outside; each phase has an x of its own
     PRECISION: tl.constexpr,
 ):
     image_pixels = grid_height * grid_width
@@ -150,7 +138,7 @@ def _conv2d_fwd(
     # 64 bits to where the tile begins; from there on 32 are enough, and take half of the registers
     x_first = tl.cast(tile_m * BLOCK_M // image_pixels, tl.int64) * height * width
     x_rows = ((image.to(tl.int64) * height + top) * width + left - x_first).to(tl.int32) * channels
-    x_ptr += x_first * channels
+    x_ptr += (x_first + (phase * tl.cast(images * height, tl.int64) * width if BATCHED else 0)) * channels
     weight_rows = o * products
     weight_ptr += phase * tl.cast(outputs, tl.int64) * products
     step = split * steps
@@ -161,7 +149,8 @@ def _conv2d_fwd(
             KERNEL, BLOCK_K, EVEN, PADDED,
         )
         if AFFINE:
-            x = _normalised(x, affine_ptr, image, c, channels, images, inside, ONE_IMAGE, SILU)
+            a, b = _factors(affine_ptr, image, c, channels, images, ONE_IMAGE)
+            x = _activated(x, a, b, inside, SILU).to(x.dtype)
         total = _product(x, weight, total, PRECISION)
     if factors_ptr is not None:
         total *= tl.load(factors_ptr + o)[None, :]

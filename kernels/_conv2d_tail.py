@@ -1,22 +1,107 @@
-"""What comes before and after the products of a convolution: the tail y = (sum + rows + residual) scale, the statistics
-of the next norm, the sum of the parts of a split sum, and the norm of the input as one factor and one summand."""
+"""What comes after the products of a convolution: the tail y = (sum + rows + residual) scale, the statistics of the
+next norm, and the sum of the parts of a split sum."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
 
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What the next norm asks for: its number of groups and its eps."""
+
+    groups: int
+    eps: float
+
+
+def options(rows: torch.Tensor | None, residual: torch.Tensor | None) -> dict[str, Any]:
+    """What the tail adds, as its kernels are told."""
+    return {"ROWS": 0 if rows is None else 1 if rows.shape[0] == 1 else 2, "RESIDUAL": residual is not None}
+
+
+def moments(y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0) -> torch.Tensor:
+    """Mean and rstd (2, N, groups) of y from the sums of its parts."""
+    stats = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device)
+    if sums is not None:
+        group = y.shape[1] // statistics.groups
+        sizes = (sums.shape[1], part, y.shape[1], group)
+        block = triton.next_power_of_2(group)
+        _conv2d_statistics[stats.shape[1:]](*stats, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block)
+    return stats
+
+
 @triton.jit
-def _target(m, image_pixels, width, phase, PHASES: tl.constexpr):
-    """Pixel of the output that pixel m of the grid is; with 4 phases the output is twice as wide and high, and phase
-    2 a + b has the pixels (2 h + a, 2 w + b)."""
-    if PHASES == 1:
+def _target(m, image_pixels, width, high, wide, SIDE: tl.constexpr):
+    """First pixel of the output that pixel m of the grid is: of an output of high x wide pixels it has SIDE x SIDE, and
+    phase SIDE a + b is a rows below and b columns to the right."""
+    if SIDE == 1:
         return m.to(tl.int64)
-    image = (m // image_pixels).to(tl.int64)
-    h = m % image_pixels // width
-    w = m % width
-    return image * image_pixels * 4 + (2 * h + phase // 2) * (2 * width) + 2 * w + phase % 2
+    rows = (m // image_pixels).to(tl.int64) * high + m % image_pixels // width * SIDE
+    return rows * wide + m % width * SIDE
+
+
+@triton.jit
+def _rows(rows_ptr, m, o, mask, first, image_pixels, outputs, ROWS: tl.constexpr):
+    """What is added to all pixels m of an image, float32; ROWS: 0 nothing, 1 one row for all images, 2 one for each."""
+    if ROWS == 0:
+        rows = 0.0
+    elif ROWS == 1:
+        rows = tl.load(rows_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
+    else:
+        image = first // image_pixels  # of the first pixel
+        own = (m // image_pixels - image)[:, None] * outputs + o[None, :]
+        rows = tl.load(rows_ptr + tl.cast(image, tl.int64) * outputs + own, mask=mask, other=0.0).to(tl.float32)
+    return rows
+
+
+@triton.jit
+def _write(total, y_ptr, residual_ptr, first, offset, mask, scale, RESIDUAL: tl.constexpr):
+    """y = (total + residual) scale, as it was rounded and written. 64 bits to where a tile begins, 32 from there on."""
+    if RESIDUAL:
+        total += tl.load(residual_ptr + first + offset, mask=mask, other=0.0).to(tl.float32)
+    y = (total * scale).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + first + offset, y, mask=mask)
+    return y
+
+
+@triton.jit
+def _write_sums(
+    values,  # tuple of (BLOCK_M, BLOCK_N)
+    COUNT: tl.constexpr,  # of them
+    sums_ptr,
+    o,
+    tile_m,
+    pixels,
+    image_pixels,
+    outputs,
+    phase,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PHASES: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """(sum, sum of squares about the mean) of each channel over each PART rows of all the values."""
+    total = values[0].to(tl.float32)
+    for index in tl.static_range(1, COUNT):
+        total += values[index].to(tl.float32)
+    sums = tl.sum(tl.reshape(total, (BLOCK_M // PART, PART, BLOCK_N)), 1)
+    mean = (sums / (PART * COUNT))[:, None, :]
+    squares = tl.zeros_like(sums)
+    for index in tl.static_range(COUNT):
+        centred = tl.reshape(values[index].to(tl.float32), (BLOCK_M // PART, PART, BLOCK_N)) - mean
+        squares += tl.sum(centred * centred, 1)
+    part = tile_m * (BLOCK_M // PART) + tl.arange(0, BLOCK_M // PART)
+    parts = image_pixels // PART  # of an image, in one phase
+    row = (part // parts).to(tl.int64) * (PHASES * parts) + phase * parts + part % parts
+    to = sums_ptr + row[:, None] * (2 * outputs) + o[None, :]
+    written = (part < pixels // PART)[:, None] & (o < outputs)[None, :]
+    tl.store(to, sums, mask=written)
+    tl.store(to + outputs, squares, mask=written)
 
 
 @triton.jit
@@ -41,37 +126,23 @@ def _finish(
     RESIDUAL: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Write y; ROWS: 0 none, 1 one row for all images, 2 one for each; PART > 0: also (sum, sum of squares about the
-    mean) of each channel over each PART pixels, of y as it was rounded."""
+    """Write y, of 4 phases at twice the width and height of the grid; PART > 0: also `_write_sums` of it."""
+    SIDE: tl.constexpr = 2 if PHASES == 4 else 1
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (m < pixels)[:, None] & (o < outputs)[None, :]
-    if ROWS == 1:
-        total += tl.load(rows_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
-    if ROWS == 2:
-        image = tile_m * BLOCK_M // image_pixels  # of the first row
-        own = (m // image_pixels - image)[:, None] * outputs + o[None, :]
-        total += tl.load(rows_ptr + tl.cast(image, tl.int64) * outputs + own, mask=mask, other=0.0).to(tl.float32)
-    # 64 bits to where the tile begins, 32 from there on
-    first = _target(tile_m * BLOCK_M, image_pixels, width, phase, PHASES)
-    offset = (_target(m, image_pixels, width, phase, PHASES) - first).to(tl.int32)[:, None] * outputs + o[None, :]
-    first *= outputs
-    if RESIDUAL:
-        total += tl.load(residual_ptr + first + offset, mask=mask, other=0.0).to(tl.float32)
-    y = (total * scale).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + first + offset, y, mask=mask)
+    total += _rows(rows_ptr, m, o, mask, tile_m * BLOCK_M, image_pixels, outputs, ROWS)
+    high, wide = image_pixels // width * SIDE, width * SIDE
+    first = _target(tile_m * BLOCK_M, image_pixels, width, high, wide, SIDE)
+    offset = (_target(m, image_pixels, width, high, wide, SIDE) - first).to(tl.int32)[:, None] * outputs + o[None, :]
+    first = (first + phase // SIDE * wide + phase % SIDE) * outputs
+    y = _write(total, y_ptr, residual_ptr, first, offset, mask, scale, RESIDUAL)
+    # fmt: off
     if PART > 0:
-        value = tl.reshape(y.to(tl.float32), (BLOCK_M // PART, PART, BLOCK_N))
-        sums = tl.sum(value, 1)
-        centred = value - (sums / PART)[:, None, :]
-        squares = tl.sum(centred * centred, 1)
-        part = tile_m * (BLOCK_M // PART) + tl.arange(0, BLOCK_M // PART)
-        parts = image_pixels // PART  # of an image, in one phase
-        row = (part // parts).to(tl.int64) * (PHASES * parts) + phase * parts + part % parts
-        to = sums_ptr + row[:, None] * (2 * outputs) + o[None, :]
-        written = (part < pixels // PART)[:, None] & (o < outputs)[None, :]
-        tl.store(to, sums, mask=written)
-        tl.store(to + outputs, squares, mask=written)
+        _write_sums(
+            (y,), 1, sums_ptr, o, tile_m, pixels, image_pixels, outputs, phase, BLOCK_M, BLOCK_N, PHASES, PART
+        )
+    # fmt: on
 
 
 @triton.jit
@@ -191,37 +262,3 @@ def _conv2d_statistics(
     to = image.to(tl.int64) * tl.num_programs(1) + index
     tl.store(mean_ptr + to, mean)
     tl.store(rstd_ptr + to, tl.rsqrt(tl.sum(total) / count + eps))
-
-
-@triton.jit
-def _conv2d_affine(
-    affine_ptr,  # (2, N, C) float32
-    mean_ptr,  # (N, groups) float32
-    rstd_ptr,
-    weight_ptr,  # (C,)
-    bias_ptr,
-    scale_ptr,  # (N, C)
-    shift_ptr,
-    images,
-    channels,
-    group,  # channels each
-    pitch,  # from image to image in scale and shift
-    BLOCK_C: tl.constexpr,
-    ADAPTIVE: tl.constexpr,
-):
-    """The norm as x a + b: a = weight rstd (1 + scale), b = (bias - mean weight rstd) (1 + scale) + shift."""
-    image = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = c < channels
-    at = image * (channels // group) + c // group
-    rstd = tl.load(rstd_ptr + at, mask=mask, other=0.0)
-    a = tl.load(weight_ptr + c, mask=mask, other=0.0).to(tl.float32) * rstd
-    b = tl.load(bias_ptr + c, mask=mask, other=0.0).to(tl.float32) - tl.load(mean_ptr + at, mask=mask, other=0.0) * a
-    to = image * channels + c
-    if ADAPTIVE:
-        own = image * pitch + c
-        factor = 1 + tl.load(scale_ptr + own, mask=mask, other=0.0).to(tl.float32)
-        a *= factor
-        b = b * factor + tl.load(shift_ptr + own, mask=mask, other=0.0).to(tl.float32)
-    tl.store(affine_ptr + to, a, mask=mask)
-    tl.store(affine_ptr + tl.cast(images, tl.int64) * channels + to, b, mask=mask)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from edm_fast.kernels import _conv2d_products, _conv2d_tail
+from edm_fast.kernels import _conv2d_products, _conv2d_prologue, _conv2d_tail, _conv2d_winograd
 from edm_fast.kernels._conv2d_blocks import blocks, weight_blocks
 from edm_fast.kernels._launch import Variant
 
@@ -38,7 +38,7 @@ def _fwd(
     constants: dict[str, Any] = {"KERNEL": kernel, "PHASES": phases, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k}
     constants |= {"SPLIT": split, "EVEN": inputs % b.k == 0, "ROWS": rows, "RESIDUAL": True, "AFFINE": affine}
     constants |= {"PART": b.m if part else 0, "SILU": affine, "ONE_IMAGE": area % b.m == 0, "PADDED": kernel > 1}
-    constants |= {"PRECISION": precision}
+    constants |= {"PRECISION": precision, "BATCHED": False}
     constants |= {} if float8 else {"factors_ptr": None}
     constants |= {} if affine else {"affine_ptr": None}
     constants |= {} if split else {"partial_ptr": None}
@@ -81,6 +81,42 @@ def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precisio
     return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not ieee, wide)
 
 
+def _winograd_input(channels: int, affine: bool) -> Variant:
+    m, n = _conv2d_winograd.block_of(channels)
+    ints = ("affine_images", "images", "height", "width", "tiles_high", "tiles_wide", "channels", "padding")
+    pointers = {"tiles_ptr": "*fp16", "x_ptr": "*fp16", **({"affine_ptr": "*fp32"} if affine else {})}
+    constants: dict[str, Any] = {"SILU": affine, "EVEN": channels % n == 0, "BLOCK_M": m, "BLOCK_N": n}
+    constants |= {} if affine else {"affine_ptr": None}
+    signature, aligned = {**pointers, **dict.fromkeys(ints, "i32")}, (*pointers, "height", "width", "channels")
+    return Variant(_conv2d_winograd._winograd_input, signature, constants, aligned, wide_loads=False)
+
+
+def _winograd_output(outputs: int, part: bool, dtype: str = "fp16") -> Variant:
+    m, n = _conv2d_winograd.block_of(outputs)
+    pointers = {"y_ptr": f"*{dtype}", "products_ptr": "*fp16", "factors_ptr": "*fp32", "rows_ptr": f"*{dtype}"}
+    pointers |= {"residual_ptr": f"*{dtype}", "sums_ptr": "*fp32"}
+    ints = ("images", "tiles_high", "tiles_wide", "high", "wide", "outputs")
+    signature = {**pointers, "scale": "fp32", **dict.fromkeys(ints, "i32")}
+    constants: dict[str, Any] = {"ROWS": 2, "RESIDUAL": True, "PART": m if part else 0, "BLOCK_M": m, "BLOCK_N": n}
+    aligned = (*pointers, "high", "wide", "outputs")
+    return Variant(_conv2d_winograd._winograd_output, signature, constants, aligned, wide_loads=False)
+
+
+def _winograd_products(tiles: int, outputs: int, inputs: int) -> Variant:
+    b = blocks(tiles, outputs, inputs, 1, torch.float16, phases=36)
+    ints = ("height", "grid_height", "channels", "outputs", "padding", "steps")
+    signature = {"x_ptr": "*fp16", "weight_ptr": "*fp16", "partial_ptr": "*fp16", "scale": "fp32"}
+    signature |= dict.fromkeys(ints, "i32")
+    pointers = ("y_ptr", "rows_ptr", "residual_ptr", "affine_ptr", "factors_ptr", "sums_ptr")
+    constants: dict[str, Any] = {**dict.fromkeys(pointers), "images": 1, "width": 1, "grid_width": 1}
+    constants |= {"KERNEL": 1, "PHASES": 36, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k, "SPLIT": True}
+    constants |= {"EVEN": inputs % b.k == 0, "ROWS": 0, "RESIDUAL": False, "PART": 0, "AFFINE": False, "SILU": False}
+    constants |= {"ONE_IMAGE": False, "PADDED": False, "BATCHED": True, "PRECISION": "ieee"}
+    aligned = ("x_ptr", "weight_ptr", "partial_ptr", "height", "grid_height", "channels", "outputs")
+    kernel = _conv2d_products._conv2d_fwd
+    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, matrix_products=True)
+
+
 def _others() -> dict[str, Variant]:
     """The passes over what the products left: bound by memory, most of it in the second-level cache."""
     t, f = "*fp16", "*fp32"
@@ -105,7 +141,7 @@ def _others() -> dict[str, Variant]:
         ),
         "statistics": Variant(tail._conv2d_statistics, sums, {"BLOCK_R": 32, "BLOCK_C": 8}, tuple(sums)[:3], **narrow),
         "affine_fp16": Variant(
-            tail._conv2d_affine, norm, {"BLOCK_C": 256, "ADAPTIVE": True}, tuple(norm)[:7], **narrow
+            _conv2d_prologue._conv2d_affine, norm, {"BLOCK_C": 256, "ADAPTIVE": True}, tuple(norm)[:7], **narrow
         ),
     }
 
@@ -140,5 +176,10 @@ def variants() -> dict[str, Variant]:
         "bwd_weight_bf16_c576_b64_16": _weight(64 * 256, 576, 576, bf16),
         "bwd_weight_tf32_c256_b64_32": _weight(b64, 256, 256, single, "tf32"),
         "bwd_weight_fp32_c256_b64_32": _weight(b64, 256, 256, single),
+        "winograd_input_fp16_c256": _winograd_input(256, False),
+        "winograd_input_fp16_c256_prologue": _winograd_input(256, True),
+        "winograd_products_c256_t832": _winograd_products(832, 256, 256),
+        "winograd_output_fp16_c256": _winograd_output(256, False),
+        "winograd_output_bf16_c256_statistics": _winograd_output(256, True, "bf16"),
         **_others(),
     }

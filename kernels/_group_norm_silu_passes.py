@@ -6,10 +6,7 @@ x: (N, C, space) or, LAST, (N, space, C). A program makes a tile of BLOCK_P pixe
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _silu(m):
-    return m / (1.0 + tl.exp(-m))
+from edm_fast.kernels._sigmoid import _sigmoid
 
 
 @triton.jit
@@ -104,7 +101,7 @@ def _group_norm_silu_fwd(
     x = tl.load(x_ptr + n * space * channels + offsets, mask=there, other=0.0).to(tl.float32)
     m = (x - mean[None, :]) * (rstd * a)[None, :] + b[None, :]
     if SILU:
-        m = _silu(m)
+        m *= _sigmoid(m)
     tl.store(y_ptr + n * space * channels + offsets, m.to(y_ptr.dtype.element_ty), mask=there)
 
 
@@ -137,7 +134,7 @@ def _group_norm_silu_fwd_once(
     a, b = _factors(weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, c, channels, scale_rows, shift_rows, own, ADAPTIVE)
     m = x * (rstd[None, :, None] * a) + b
     if SILU:
-        m = _silu(m)
+        m *= _sigmoid(m)
     tl.store(y_ptr + n * space * channels + offsets, m.to(y_ptr.dtype.element_ty), mask=there)
 
 
@@ -146,7 +143,7 @@ def _slope(dy, u, a, b, SILU: tl.constexpr):
     """dm: the gradient of m = u a + b."""
     if SILU:
         m = u * a + b
-        s = 1.0 / (1.0 + tl.exp(-m))
+        s = _sigmoid(m)
         dy = dy * (s * (1.0 + m * (1.0 - s)))
     return dy
 

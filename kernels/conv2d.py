@@ -11,6 +11,7 @@ output's pixels (`pack_phases`, `upsample`): where taps read the same pixel thei
 16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain:
 each phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
 
+A 3x3 convolution with fewer products is `winograd`, and `finish` is the tail after a convolution of another library.
 `Float8` is for an experiment, `_conv2d_float8`.
 
 An image's result does not depend on its batch while the blocks are the same (`_conv2d_blocks`: they follow the number
@@ -28,8 +29,12 @@ import triton
 
 from edm_fast.kernels import _conv2d_products, _conv2d_tail
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
+from edm_fast.kernels._conv2d_prologue import Prologue, affine_of, images_last
+from edm_fast.kernels._conv2d_tail import Statistics, moments, options
 from edm_fast.kernels._conv2d_tuned import tuned
 from edm_fast.kernels._conv2d_variants import variants
+from edm_fast.kernels._conv2d_winograd import forward as winograd
+from edm_fast.kernels._conv2d_winograd import pack as pack_winograd
 from edm_fast.kernels._launch import on_device
 
 __all__ = [
@@ -37,37 +42,19 @@ __all__ = [
     "Float8",
     "Prologue",
     "Statistics",
+    "finish",
     "forward",
     "pack",
     "pack_phases",
+    "pack_winograd",
     "upsample",
     "variants",
     "weight_gradient",
+    "winograd",
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Prologue:
-    """The norm, adaptive scale and shift, and SiLU of group_norm_silu, of given statistics, applied to x as it is read.
-
-    mean, rstd: (N, groups) float32; weight, bias: (C,); scale, shift: (1 or N, C).
-    """
-
-    mean: torch.Tensor
-    rstd: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    scale: torch.Tensor | None = None
-    shift: torch.Tensor | None = None
-    silu: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """What the next norm asks for: its number of groups and its eps."""
-
-    groups: int
-    eps: float
+FINISH_TILE = 64, 64  # pixels and outputs of a program that has no products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,28 +102,6 @@ def _plain(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and precision(dtype) == "ieee"
 
 
-def _last(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _affine(prologue: Prologue, n: int, c: int) -> torch.Tensor:
-    """(2, N, C) float32: the norm as x a + b."""
-    p = prologue
-    affine = torch.empty((2, n, c), dtype=torch.float32, device=p.mean.device)
-    block = min(512, triton.next_power_of_2(c))
-    scale, shift, pitch = p.scale, p.shift, 0
-    if scale is not None and shift is not None:
-        if scale.stride() != shift.stride() or scale.stride(1) != 1:
-            scale, shift = scale.contiguous(), shift.contiguous()
-        pitch = 0 if scale.shape[0] == 1 else scale.stride(0)
-    group = c // p.mean.shape[1]
-    tensors = (affine, p.mean.contiguous(), p.rstd.contiguous(), p.weight.contiguous(), p.bias.contiguous())
-    _conv2d_tail._conv2d_affine[n, triton.cdiv(c, block)](
-        *tensors, scale, shift, n, c, group, pitch, BLOCK_C=block, ADAPTIVE=scale is not None
-    )
-    return affine
-
-
 def _launch(
     x: torch.Tensor,
     packed: torch.Tensor,  # (phases, O, k, k, C)
@@ -154,10 +119,10 @@ def _launch(
     dtype = x.dtype if float8 is None else float8.dtype
     y = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
-        return y if statistics is None else (y, _moments(y, statistics))
+        return y if statistics is None else (y, moments(y, statistics))
     rows, residual, scale = tail
     rows, factors = (None if t is None else t.contiguous() for t in (rows, None if float8 is None else float8.factors))
-    x, residual = _last(x), None if residual is None else _last(residual)
+    x, residual = images_last(x), None if residual is None else images_last(residual)
     area = high * wide
     pixels = n * area
     area_of_tile = area if prologue is not None else 0
@@ -168,10 +133,9 @@ def _launch(
     sums = torch.empty((n, phases * area // part, 2, outputs), **single) if part else None
     partial = torch.empty((b.splits, phases, pixels, outputs), **single) if b.splits > 1 else None
     steps = triton.cdiv(triton.cdiv(k * k * c, b.k), b.splits)
-    finish = {"PHASES": phases, "RESIDUAL": residual is not None, "PART": part, "BLOCK_M": b.m, "BLOCK_N": b.n}
-    finish["ROWS"] = 0 if rows is None else 1 if rows.shape[0] == 1 else 2
+    finish = {"PHASES": phases, "PART": part, "BLOCK_M": b.m, "BLOCK_N": b.n, **options(rows, residual)}
     with on_device(x):
-        affine = None if prologue is None else _affine(prologue, n, c)
+        affine = None if prologue is None else affine_of(prologue, n, c)
         tiles_m, tiles_n = triton.cdiv(pixels, b.m), triton.cdiv(outputs, b.n)
         # fmt: off
         _conv2d_products._conv2d_fwd[tiles_m * tiles_n, phases, b.splits](
@@ -179,27 +143,14 @@ def _launch(
             n, h, w, high, wide, c, outputs, padding, steps,
             KERNEL=k, BLOCK_K=b.k, SPLIT=b.splits > 1, EVEN=c % b.k == 0, AFFINE=affine is not None,
             SILU=prologue is not None and prologue.silu, ONE_IMAGE=area % b.m == 0, PADDED=k > 1 or padding > 0,
-            PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **finish,
+            BATCHED=False, PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **finish,
         )
         if partial is not None:
             _conv2d_tail._conv2d_reduce[tiles_m, tiles_n, phases](
                 y, partial, rows, residual, sums, scale, b.splits, pixels, area, wide, outputs, **finish
             )
         # fmt: on
-        return y if statistics is None or sums is None else (y, _moments(y, statistics, sums, part))
-
-
-def _moments(y: torch.Tensor, statistics: Statistics, sums: torch.Tensor | None = None, part: int = 0) -> torch.Tensor:
-    """Mean and rstd (2, N, groups) of y from the sums of its parts."""
-    stats = torch.empty((2, y.shape[0], statistics.groups), dtype=torch.float32, device=y.device)
-    if sums is not None:
-        group = y.shape[1] // statistics.groups
-        sizes = (sums.shape[1], part, y.shape[1], group)
-        block = triton.next_power_of_2(group)
-        _conv2d_tail._conv2d_statistics[stats.shape[1:]](
-            *stats, sums, statistics.eps, *sizes, BLOCK_R=32, BLOCK_C=block
-        )
-    return stats
+        return y if statistics is None or sums is None else (y, moments(y, statistics, sums, part))
 
 
 def forward(
@@ -237,13 +188,38 @@ def upsample(
     return _launch(x, packed, (rows, residual, scale), 1, prologue, statistics, plan)
 
 
+def finish(
+    y: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    *,
+    statistics: Statistics | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """(y + rows + residual) scale in one pass, in place where y (N, O, H, W) lies channels last: the tail alone, of
+    sums that a library has taken."""
+    y = images_last(y)
+    if y.numel() == 0:
+        return y if statistics is None else (y, moments(y, statistics))
+    rows, residual = None if rows is None else rows.contiguous(), None if residual is None else images_last(residual)
+    n, outputs, high, wide = y.shape
+    area, (m, k) = high * wide, FINISH_TILE
+    part = math.gcd(area, m) if statistics is not None else 0
+    sums = torch.empty((n, area // part, 2, outputs), dtype=torch.float32, device=y.device) if part else None
+    finish = {"PHASES": 1, "PART": part, "BLOCK_M": m, "BLOCK_N": k, **options(rows, residual)}
+    with on_device(y):
+        grid = triton.cdiv(n * area, m), triton.cdiv(outputs, k), 1
+        _conv2d_tail._conv2d_reduce[grid](y, y, rows, residual, sums, scale, 1, n * area, area, wide, outputs, **finish)
+        return y if statistics is None or sums is None else (y, moments(y, statistics, sums, part))
+
+
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:
     """(O, C, k, k): the gradient of the weight of y = weight * x, of dy (N, O, H', W')."""
     (n, c, h, w), (outputs, high, wide) = x.shape, dy.shape[1:]
     dweight = torch.empty((outputs, c, kernel, kernel), dtype=x.dtype, device=x.device)
     if x.numel() == 0 or dweight.numel() == 0:
         return dweight.zero_()
-    dy, x = _last(dy), _last(x)
+    dy, x = images_last(dy), images_last(x)
     taps, pixels = kernel * kernel, n * high * wide
     b = weight_blocks(pixels, outputs, c, taps, x.dtype, _plain(x.dtype))
     share = triton.cdiv(triton.cdiv(pixels, b.splits), b.k) * b.k

@@ -98,7 +98,11 @@ def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, mon
 
     _gpu_parts.sweep(TRIAL, {"done": [], "facts": {}})
     (row,) = told["rows"]
-    assert {"cudnn", "cudnn+tail"} < row["tflops"].keys() and row["share"] > 0 and not told["cut"]
+    assert (
+        {"cudnn", "cudnn+passes", "tail", "winograd", "winograd-bmm"} < row["tflops"].keys()
+        and row["share"] > 0
+        and not told["cut"]
+    )
     name, text = _gpu_pages.tuned({"sweep": told})
     assert name == "tuned-cpu.json" and "3x3, 16 to 16 at 1x4x4" in _gpu_pages.terminal({"sweep": told}, [])
     (tmp_path / "tuned-nvidia-h200.json").write_text(text)
@@ -120,6 +124,22 @@ def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, mon
     found = conv2d.forward(image, conv2d.pack(weight), padding=1)
     torch.testing.assert_close(found, torch.nn.functional.conv2d(image, weight, padding=1), rtol=1e-4, atol=1e-4)
     assert seen == [sizes]
+
+
+def test_plans_made_without_a_clock_run_every_kernel(told, monkeypatch):
+    faults, ran = [], []
+    monkeypatch.setattr(_gpu_parts, "tell", lambda **event: faults.append(event))
+
+    def breaks():
+        raise RuntimeError("out of resource: shared memory\nRequired: 118784")
+
+    names = ["torch", "triton", "cuda"]
+    calls = {name: lambda name=name: ran.append(name) for name in names} | {"merged": breaks}
+    for _ in range(2):
+        found = _gpu_parts.untimed("conv2d 1", calls)
+        assert sorted(found, key=found.get) == names[::-1]
+    assert ran == names[1:] * 2  # torch's own functions need no compiler
+    assert faults == [{"candidate": "merged conv2d 1", "fault": "RuntimeError: out of resource: shared memory"}]
 
 
 def test_a_reference_that_fails_is_a_row_with_a_reason(told, monkeypatch):

@@ -15,7 +15,7 @@ from edm_fast.data import ImageFolderDataset
 from edm_fast.data.convert import convert
 from edm_fast.networks import PRESETS, presets
 from edm_fast.sampling import edm_sampler, sample_seeds
-from edm_fast.training import _run
+from edm_fast.training import _recipes
 from helpers import tiny_training
 from helpers.tiny_networks import tiny, tiny_checkpoint
 
@@ -152,6 +152,6 @@ def test_seeds_depend_on_the_number_of_processes(monkeypatch):
     for world, rank in ((1, 0), (2, 0), (2, 1)):
         monkeypatch.setattr(distributed, "world_size", lambda world=world: world)
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        _run.seed_everything(3)
+        _recipes.seed_everything(3)
         found.append(torch.initial_seed())
     assert found == [np.random.RandomState(seed).randint(1 << 31) for seed in (3, 6, 7)]

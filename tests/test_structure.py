@@ -16,6 +16,7 @@ LAYERS = [  # an import points to a later line; names on one line do not know ea
     {"cli"},
     {"studies"},
     {"training", "evaluation"},
+    {"interop"},
     {"sampling", "plan"},
     {"checkpoint", "data"},
     {"networks"},

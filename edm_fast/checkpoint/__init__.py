@@ -18,7 +18,14 @@ from edm_fast.checkpoint._source import map_file, recognise
 from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
 from edm_fast.checkpoint.native import NativeFile, read_state, save_native, save_state_file
-from edm_fast.checkpoint.published import PublishedFile, optimizer_state, read_published, state_dict, values
+from edm_fast.checkpoint.published import (
+    PublishedFile,
+    averages,
+    optimizer_state,
+    read_published,
+    state_dict,
+    values,
+)
 from edm_fast.errors import UserError
 from edm_fast.files import fetch, is_url, kept_as, user_path
 from edm_fast.networks._precond import _Precond
@@ -50,7 +57,7 @@ def load(
     sha256: str | None = None,
     preset: str | None = None,
 ) -> _Precond:
-    """Load a network: eval mode, float32, no gradients.
+    """Load a network: eval mode, no gradients, float32; half-precision weights of EDM2 stay so, as they are defined.
 
     `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (with
     key="net" for the trained weights), a safetensors file or folder of `save`, a state_dict of torch.save or
@@ -116,7 +123,11 @@ def load_tensors(path_or_url: PathLike, sha256: str | None = None) -> dict[str, 
 
 def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
     """Read a training state, a published training-state-*.pt or one of this project: {"net": state_dict,
-    "optimizer_state", "class_name", "init_kwargs"}."""
+    "optimizer_state", "class_name", "init_kwargs"}.
+
+    Of published EDM2: class_name is None, as the file does not say how its network was built, and there are "ema",
+    state_dicts by the width of the profile ("0.050"), "state" and "loss_fn".
+    """
     path, name = _locate(path_or_url, None)
     with damaged(name):
         data = map_file(path)
@@ -128,12 +139,15 @@ def load_training_state(path_or_url: PathLike) -> dict[str, Any]:
             return {key: state[key] for key in ("net", "optimizer_state", "class_name", "init_kwargs")}
         file = read_published(data, kind)
         network = file.network("net")
-        return {
+        state = {
             "net": state_dict(network),
             "optimizer_state": optimizer_state(file),
             "class_name": network.class_name,
             "init_kwargs": network.init_kwargs,
         }
+        if "optimizer" not in file.keys():
+            return state
+        return {**state, "ema": averages(file), **{key: file.plain(key) for key in ("state", "loss_fn")}}
 
 
 def load_state_file(path: Path, tensors: bool = True) -> Any:

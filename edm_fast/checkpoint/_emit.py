@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 
 from edm_fast.checkpoint._globals import MAGIC, META_VERSION, OLD_LAYOUT_PROTOCOL
-from edm_fast.checkpoint._records import MAX_DEPTH, CheckpointError, ModuleDictRecord, Persistent
+from edm_fast.checkpoint._records import MAX_DEPTH, CheckpointError, ModuleDictRecord, Persistent, raw_values
 
 
 class Emitter:
@@ -100,7 +100,8 @@ class Emitter:
         if isinstance(value, torch.nn.Parameter):
             self.name("torch._utils", "_rebuild_parameter")
             self.write(b"(")
-        plain = value.detach().to("cpu", torch.float32).contiguous()
+        kept = value.dtype if value.dtype == torch.float16 else torch.float32
+        plain = value.detach().to("cpu", kept).contiguous()
         self.name("torch._utils", "_rebuild_tensor_v2")
         self.write(b"(")
         self.name("torch.storage", "_load_from_bytes")
@@ -120,19 +121,20 @@ class Emitter:
 
 
 def storage_bytes(tensor: torch.Tensor, key: str) -> bytes:
-    """A contiguous float32 tensor as a storage in torch's old file layout."""
+    """A contiguous tensor of float32 or float16 as a storage in torch's old file layout."""
     out = io.BytesIO()
     sizes = {"short": 2, "int": 4, "long": 4}
     system = {"protocol_version": OLD_LAYOUT_PROTOCOL, "little_endian": True, "type_sizes": sizes}
     for value in (MAGIC, OLD_LAYOUT_PROTOCOL, system):
         _dump_old(out, value)
     text, numel = _old_text(key), tensor.numel()
-    out.write(b"\x80\x02(" + _old_text("storage") + b"ctorch\nFloatStorage\n" + text + _old_text("cpu"))
+    kind = b"HalfStorage" if tensor.dtype == torch.float16 else b"FloatStorage"
+    out.write(b"\x80\x02(" + _old_text("storage") + b"ctorch\n" + kind + b"\n" + text + _old_text("cpu"))
     number = b"J" + struct.pack("<i", numel) if numel < 2**31 else b"\x8a\x08" + struct.pack("<q", numel)
     out.write(number + b"NtQ.")
     out.write(b"\x80\x02]" + text + b"a.")
     out.write(struct.pack("<q", numel))
-    out.write(tensor.numpy().astype("<f4", copy=False).tobytes())
+    out.write(raw_values(tensor))
     return out.getvalue()
 
 

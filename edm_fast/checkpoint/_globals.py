@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,21 +13,28 @@ import torch
 
 from edm_fast.checkpoint._foreign import Foreign, canonical, foreign, refuse_global
 from edm_fast.checkpoint._records import (
+    MAX_DIMS,
     Budget,
     CheckpointError,
     Global,
     ModuleDictRecord,
+    NumpyArray,
     NumpyDtype,
     Persistent,
     Storage,
+    TensorRecord,
+    is_count,
     make_tensor_record,
 )
 from edm_fast.checkpoint._unpickle import Reader, plain_keys
 
-PRECONDITIONERS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
-NETWORKS = ("SongUNet", "DhariwalUNet")
-LAYERS = ("UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "FourierEmbedding")
-LOSSES = ("VPLoss", "VELoss", "EDMLoss")
+PRECONDITIONERS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond", "Precond")
+NETWORKS = ("SongUNet", "DhariwalUNet", "UNet")
+LAYERS = (
+    *("UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "FourierEmbedding"),
+    *("Block", "MPConv", "MPFourier"),
+)
+LOSSES = ("VPLoss", "VELoss", "EDMLoss", "EDM2Loss")
 CLASS_NAMES = frozenset((*PRECONDITIONERS, *NETWORKS, *LAYERS, *LOSSES, "AugmentPipe"))
 
 META_KEYS = {"type", "version", "module_src", "class_name", "state"}
@@ -47,6 +55,8 @@ STORAGE_DTYPES = {
 # numpy type code -> struct letter
 SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b"}
 SCALARS |= {"u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?"}
+ARRAY_DTYPES = {"f8": torch.float64, "f4": torch.float32, "f2": torch.float16, "i8": torch.int64, "i4": torch.int32}
+ARRAY_DTYPES |= {"i2": torch.int16, "i1": torch.int8, "u1": torch.uint8, "b1": torch.bool}
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's old file layout
 OLD_LAYOUT_PROTOCOL = 1001
@@ -117,6 +127,9 @@ class SnapshotRules:
             if len(state) != 8 or state[0] != 3 or state[1] not in ("<", "|", "=") or state[2:5] != (None, None, None):
                 raise CheckpointError("a numpy type that is not a plain number")
             target.byte_order = "<"
+        elif isinstance(target, NumpyArray) and isinstance(state, tuple) and len(state) == 5:
+            _, shape, dtype, column_major, raw = state
+            target.tensor = _array_tensor(raw, dtype, shape, column_major)
         else:
             raise CheckpointError("damaged pickle: state for an object that takes none")
 
@@ -229,6 +242,40 @@ def _scalar(rules: SnapshotRules, args: tuple[Any, ...]) -> float | int | bool |
     return struct.unpack(layout, args[1])[0]
 
 
+def _array_tensor(raw: Any, dtype: Any, shape: Any, column_major: Any) -> TensorRecord | None:
+    """None of what is not plain numbers: text, or objects, which have been read as records."""
+    kind = ARRAY_DTYPES.get(dtype.code) if isinstance(dtype, NumpyDtype) else None
+    if kind is None or not isinstance(raw, memoryview):
+        return None
+    if not isinstance(shape, tuple) or len(shape) > MAX_DIMS or not all(map(is_count, shape)):
+        raise CheckpointError("a numpy array with a malformed shape")
+    if len(raw) != math.prod(shape) * kind.itemsize:
+        raise CheckpointError(f"a numpy array of shape {list(shape)} has {len(raw)} bytes")
+    order = range(len(shape)) if column_major else range(len(shape) - 1, -1, -1)
+    strides, step = [0] * len(shape), 1
+    for axis in order:
+        strides[axis], step = step, step * shape[axis]
+    return make_tensor_record(Storage(kind, raw, len(raw) // kind.itemsize), 0, shape, tuple(strides))
+
+
+def _array(rules: SnapshotRules, args: tuple[Any, ...]) -> NumpyArray:
+    """An array to be filled: (ndarray, (0,), b"b")."""
+    if len(args) != 3 or not isinstance(args[0], Global) or (args[0].module, args[0].name) != ("numpy", "ndarray"):
+        raise CheckpointError("damaged pickle: a numpy array of another class")
+    return NumpyArray()
+
+
+def _array_of_buffer(rules: SnapshotRules, args: tuple[Any, ...]) -> NumpyArray:
+    """(bytes, dtype, shape, order), as protocol 5 has it."""
+    if len(args) != 4 or args[3] not in ("C", "F"):
+        raise CheckpointError("a numpy array with malformed arguments")
+    return NumpyArray(_array_tensor(*args[:3], args[3] == "F"))
+
+
+def _no_call(rules: SnapshotRules, args: tuple[Any, ...]) -> Any:
+    raise CheckpointError("damaged pickle: a numpy array made by its class")
+
+
 def _ordered_dict(rules: SnapshotRules, args: tuple[Any, ...]) -> dict[Any, Any]:
     if args:
         raise CheckpointError("an ordered dict with arguments")
@@ -266,8 +313,10 @@ CALLS: dict[tuple[str, str], Callable[[SnapshotRules, tuple[Any, ...]], Any]] = 
     ("torch.storage", "_load_from_bytes"): _storage,
     ("collections", "OrderedDict"): _ordered_dict,
     ("numpy", "dtype"): _dtype,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy", "ndarray"): _no_call,
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
     ("_codecs", "encode"): _encode,

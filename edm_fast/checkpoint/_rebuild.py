@@ -62,7 +62,8 @@ def rebuild(stored: StoredNetwork, preset: str | None = None) -> _Precond:
     """Build the network, compare every name and shape with the file, then take the file's tensors as its weights.
 
     Nothing large is allocated before the comparison: a small file cannot ask for a large network. Returned in eval
-    mode, float32, without gradients, on the CPU. `preset`: the published model whose weights a state_dict holds.
+    mode, without gradients, on the CPU, in float32, but where half-precision weights are part of an EDM2 network.
+    `preset`: the published model whose weights a state_dict holds.
     """
     class_name, init_kwargs = configuration(stored, preset)
     shapes = stored.shapes
@@ -78,7 +79,9 @@ def rebuild(stored: StoredNetwork, preset: str | None = None) -> _Precond:
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     names = own_names(shapes, wanted)
     compare_shapes(wanted, {name: shapes[theirs] for name, theirs in names.items()})
-    tensors = {name: stored.read(names[name]).to(torch.float32) for name in wanted}
+    tensors = {name: stored.read(names[name]) for name in wanted}
+    keeps = {torch.float32, torch.float16} if net.half_weights else {torch.float32}
+    tensors = {name: t if t.dtype in keeps else t.to(torch.float32) for name, t in tensors.items()}
     net.load_state_dict(tensors, strict=True, assign=True)
     if any(t.is_meta for t in (*net.parameters(), *net.buffers())):
         raise CheckpointError(f"its {class_name} has weights that the file does not hold")

@@ -125,6 +125,13 @@ class TensorRecord:
         return count
 
 
+@dataclass(eq=False)
+class NumpyArray:
+    """A numpy array as a tensor; None if it is not of plain numbers, and until its contents are read."""
+
+    tensor: TensorRecord | None = None
+
+
 def is_count(value: object) -> bool:
     """True for a non-negative int64 that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
@@ -161,3 +168,10 @@ def to_tensor(record: TensorRecord, budget: Budget) -> torch.Tensor:
     flat = torch.frombuffer(raw, dtype=storage.dtype)
     view = flat.as_strided(record.size, record.stride)
     return view if view.is_contiguous() else view.contiguous()
+
+
+def raw_values(tensor: torch.Tensor) -> bytes:
+    """Little-endian, row-major: float16 of a half-precision tensor, else float32."""
+    kind = "<f2" if tensor.dtype == torch.float16 else "<f4"
+    values = tensor.detach().cpu() if kind == "<f2" else tensor.detach().to("cpu", torch.float32)
+    return values.numpy().astype(kind, copy=False).tobytes()

@@ -48,7 +48,7 @@ def unwrapped(net: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_copy(net: torch.nn.Module) -> torch.nn.Module:
-    """The network that load() will give back, on the CPU in float32: of this package's classes, with nothing added.
+    """The network that load() will give back, on the CPU: of this package's classes, with nothing added.
 
     CheckpointError if that is another one: layers or tensors of other kinds, or attributes changed since it was built.
     Hooks are not part of it. Nothing is written before.
@@ -82,7 +82,7 @@ def _as_stored(net: torch.nn.Module, class_name: str, kwargs: dict[str, Any]) ->
             raise CheckpointError(f"{quote(name)} has no values (it is on the device meta)")
         if not tensor.is_floating_point():
             raise CheckpointError(f"{quote(name)} is {tensor.dtype}, not floating-point")
-        return tensor.to("cpu", torch.float32).to_dense() if tensor.layout != torch.strided else tensor.cpu().float()
+        return tensor.cpu().to_dense() if tensor.layout != torch.strided else tensor.cpu().contiguous()
 
     return StoredNetwork(class_name, kwargs, {name: tuple(tensor.shape) for name, tensor in state.items()}, read)
 

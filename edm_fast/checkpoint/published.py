@@ -17,6 +17,7 @@ from edm_fast.checkpoint._records import (
     CheckpointError,
     Global,
     ModuleDictRecord,
+    NumpyArray,
     NumpyDtype,
     Persistent,
     Storage,
@@ -28,10 +29,10 @@ from edm_fast.checkpoint._source import OldStorages, TorchArchive
 from edm_fast.checkpoint._unpickle import Reader
 
 MAX_TEXT = 10_000
+OPTIMIZERS = {"optimizer_state", "optimizer"}  # where training states keep Adam's state; the second is EDM2's
 OWN_STATE = "edm-fast training state"  # how the format of this project's own training states begins
 # classes of other projects that use the published way of storing objects
 RELATIVES = {
-    "Precond": "an EDM2 network",
     "ECMPrecond": "a consistency model of ECT",
     "Generator": "a StyleGAN generator",
     "Discriminator": "a StyleGAN discriminator",
@@ -108,7 +109,7 @@ class PublishedFile:
 
     def entries(self) -> dict[str, Any]:
         """All that is no network, as plain data; not the optimizer's numbers."""
-        hidden = {*self.networks(), "optimizer_state", "optimizer_states"}
+        hidden = {*self.networks(), *OPTIMIZERS, "optimizer_states"}
         if self.format.startswith(OWN_STATE):
             hidden |= {"class_name", "init_kwargs", "rng"}
         return {key: self.plain(key) for key in self.keys() if key not in hidden}
@@ -152,7 +153,7 @@ def _format(objects: dict[Any, Any], kind: str) -> str:
         return "Lightning checkpoint"
     if kind == "pickle":
         return "pickle"
-    return "training state" if "optimizer_state" in objects else "torch file"
+    return "training state" if OPTIMIZERS & objects.keys() else "torch file"
 
 
 def state_dict(network: StoredNetwork) -> dict[str, torch.Tensor]:
@@ -162,7 +163,7 @@ def state_dict(network: StoredNetwork) -> dict[str, torch.Tensor]:
 
 def optimizer_state(file: PublishedFile) -> dict[str, Any]:
     """Adam's state as torch's `load_state_dict` takes it: state {index: {...}}, param_groups [...]."""
-    stored = file.objects.get("optimizer_state")
+    stored = next((file.objects[key] for key in file.keys() if key in OPTIMIZERS), None)
     if not isinstance(stored, dict) or not {"state", "param_groups"} <= set(stored):
         raise CheckpointError("holds no optimizer state; expected a training-state .pt")
     state, groups = stored["state"], stored["param_groups"]
@@ -180,6 +181,24 @@ def optimizer_state(file: PublishedFile) -> dict[str, Any]:
         if isinstance(group.get("betas"), list):
             group["betas"] = tuple(group["betas"])
     return {"state": result, "param_groups": plain_groups}
+
+
+def averages(file: PublishedFile) -> dict[str, dict[str, torch.Tensor]]:
+    """The averaged weights of an EDM2 training state: "0.050" (the width of the profile, "" of the traditional one) ->
+    its state_dict."""
+    stored = file.objects.get("ema")
+    if _is_state_dict(stored, file.budget):
+        return {"": {name: to_tensor(record, file.budget) for name, record in stored.items()}}
+    profiles = stored if isinstance(stored, dict) else {}
+    stds, emas = to_plain(profiles.get("stds", []), file.budget), profiles.get("emas", [])
+    if not isinstance(emas, list) or not isinstance(stds, list) or len(stds) != len(emas):
+        raise CheckpointError("malformed averages of weights")
+    if not all(isinstance(std, float) for std in stds) or not all(_is_state_dict(ema, file.budget) for ema in emas):
+        raise CheckpointError("malformed averages of weights")
+    return {
+        f"{std:.3f}": {name: to_tensor(record, file.budget) for name, record in ema.items()}
+        for std, ema in zip(stds, emas, strict=True)
+    }
 
 
 def _is_network(record: Any) -> TypeGuard[Persistent]:
@@ -237,6 +256,8 @@ def to_plain(value: Any, budget: Budget, depth: int = 0) -> Any:
         raise CheckpointError("data nested too deeply")
     if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, NumpyArray):
+        value = value.tensor or {"class_name": "numpy.ndarray"}
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             raise CheckpointError(f"a text of {len(value)} characters; expected at most {MAX_TEXT}")

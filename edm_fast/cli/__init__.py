@@ -20,6 +20,7 @@ VERBS = {
     "generate": "Draw images from a network.",
     "tune": "Find the fewest evaluations that keep a bound on the error.",
     "train": "Train a network on a dataset.",
+    "ema": "Make averages of weights of any width after training.",
     "fid": "Compute Frechet distances between sets of images.",
     "dataset": "Convert images into a dataset, or check one.",
     "convert": "Convert checkpoints between formats.",

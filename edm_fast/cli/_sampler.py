@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edm_fast.errors import UserError, near
 from edm_fast.files import user_path
-from edm_fast.sampling import Guidance, TunedSampler, ablation_sampler, edm_sampler, load_sampler, sample
+from edm_fast.networks import Precond
+from edm_fast.sampling import (
+    Guidance,
+    Solver,
+    TunedSampler,
+    ablation_sampler,
+    edm2_sampler,
+    edm_sampler,
+    load_sampler,
+    sample,
+)
 from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers import registry
 
@@ -39,11 +52,12 @@ def tuned_for(options: dict[str, Any]) -> TunedSampler | None:
     return tuned
 
 
-def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def sampler_for(options: dict[str, Any], net: Any = None) -> tuple[Any, dict[str, Any]]:
     """(sampler, its keywords). What is not set is not passed.
 
     edm_fast.sample for every solver but euler and heun, and for --order, --nfe and --levels; otherwise the ablation
-    sampler if any of its own four is set, and the EDM sampler if none is. UserError for options that do not combine.
+    sampler if any of its own four is set; if none is, the sampler published with the network: that of EDM or of EDM2,
+    whose --steps are 32 unless set. UserError for options that do not combine.
     """
     if options.get("tuned") is not None:
         return sample, options["tuned"].settings
@@ -51,7 +65,11 @@ def sampler_for(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         options.get(name) is None for name in ("order", "nfe", "levels")
     ):
         kwargs = {name: options[name] for name in (*NUMBERS, *CHURN, *ABLATION) if options[name] is not None}
-        return (ablation_sampler if any(name in kwargs for name in ABLATION) else edm_sampler), kwargs
+        if any(name in kwargs for name in ABLATION):
+            return ablation_sampler, kwargs
+        if not isinstance(net, Precond):
+            return edm_sampler, kwargs
+        return edm2_sampler, kwargs if "num_steps" in options["explicit"] else {**kwargs, "num_steps": 32}
     return sample, _of_sample(options)
 
 
@@ -88,10 +106,19 @@ def check_guidance(options: dict[str, Any]) -> None:
             raise UserError(f"{option} needs --guidance, the weight")
 
 
-def guidance_for(options: dict[str, Any], gnet: Any) -> Guidance | None:
+def solver_for(options: dict[str, Any], net: Any) -> Solver:
+    """The steps of the sampler, on a state of the type of --dtype."""
+    sampler, kwargs = sampler_for(options, net)
+    solver: Solver = sampler.solver(net, None, **kwargs)
+    return solver if options["dtype"] is None else dataclasses.replace(solver, dtype=getattr(torch, options["dtype"]))
+
+
+def guidance_for(options: dict[str, Any], net: Any, gnet: Any) -> Guidance | None:
     """gnet: the network of --gnet, ready to run, or None."""
     if options["guidance"] is None:
         return None
+    if gnet is None and options["guidance"] != 1 and isinstance(net, Precond):
+        raise UserError("--guidance of an EDM2 network needs --gnet: it is not trained to do without a class")
     interval = options["guidance_interval"]
     return Guidance(options["guidance"], gnet, *([] if interval is None else [interval]))
 

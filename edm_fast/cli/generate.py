@@ -39,6 +39,7 @@ from edm_fast.cli._ranks import FROM_ENVIRONMENT, on_first_rank, parse_shard, wa
 from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, count, some
+from edm_fast.networks import Precond
 from edm_fast.sampling import Solver, check_class, generate
 from edm_fast.sampling.levels import LEVELS
 from edm_fast.sampling.solvers import registry
@@ -66,7 +67,12 @@ from edm_fast.sampling.solvers import registry
     help="Most at a time.",
 )
 @click.option(
-    "--steps", "num_steps", metavar="INT", type=opt.POSITIVE_INT, default=18, show_default=True, help="Of the sampler."
+    "--steps",
+    "num_steps",
+    metavar="INT",
+    type=opt.POSITIVE_INT,
+    default=18,
+    help="Of the sampler.  [default: 18; 32 for EDM2 networks]",
 )
 @click.option("--sigma_min", metavar="FLOAT", type=opt.POSITIVE, help="Lowest noise level.  [default: by sampler]")
 @click.option("--sigma_max", metavar="FLOAT", type=opt.POSITIVE, help="Highest noise level.  [default: by sampler]")
@@ -131,6 +137,11 @@ from edm_fast.sampling.solvers import registry
 )
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="Its sigma(t).  [default: linear]")
 @click.option("--scaling", type=click.Choice(SCALINGS), help="Its s(t).  [default: none]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    help="Of the sampler's state.  [default: float64; float32 for EDM2 networks]",
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: fp32 on CPUs, as stored on GPUs]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -234,7 +245,7 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
     digest = hashlib.sha256()
     for each in (net, *([] if gnet is None else [gnet])):
         add_weights(digest, each)
-    sampler, kwargs = sampler_for(options)
+    sampler, kwargs = sampler_for(options, net)
     settings = {
         "network": [type(net).__name__, getattr(net, "init_kwargs", None)],
         "sampler": [sampler.__name__, repr(solver) if _sampler.is_file(options["solver"]) else kwargs],
@@ -242,6 +253,8 @@ def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: 
         "way": way_to_draw(options["precision"], device),
         "device": device.type,
     }
+    if options["dtype"] is not None:
+        settings["dtype"] = options["dtype"]
     if options["guidance"] is not None:
         network = None if gnet is None else [type(gnet).__name__, getattr(gnet, "init_kwargs", None)]
         settings["guidance"] = [options["guidance"], options["guidance_interval"], network]
@@ -254,7 +267,7 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
     options["precision"] = precision_on(device, options)
     way = way_to_draw(options["precision"], device)
     net, gnet, solver = load(device, options)
-    guidance = _sampler.guidance_for(options, gnet and prepared(gnet, way))
+    guidance = _sampler.guidance_for(options, net, gnet and prepared(gnet, way))
     if guidance is not None:
         guidance.check(net)
     files = image_files(options)
@@ -284,7 +297,7 @@ def run(device: torch.device, options: dict[str, Any]) -> None:
     cost = _sampler.evaluations(solver, guidance)
     line = report(len(seeds) - len(finished), len(finished), time.perf_counter() - start, cost)
     distributed.print0(f"{line}: {options['outdir']}{os.sep}")
-    page = {"note": line, **page_of(options, way, device)}
+    page = {"note": line, **page_of(options, net, way, device)}
     on_first_rank(lambda: write_overviews(options, files.contents, labels, trajectory, page))
 
 
@@ -303,8 +316,7 @@ def load(device: torch.device, options: dict[str, Any]) -> tuple[Any, Any, Solve
         distributed.print0(tuned.describe())
     check_channels(net)
     check_class(net, options["class_idx"])
-    sampler, kwargs = sampler_for(options)
-    solver = sampler.solver(net, None, **kwargs)  # complains before anything is written
+    solver = _sampler.solver_for(options, net)  # complains before anything is written
     return net, None if options["gnet"] is None else load_network(device, options["gnet"]), solver
 
 
@@ -341,7 +353,8 @@ def check_images(options: dict[str, Any]) -> bool:
 
 def check_channels(net: Any) -> None:
     if int(net.img_channels) not in (1, 3):
-        raise UserError(f"the network makes images of {net.img_channels} channels; a PNG takes 1 or 3")
+        latents = " (latents need the decoder they were made with)" if isinstance(net, Precond) else ""
+        raise UserError(f"the network makes images of {net.img_channels} channels{latents}; a PNG takes 1 or 3")
 
 
 def prepare_outdir(files: ImageFiles, seeds: Sequence[int], mark: str, options: dict[str, Any]) -> set[int]:
@@ -364,10 +377,10 @@ def report(made: int, kept: int, seconds: float, cost: str) -> str:
     )
 
 
-def page_of(options: dict[str, Any], way: str, device: torch.device) -> dict[str, Any]:
+def page_of(options: dict[str, Any], net: Any, way: str, device: torch.device) -> dict[str, Any]:
     """Title and settings of the contact sheet."""
     network = options["network_pkl"] or DEMO
-    sampler, kwargs = sampler_for(options)
+    sampler, kwargs = sampler_for(options, net)
     names = {
         "class_idx": "class",
         "guidance": "guidance",

@@ -13,11 +13,14 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from edm_fast import distributed
+from edm_fast.cli import _edm2_training
 from edm_fast.cli._console_log import console_log
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._options import (
+    FINITE,
     INPUT_PATH,
     INPUT_PATH_OR_URL,
     INT_LIST,
@@ -28,9 +31,11 @@ from edm_fast.cli._options import (
     POSITIVE_INT,
     PROBABILITY,
 )
+from edm_fast.cli._widths import WIDTHS
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
 from edm_fast.networks import ARCHITECTURES
+from edm_fast.networks.presets import EDM2_TRAININGS
 from edm_fast.training import (
     AUGMENT,
     AUGMENT_LABELS,
@@ -50,25 +55,27 @@ PRECONDS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm":
 RUN_NAME = re.compile(r"(\d+)-?(.*)")
 
 
-def dataset_settings(data: str, cond: bool, xflip: bool, cache: bool) -> tuple[dict[str, Any], ImageFolderDataset]:
+def dataset_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolderDataset]:
     """The data set's keywords, with size and resolution as found, and the data set."""
     kwargs: dict[str, Any] = {
         "class_name": "training.dataset.ImageFolderDataset",
-        "path": data,
-        "use_labels": cond,
-        "xflip": xflip,
-        "cache": cache,
+        "path": opts["data"],
+        "use_labels": opts["cond"],
+        "xflip": opts["xflip"],
+        "cache": opts["cache"],
+        **({"arrays": True} if opts["arch"] == "edm2" else {}),
     }
     dataset = ImageFolderDataset(**{key: value for key, value in kwargs.items() if key != "class_name"})
-    if cond and not dataset.has_labels:
-        raise UserError(f"--cond=1 needs labels; {data} has none (expected a dataset.json with labels)")
+    if opts["cond"] and not dataset.has_labels:
+        raise UserError(f"--cond=1 needs labels; {opts['data']} has none (expected a dataset.json with labels)")
     return {**kwargs, "resolution": dataset.resolution, "max_size": len(dataset)}, dataset
 
 
 def network_settings(opts: dict[str, Any]) -> dict[str, Any]:
     """The network's keywords: the architecture, then what the options change."""
-    kwargs = dict(ARCHITECTURES[opts["arch"]])
-    kwargs["class_name"] = f"training.networks.{PRECONDS[opts['precond']][0]}"
+    kwargs = dict(ARCHITECTURES.get(opts["arch"], {}))
+    precond = f"networks.{PRECONDS[opts['precond']][0]}" if kwargs else "networks_edm2.Precond"
+    kwargs["class_name"] = f"training.{precond}"
     if opts["cbase"] is not None:
         kwargs["model_channels"] = opts["cbase"]
     if opts["cres"] is not None:
@@ -105,7 +112,7 @@ def kimg(million_images: float) -> float:
 
 def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolderDataset]:
     """Keywords of the training loop in the published layout, and the data set."""
-    dataset_kwargs, dataset = dataset_settings(opts["data"], opts["cond"], opts["xflip"], opts["cache"])
+    dataset_kwargs, dataset = dataset_settings(opts)
     settings: dict[str, Any] = {
         "dataset_kwargs": dataset_kwargs,
         "data_loader_kwargs": {"pin_memory": True, "num_workers": opts["workers"], "prefetch_factor": 2},
@@ -128,6 +135,9 @@ def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolder
         "state_dump_ticks": opts["dump"],
         "seed": common_seed(opts["seed"]),
     }
+    if opts["arch"] == "edm2":
+        settings = {**settings, **_edm2_training.changes(opts)}
+        del settings["ema_halflife_kimg"]
     settings |= resume_settings(opts)
     settings |= own_settings(opts)
     return settings, dataset
@@ -256,8 +266,21 @@ def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, A
 @click.option("--outdir", help="Where the results go", metavar="DIR", type=OUTPUT_PATH, required=True)
 @click.option("--data", help="Data set", metavar="ZIP|DIR", type=INPUT_PATH, required=True)
 @click.option("--cond", help="Class-conditional, by the labels of the data set", type=bool, default=False)
-@click.option("--arch", help="Architecture", type=click.Choice(list(ARCHITECTURES)), default="ddpmpp")
+@click.option("--arch", help="Architecture", type=click.Choice([*ARCHITECTURES, "edm2"]), default="ddpmpp")
 @click.option("--precond", help="Preconditioning and loss", type=click.Choice(list(PRECONDS)), default="edm")
+@click.option(
+    "--preset",
+    help="With --arch=edm2: published settings, which options change",
+    type=click.Choice(EDM2_TRAININGS),
+    metavar="NAME",
+    default="edm2-img64-s",
+)
+@click.option("--decay", help="Batches at full rate, with --arch=edm2  [default: by preset]", type=NON_NEGATIVE)
+@click.option("--P_mean", "P_mean", help="Mean of ln sigma, with --arch=edm2  [default: by preset]", type=FINITE)
+@click.option("--P_std", "P_std", help="Its deviation, with --arch=edm2  [default: by preset]", type=POSITIVE)
+@click.option(
+    "--ema-std", help="Widths of the averages, with --arch=edm2", metavar="LIST", type=WIDTHS, default="0.05,0.1"
+)
 @click.option("--duration", help="Length, in million images", metavar="MIMG", type=POSITIVE, default=200.0)
 @click.option("--batch", help="Batch size of all processes together", metavar="INT", type=POSITIVE_INT, default=512)
 @click.option("--batch-gpu", help="Largest batch of one backward pass  [default: no limit]", type=POSITIVE_INT)
@@ -306,7 +329,11 @@ def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, A
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 @click.option("-n", "--dry-run", help="Print the settings and stop  [default: off]", is_flag=True, show_default=False)
 def command(**opts: Any) -> None:
-    """Train a network with the recipe of Karras et al. 2022.
+    """Train a network with the recipe of Karras et al. 2022, or with --arch=edm2 that of Karras et al. 2024.
+
+    EDM2 counts in 1024 images (--tick) and 2^20 images (--duration), so that names of snapshots tell their time. Where
+    they are not typed --batch, --lr, --dropout, --duration and --cbase are those of --preset. Each snapshot has a file
+    for each width of --ema-std; edm-fast ema reconstruct makes averages of other widths.
 
     SIGTERM, SIGUSR1 and SIGHUP, to any process, write a training state after the next step and end all processes with
     exit code 0; so does Ctrl-C, with 130 (a second one stops at once). --resume=auto with the same options goes on to
@@ -317,6 +344,9 @@ def command(**opts: Any) -> None:
     torchrun --standalone --nproc_per_node=8 -m edm_fast train \\
         --outdir=runs --data=cifar10-32x32.zip --cond=1 --arch=ddpmpp
     """
+    source = click.get_current_context().get_parameter_source
+    typed = {name for name in opts if source(name) is not ParameterSource.DEFAULT}
+    opts = _edm2_training.checked(opts, typed)
     device = resolve_device(opts["device"])
     distributed.init(device)
     settings, dataset = training_settings(opts)

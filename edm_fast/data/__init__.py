@@ -2,6 +2,6 @@
 
 from edm_fast.data.dataset import ImageFolderDataset
 from edm_fast.data.digits import demo_digits
-from edm_fast.data.index_stream import InfiniteSampler
+from edm_fast.data.index_stream import EpochSampler, InfiniteSampler, mixed_seed
 
-__all__ = ["ImageFolderDataset", "InfiniteSampler", "demo_digits"]
+__all__ = ["EpochSampler", "ImageFolderDataset", "InfiniteSampler", "demo_digits", "mixed_seed"]

@@ -25,6 +25,7 @@ from edm_fast.pictures import COLOURS, DAMAGED, Header
 
 Shape = tuple[int, int, int]  # width, height, channels
 LABEL_FILE = "dataset.json"
+LATENT_CHANNELS = 8  # mean and deviation of 4 channels each, see edm_fast.data.encoders
 MAX_MEMBER = 1 << 30  # bytes; a zip can claim members of any size
 # what systems put beside images: macOS, Windows, Synology
 LITTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir"}
@@ -36,11 +37,29 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")).lstrip("/"))
 
 
-class Listing:
-    """`images`: names of the images, sorted as text; `tables`: those of every dataset.json; `left_out`: other files."""
+def is_array_name(name: str) -> bool:
+    return name.lower().endswith(".npy")
 
-    def __init__(self, path: str) -> None:
+
+def array_shape(file: IO[bytes], what: str) -> Shape:
+    """(width, height, channels) of a .npy file of (C, H, W) numbers, by its header. UserError for others."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if len(shape) != 3 or dtype.hasobject or dtype.kind not in "fiub":
+        raise UserError(f"{what} is an array of {dtype} {shape}; expected numbers of shape (C, H, W)")
+    return shape[2], shape[1], shape[0]
+
+
+class Listing:
+    """`images`: names of the images, sorted as text; `tables`: those of every dataset.json; `left_out`: other files.
+
+    arrays: whether .npy files of (C, H, W) count as images.
+    """
+
+    def __init__(self, path: str, arrays: bool = False) -> None:
         self.path = path
+        self.arrays = arrays
         self.images: list[str] = []
         self.tables: list[str] = []
         self.left_out: Counter[str] = Counter()
@@ -66,6 +85,8 @@ class Listing:
         extension = os.path.splitext(name)[1]
         if parts[-1] == LABEL_FILE:
             return LABEL_FILE
+        if self.arrays and is_array_name(name):
+            return ""
         if not pictures.is_picture_name(name):
             return extension[1:].upper() or "without extension"
         if extension.lower() == ".png" and not OWN_NAME.search(name):
@@ -104,7 +125,16 @@ class Listing:
 
     def header(self, name: str) -> Header:
         with self.open(name) as file:
+            if is_array_name(name):
+                return Header(array_shape(file, f"{name} in {self.path}"), False, "")
             return pictures.header(file, f"{name} in {self.path}")
+
+    def array(self, name: str) -> np.ndarray:
+        """(C, H, W) of a .npy file, of its own type."""
+        with self.open(name) as file:
+            array_shape(file, f"{name} in {self.path}")
+        with self.open(name) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
     def picture(self, name: str) -> np.ndarray:
         """(H, W) or (H, W, C) uint8, see pictures.decode."""
@@ -137,10 +167,10 @@ class FolderSource(Listing):
 class ZipSource(Listing):
     """Members of a zip archive, opened once per process: forked readers must not share a file position."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, arrays: bool = False) -> None:
         self._handle: zipfile.ZipFile | None = None
         self._pid = -1
-        super().__init__(path)
+        super().__init__(path, arrays)
         self.packed = sum(info.compress_type != 0 and not info.is_dir() for info in self._zip().infolist())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -171,9 +201,9 @@ class ZipSource(Listing):
 class TarSource(Listing):
     """Members of a tar archive that is not compressed. Their places are read once, and the file is opened each time."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, arrays: bool = False) -> None:
         self._places: dict[str, tuple[int, int]] = {}
-        super().__init__(path)
+        super().__init__(path, arrays)
 
     def _files(self) -> Iterator[tuple[str, str]]:
         try:
@@ -202,9 +232,9 @@ class TarSource(Listing):
 class ArchivesSource(Listing):
     """The images of all archives in a folder, as FILE.tar/NAME."""
 
-    def __init__(self, path: str, archives: Iterable[str]) -> None:
-        self._sources = {name: open_archive(os.path.join(path, name)) for name in archives}
-        super().__init__(path)
+    def __init__(self, path: str, archives: Iterable[str], arrays: bool = False) -> None:
+        self._sources = {name: open_archive(os.path.join(path, name), arrays) for name in archives}
+        super().__init__(path, arrays)
 
     def _files(self) -> Iterator[tuple[str, str]]:
         for archive, source in self._sources.items():
@@ -226,12 +256,14 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     return os.path.splitext(path)[1].lower() in ARCHIVES and os.path.isfile(path)
 
 
-def open_archive(path: str) -> ZipSource | TarSource:
-    return ARCHIVES[os.path.splitext(path)[1].lower()](path)
+def open_archive(path: str, arrays: bool = False) -> ZipSource | TarSource:
+    return ARCHIVES[os.path.splitext(path)[1].lower()](path, arrays)
 
 
-def open_listing(path: str | os.PathLike[str], strict: bool = True) -> Listing:
+def open_listing(path: str | os.PathLike[str], strict: bool = True, arrays: bool = False) -> Listing:
     """The files of the folder, .zip or .tar at `path`, or of the archives in a folder that holds no images.
+
+    arrays: whether .npy files count as images.
 
     UserOSError for anything else and, if strict, for problems.
     """
@@ -240,10 +272,10 @@ def open_listing(path: str | os.PathLike[str], strict: bool = True) -> Listing:
         raise UserOSError(f"data set {path} does not exist; expected a folder or a .zip file")
     if not os.path.isdir(path) and not is_archive(path):
         raise UserOSError(f"{path} is neither a folder nor a .zip or .tar file; expected images in one of them")
-    listing: Listing = FolderSource(path) if os.path.isdir(path) else open_archive(path)
+    listing: Listing = FolderSource(path, arrays) if os.path.isdir(path) else open_archive(path, arrays)
     if isinstance(listing, FolderSource) and not listing.images:
         archives = sorted(entry.name for entry in os.scandir(path) if is_archive(entry) and entry.name[0] != ".")
-        listing = ArchivesSource(path, archives) if archives else listing
+        listing = ArchivesSource(path, archives, arrays) if archives else listing
     for problem in listing.problems() if strict else ():
         raise UserOSError(problem)
     return listing
@@ -259,7 +291,7 @@ def fault(shape: Shape, halvings: int = 2) -> str:
     width, height, channels = shape
     if width != height:
         return f"images are {width}x{height}, not square"
-    if channels not in (1, 3):
+    if channels not in (1, 3, LATENT_CHANNELS):
         return f"images have {channels} channels; expected 1 (gray) or 3 (RGB)"
     return side_fault(width, halvings)
 

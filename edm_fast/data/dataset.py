@@ -1,4 +1,4 @@
-"""Images of a folder or a zip archive, with optional labels from dataset.json, as uint8 arrays (C, H, W)."""
+"""Images or arrays of a folder or a zip archive, with optional labels from dataset.json, as arrays (C, H, W)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edm_fast.data._labels import Labels, read_labels
-from edm_fast.data._listing import Survey, fault, open_listing
+from edm_fast.data._listing import Survey, fault, is_array_name, open_listing
 from edm_fast.errors import UserError, UserOSError
 
 
@@ -28,6 +28,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
 
     max_size keeps a random subset (sorted), drawn from random_seed; xflip then appends a mirrored copy of every item.
     cache keeps decoded images in memory. use_pyspng is accepted for compatibility; Pillow decodes everything.
+    arrays: .npy files of (C, H, W), such as latents, are images, too, and keep their type.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         random_seed: int = 0,
         cache: bool = False,
         use_pyspng: bool = True,
+        arrays: bool = False,
     ) -> None:
-        self._source = open_listing(path)
+        self._source = open_listing(path, arrays=arrays)
         self.path = self._source.path
         self.name = os.path.splitext(os.path.basename(os.path.normpath(self.path)))[0]
         self.image_names = self._source.images
@@ -76,7 +78,9 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         return image.copy(), self.get_label(idx)
 
     def _read(self, name: str) -> np.ndarray:
-        """(C, H, W) uint8."""
+        """(C, H, W)."""
+        if is_array_name(name):
+            return self._source.array(name)
         image = self._source.picture(name)
         return np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1))
 

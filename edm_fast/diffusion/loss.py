@@ -3,12 +3,13 @@
 Called as `loss(net, images, labels, augment_pipe=None)` with images (N, C, H, W) in [-1, 1]; the result is the weighted
 squared error per pixel (N, C, H, W), unreduced. Draws from the global generator of the device, in this order: noise
 level, augmentation, normals (row-major NCHW whatever the layout of the images), then whatever the network draws.
-Karras et al. 2022, Table 1 and Section 5.
+Karras et al. 2022, Table 1 and Section 5; that of EDM2: Karras et al. 2024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from edm_fast.diffusion._processes import vp_sigma
 from edm_fast.errors import UserError
 
-Net = Callable[..., Tensor]
+Net = Callable[..., Any]  # a Tensor, or with return_logvar two
 Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -32,7 +33,7 @@ def weighted_error(
     y, augment_labels = augment_pipe(images) if augment_pipe is not None else (images, None)
     # not randn_like: it would fill a channels_last tensor in another order
     noise = torch.randn(y.shape, device=y.device, dtype=y.dtype)
-    denoised = net(y + noise * sigma, sigma, labels, augment_labels=augment_labels)
+    denoised: Tensor = net(y + noise * sigma, sigma, labels, augment_labels=augment_labels)
     return weight * (denoised - y) ** 2
 
 
@@ -74,7 +75,32 @@ class EDMLoss:
     def __call__(
         self, net: Net, images: Tensor, labels: Tensor | None = None, augment_pipe: Augment | None = None
     ) -> Tensor:
-        normal = torch.randn([images.shape[0], 1, 1, 1], device=images.device)
-        sigma = (self.P_mean + self.P_std * normal).exp()  # (N, 1, 1, 1)
-        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        sigma, weight = self.draw(images)
         return weighted_error(net, images, labels, augment_pipe, sigma, weight)
+
+    def draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma and lambda(sigma), (N, 1, 1, 1)."""
+        normal = torch.randn([images.shape[0], 1, 1, 1], device=images.device)
+        sigma = (self.P_mean + self.P_std * normal).exp()
+        return sigma, (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+
+class EDM2Loss(EDMLoss):
+    """lambda e^{-u} (D(y + n; sigma) - y)^2 + u, sigma and lambda as EDM's, u the log-variance that `net` learns.
+
+    Karras et al. 2024, Eq. 14-16 and 21; u counts once for each number of an image. net(x, sigma, labels,
+    return_logvar=True) gives (D, u); images are of deviation sigma_data. There is no augmentation.
+    """
+
+    def __init__(self, P_mean: float = -0.4, P_std: float = 1.0, sigma_data: float = 0.5) -> None:
+        super().__init__(P_mean, P_std, sigma_data)
+
+    def __call__(
+        self, net: Net, images: Tensor, labels: Tensor | None = None, augment_pipe: Augment | None = None
+    ) -> Tensor:
+        if augment_pipe is not None:
+            raise UserError("EDM2's networks know no augmentation; expected augment_pipe=None")
+        sigma, weight = self.draw(images)
+        noise = torch.randn(images.shape, device=images.device, dtype=images.dtype)
+        denoised, u = net(images + noise * sigma, sigma, labels, return_logvar=True)
+        return weight / u.exp() * (denoised - images) ** 2 + u

@@ -51,26 +51,48 @@ def _published() -> dict[str, tuple[str, dict[str, Any]]]:
         table[f"baseline-cifar10-32x32-uncond-{suffix}"] = _model(baseline, arch, 32, channel_mult=[1, 2, 2, 2])
     table["edm-imagenet-64x64-cond-adm"] = _model("EDMPrecond", "adm", 64, label_dim=1000, use_fp16=True)
     table["baseline-imagenet-64x64-cond-adm"] = _model("iDDPMPrecond", "adm", 64, label_dim=1000, use_fp16=True)
-    for size, (channels, dropout) in EDM2_SIZES.items():
+    for size, (channels, dropout, _) in EDM2_SIZES.items():
         model = {"label_dim": 1000, "model_channels": channels, "dropout": dropout}
         latents = {"img_resolution": 64, "img_channels": 4, **model}  # of 512x512 images
         table[f"edm2-img512-{size}"] = ("Precond", latents)
         table[f"edm2-img512-{size}-uncond"] = ("Precond", {**latents, "label_dim": 0})
-        if size not in ("xxs", "xxl"):
+        if size in EDM2_MILLION_IMAGES["img64"]:
             table[f"edm2-img64-{size}"] = ("Precond", {**latents, "img_channels": 3})
     return table
 
 
-# size of an EDM2 network -> model_channels, dropout in training
+# size of an EDM2 network -> model_channels, dropout and learning rate in training
 EDM2_SIZES = {
-    "xxs": (64, 0.0),
-    "xs": (128, 0.0),
-    "s": (192, 0.0),
-    "m": (256, 0.1),
-    "l": (320, 0.1),
-    "xl": (384, 0.1),
-    "xxl": (448, 0.1),
+    "xxs": (64, 0.0, 0.0170),
+    "xs": (128, 0.0, 0.0120),
+    "s": (192, 0.0, 0.0100),
+    "m": (256, 0.1, 0.0090),
+    "l": (320, 0.1, 0.0080),
+    "xl": (384, 0.1, 0.0070),
+    "xxl": (448, 0.1, 0.0065),
 }
+# data and size -> length of the training, in 2^20 images
+EDM2_MILLION_IMAGES = {
+    "img512": {"xxs": 2048, "xs": 2048, "s": 2048, "m": 2048, "l": 1792, "xl": 1280, "xxl": 896},
+    "img64": {"xs": 1024, "s": 1024, "m": 2048, "l": 1024, "xl": 640},
+}
+EDM2_DATA: dict[str, dict[str, float]] = {
+    "img512": {"decay": 70_000, "P_mean": -0.4, "P_std": 1.0},
+    "img64": {"decay": 35_000, "P_mean": -0.8, "P_std": 1.6},
+}
+
+
+def edm2_training(name: str) -> dict[str, float]:
+    """How a published EDM2 network was trained: cbase, dropout, lr, duration, batch, decay, P_mean and P_std, by the
+    names of options of edm-fast train.
+    """
+    _, data, size = name.split("-")
+    channels, dropout, lr = EDM2_SIZES[size]
+    settings = {"cbase": channels, "dropout": dropout, "lr": lr, "duration": EDM2_MILLION_IMAGES[data][size]}
+    return {**settings, "batch": 2048, **EDM2_DATA[data]}
+
+
+EDM2_TRAININGS = [f"edm2-{data}-{size}" for data, sizes in EDM2_MILLION_IMAGES.items() for size in sizes]
 
 # published model name -> (preconditioner class, keywords); the names are those of the released .pkl files
 PRESETS = _published()

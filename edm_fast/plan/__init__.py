@@ -53,8 +53,9 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     precision, on the CPU: "exact" keeps every layer's rounding error within twice the reference's; "fp32" may spend
     more of float32's digits on speed; "bf16" has products of 16 bits. On a GPU: "exact" runs the reference's operations
     in its order and layout; "fp32", "tf32", "bf16" and "fp16" run images in that type, channels last, and replay a CUDA
-    graph unless `cuda_graph` is false; the samplers of this package then replay each of their steps as one. `net` is a
-    network of this package or an instance of the published classes, in evaluation mode.
+    graph unless `cuda_graph` is false, and one per step in the samplers of this package. cuDNN times its algorithms in
+    each thread that makes a plan: the last bits of two may differ, unless torch.backends.cudnn.deterministic is set.
+    `net` is a network of this package or an instance of the published classes, in evaluation mode.
 
     Gradients with respect to images, levels and labels are those of autograd: where one of them requires gradients, the
     evaluation and its backward run on the same kernels, at least twice as long each as an evaluation alone, and hold

@@ -17,12 +17,20 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from edm_fast.plan import _implementations
+from edm_fast.plan import _gpu_convolutions, _implementations
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._gpu_program import ChosenCall, GpuProgram, Numerics, Values
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, last_uses, map_tensors
-from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, join_embeddings, rewrite, rewritten
+from edm_fast.plan._rewrite import (
+    fold_bias,
+    fuse_norm,
+    fuse_upsampling,
+    join_embeddings,
+    rewrite,
+    rewritten,
+    skip_dropout,
+)
 from edm_fast.plan._select import Candidate, fastest, with_statistics
 from edm_fast.plan._tune import Measure, MeasuredImplementations, raised, time_candidates
 from edm_fast.plan._weights import Prepared, Weights
@@ -58,7 +66,8 @@ class GpuPlanner:
         weights = Weights(self._prepare, self.prepared)
         calls, nodes = graph.op_calls(), graph.nodes
         if not self.numerics.exact:
-            graph = rewrite(join_embeddings(rewritten(graph)), fuse_norm, fuse_upsampling)
+            graph = join_embeddings(rewrite(rewritten(graph), skip_dropout, fold_bias), self.numerics.dtype)
+            graph = rewrite(graph, fuse_norm, fuse_upsampling)
             nodes = [_with_weights(node, weights) for node in graph.nodes]
         generator = torch.Generator(self.device).manual_seed(0)  # the caller's random numbers stay what they are
         inputs = {}
@@ -73,7 +82,9 @@ class GpuPlanner:
                 program = GpuProgram(steps, inputs, graph.output, self.numerics, weights, calls)
                 try:
                     if self.captured:
+                        weights.used.clear()
                         program.record()
+                        weights.drop_unused()
                     return program
                 except Exception as error:
                     choice.drop(program.running, error)
@@ -94,7 +105,7 @@ class GpuPlanner:
 
     def _prepare(self, tensor: torch.Tensor, layout: str | None) -> torch.Tensor:
         if layout is not None:
-            return _implementations.pack(tensor, layout, self.numerics.dtype)
+            return _gpu_convolutions.pack(tensor, layout, self.numerics.dtype)
         cast = tensor.detach().to(self.numerics.dtype)
         return cast.contiguous(memory_format=torch.channels_last) if cast.ndim == 4 else cast
 
@@ -111,8 +122,6 @@ class GpuPlanner:
         choice.images = {n: norm.x for n in nodes if (norm := _implementations.norm_with(n, wanted)) is not None}
         choice.dead = last_uses(nodes, output)
         values = Values(inputs, self.numerics)
-        switches = f"{self.numerics.dtype} {self.numerics.tf32}"
-        benchmark = " benchmark" if torch.backends.cudnn.benchmark else ""
         for node in nodes:
             args, image = values.args(node), choice.images.get(node)
             stats = {"stats": values.statistics[image]} if image in values.statistics else {}
@@ -120,14 +129,7 @@ class GpuPlanner:
                 found = _implementations.exact(node)
             else:
                 found = _implementations.candidates(node, args, weights, wanted.get(node.output), bool(stats))
-            calls = {
-                candidate.name: functools.partial(
-                    candidate.implementation, args, **(stats if candidate.needs_statistics else {})
-                )
-                for candidate in found
-            }
-            key = f"{switches} {_implementations.described(node, args)}{benchmark}"
-            candidates = choice.add(node, key, time_candidates(found, calls, key, self.measure))
+            candidates = choice.add(node, self._key(node, args), self._timed(node, args, found, stats))
             while True:  # a table of another day says what works
                 step = ChosenCall(node, fastest(candidates[node]), image, choice.dead[node])
                 try:
@@ -142,6 +144,36 @@ class GpuPlanner:
                 # for the readers' candidates that need them
                 result = values.tensors[node.output]
                 values.statistics[node.output] = _implementations.statistics_of(result, *wanted[node.output])
+
+    def _key(self, node: AnyNode, args: Any) -> str:
+        benchmark = " benchmark" if torch.backends.cudnn.benchmark else ""
+        return f"{self.numerics.dtype} {self.numerics.tf32} {_implementations.described(node, args)}{benchmark}"
+
+    def _timed(
+        self, node: AnyNode, args: Any, found: Sequence[Candidate], stats: dict[str, torch.Tensor]
+    ) -> list[Candidate]:
+        """Those that work, with their seconds. Two kernels in turn take what each of them takes, which other nodes ask
+        for, too: there are dozens of such pairs."""
+        halves = [candidate.halves for candidate in found if candidate.halves]
+        before, after = ([*{pair[i].name: pair[i] for pair in halves}.values()] for i in (0, 1))
+        if not isinstance(node, Fused) or min(len(before), len(after)) < 2:
+            calls = {
+                c.name: functools.partial(c.implementation, args, **(stats if c.needs_statistics else {}))
+                for c in found
+            }
+            return time_candidates(found, calls, self._key(node, args), self.measure)
+        second = args[1]._replace(x=before[0].implementation(args[0]))
+        timed = self._timed(node.first, args[0], before, stats), self._timed(node.second, second, after, {})
+        seconds = [{candidate.name: candidate.seconds for candidate in some} for some in timed]
+        pairs = []
+        for candidate in found:
+            names = [half.name for half in candidate.halves or ()]
+            if names and all(name in known for name, known in zip(names, seconds)):
+                total = sum(known[name] for name, known in zip(names, seconds))
+                pairs.append(dataclasses.replace(candidate, seconds=total))
+        others = [candidate for candidate in found if not candidate.halves]
+        first, *merged = self._timed(node, args, [dataclasses.replace(found[0], halves=None), *others], stats)
+        return [first if others else pairs[0], *pairs[1:], *merged]
 
 
 class Choices:

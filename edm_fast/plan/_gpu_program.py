@@ -29,9 +29,9 @@ class Numerics:
     exact: bool = False
 
     def cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Images in the dtype, channels last; vectors in float32."""
+        """Images in the dtype, channels last; vectors in float32, or in the dtype where they were cast for images."""
         if tensor.ndim != 4:
-            return tensor.to(torch.float32)
+            return tensor if tensor.dtype == self.dtype else tensor.to(torch.float32)
         tensor = tensor.to(self.dtype)
         return tensor if self.exact else tensor.contiguous(memory_format=torch.channels_last)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,31 +18,19 @@ import torch
 from edm_fast import backend
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.conv2d import Conv2dArgs
-from edm_fast.ops.conv2d._kernel import rows
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
+from edm_fast.plan._gpu_convolutions import Pack, Way, kernels, tail, ways
 from edm_fast.plan._graph import AnyNode, Fused, LinearArgs, Node, SeparateQKVArgs, TorchArgs, Value, attention_of
 from edm_fast.plan._select import Candidate
 
-Pack = Callable[[torch.Tensor, str], torch.Tensor]  # a weight of the network in the layout of this name, made once
 Statistics = tuple[int, float]  # groups and eps of the norm they are for
-
-
-def _kernels() -> Any:
-    from edm_fast.kernels import conv2d  # late: a missing triton is a reason, not a crash
-
-    return conv2d
 
 
 def _norms() -> Any:
     from edm_fast.kernels import group_norm_silu
 
     return group_norm_silu
-
-
-def pack(weight: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
-    """A weight (O, C, k, k) as the kernels read it; layout "phases": after upsampling by 2."""
-    return _kernels().pack_phases(weight, dtype) if layout == "phases" else _kernels().pack(weight, dtype)
 
 
 def takes_images(node: AnyNode) -> bool:
@@ -79,12 +67,11 @@ def _of_op(op: Any, args: Any, packed: Pack, wanted: Statistics | None, availabl
         found[0] = Candidate("sdpa", _sdpa)
     if all(i.name != "triton" for i in able):
         return found
-    if isinstance(args, Conv2dArgs):  # the same kernel, but its weights are packed beforehand
-        found = [candidate for candidate in found if candidate.name != "triton"]
-        found.append(Candidate("fused", functools.partial(_convolution, packed, None)))
-        if wanted is not None:
-            run = functools.partial(_convolution, packed, wanted)
-            found.append(Candidate("fused+statistics", run, leaves_statistics=True, base="fused"))
+    if isinstance(args, Conv2dArgs):
+        found = [candidate for candidate in found if candidate.name != "triton"]  # one of the ways, but packs each time
+        for way in ways(args):
+            left = wanted if way.leaves_statistics else None
+            found += _with_statistics(way.name, functools.partial(_convolution, way, packed), left)
     if isinstance(args, GroupNormSiluArgs) and available:
         found.append(Candidate("apply", _normalise, needs_statistics=True, base="triton"))
     return found
@@ -96,21 +83,41 @@ def _of_fused(
     before = _of_op(node.first.function, first, packed, None, available)
     after = _of_op(node.second.function, second, packed, wanted, False)
     found = []
-    for a, b in itertools.product(before, after):
+    for a, b in _pairs(before, after):
         base = f"{a.base or a.name}+{b.base or b.name}" if a.base or b.base else ""
         run = functools.partial(_in_turn, a.implementation, b.implementation)
-        found.append(Candidate(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base))
-    has_kernel, kernel = any(candidate.name == "fused" for candidate in after), second.weight.shape[-1]
-    # a 3x3 convolution would normalise each pixel nine times: 775 instructions for 512 clocks of the matrix units
-    if not has_kernel or (kernel != 3 if node.rule == "upsampling" else kernel > 1 and first.silu):
+        found.append(
+            Candidate(f"{a.name}+{b.name}", run, 0.0, 0, a.needs_statistics, b.leaves_statistics, base, (a, b))
+        )
+    if len(after) == 1:
         return found
-    merged = _upsampled if node.rule == "upsampling" else _normalised
-    for needs in sorted({candidate.needs_statistics for candidate in before}):
-        for left in dict.fromkeys((None, wanted)):
-            name = f"{'apply+' if needs else ''}merged{'' if left is None else '+statistics'}"
-            base, run = "" if name == "merged" else "merged", functools.partial(merged, packed, left)
-            found.append(Candidate(name, run, 0.0, 0, needs, left is not None, base))
+    if node.rule == "upsampling":
+        three = second.weight.shape[-1] == 3
+        return found + (_with_statistics("merged", functools.partial(_upsampled, packed), wanted) if three else [])
+    for way in ways(second, first):
+        run, left = functools.partial(_normalised, way, packed), wanted if way.leaves_statistics else None
+        for needs in sorted({candidate.needs_statistics for candidate in before}) if way.merged else ():
+            found += _with_statistics(way.merged, run, left, needs)
     return found
+
+
+def _with_statistics(
+    name: str, run: Callable[..., Any], wanted: Statistics | None, needs: bool = False
+) -> list[Candidate]:
+    """run(None, args, ...), and run(wanted, args, ...), which leaves the statistics that are wanted."""
+    found = []
+    for left in dict.fromkeys((None, wanted)):
+        full = f"{'apply+' if needs else ''}{name}{'' if left is None else '+statistics'}"
+        base = "" if full == name else name
+        found.append(Candidate(full, functools.partial(run, left), 0.0, 0, needs, left is not None, base))
+    return found
+
+
+def _pairs(before: list[Candidate], after: list[Candidate]) -> Iterator[tuple[Candidate, Candidate]]:
+    """Torch's own two, then pairs of kernels; torch's stands in for a half that has none."""
+    yield before[0], after[0]
+    if len(before) > 1 or len(after) > 1:
+        yield from itertools.product(before[1:] or before, after[1:] or after)
 
 
 def _in_turn(a: Callable[..., Any], b: Callable[..., Any], args: tuple[Any, Any], **stats: torch.Tensor) -> Any:
@@ -118,17 +125,12 @@ def _in_turn(a: Callable[..., Any], b: Callable[..., Any], args: tuple[Any, Any]
     return b(second._replace(x=a(first, **stats)))
 
 
-def _tail(args: Conv2dArgs) -> tuple[Any, Any, float]:
-    return rows(args), args.residual, float(args.scale)
-
-
 def _statistics(wanted: Statistics | None) -> Any:
-    return None if wanted is None else _kernels().Statistics(*wanted)
+    return None if wanted is None else kernels().Statistics(*wanted)
 
 
-def _convolution(packed: Pack, wanted: Statistics | None, args: Conv2dArgs) -> Any:
-    weight = packed(args.weight, "packed")
-    return _kernels().forward(args.x, weight, *_tail(args), args.pad(), statistics=_statistics(wanted))
+def _convolution(way: Way, packed: Pack, wanted: Statistics | None, args: Conv2dArgs) -> Any:
+    return way.run(packed, args, statistics=_statistics(wanted))
 
 
 def _normalise(args: GroupNormSiluArgs, stats: torch.Tensor) -> torch.Tensor:
@@ -138,6 +140,7 @@ def _normalise(args: GroupNormSiluArgs, stats: torch.Tensor) -> torch.Tensor:
 
 
 def _normalised(
+    way: Way,
     packed: Pack,
     wanted: Statistics | None,
     args: tuple[GroupNormSiluArgs, Conv2dArgs],
@@ -149,16 +152,15 @@ def _normalised(
         stats = _norms().moments(norm.x, norm.groups, norm.eps, last=True)
     mean, rstd = stats
     names = ("weight", "bias", "scale", "shift", "silu")
-    prologue = _kernels().Prologue(mean, rstd, **{name: getattr(norm, name) for name in names})
-    weight, more = packed(conv.weight, "packed"), {"prologue": prologue, "statistics": _statistics(wanted)}
-    return _kernels().forward(norm.x, weight, *_tail(conv), conv.pad(), **more)
+    prologue = kernels().Prologue(mean, rstd, **{name: getattr(norm, name) for name in names})
+    return way.run(packed, conv._replace(x=norm.x), prologue=prologue, statistics=_statistics(wanted))
 
 
 def _upsampled(packed: Pack, wanted: Statistics | None, args: tuple[UpfirdnArgs, Conv2dArgs]) -> Any:
     """The 3x3 convolution of an image upsampled by repetition: 16 products in place of 36, no large image."""
     up, conv = args
     weight = packed(conv.weight, "phases")
-    return _kernels().upsample(up.x, weight, *_tail(conv), statistics=_statistics(wanted))
+    return kernels().upsample(up.x, weight, *tail(conv), statistics=_statistics(wanted))
 
 
 def _sdpa(args: AttentionArgs) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from edm_fast.backend import Op
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
@@ -80,6 +81,18 @@ def add_bias(first: Node, second: Node) -> list[AnyNode] | None:
     return [Node(linear, first.args._replace(bias=bias), second.outputs)]
 
 
+def fold_bias(first: Node, second: Node) -> list[AnyNode] | None:
+    """The bias of a convolution is added to that of the linear layer which makes its embedding, once."""
+    made, conv = first.args, second.args
+    if not isinstance(made, LinearArgs) or not isinstance(conv, Conv2dArgs) or conv.emb is not first.output:
+        return None
+    if not isinstance(conv.bias, torch.Tensor):
+        return None
+    bias = conv.bias if made.bias is None else made.bias + conv.bias
+    without = Node(second.function, conv._replace(bias=None), second.outputs)
+    return [Node(first.function, made._replace(bias=bias), first.outputs), without]
+
+
 def separate_qkv(first: Node, second: Node) -> list[AnyNode] | None:
     """Rows of a 1x1 convolution that makes q, k and v for attention alone are put in the order which, head, channel in
     place of head, channel, which: vectors of channels are then vectors in memory."""
@@ -119,6 +132,13 @@ def repeats_pixels(up: UpfirdnArgs) -> bool:
     return up.up > 1 and up.padding == 0 and up.f.shape[0] == up.up and bool((up.f == 1 / up.up**2).all())
 
 
+def skip_dropout(first: Node, second: Node) -> list[AnyNode] | None:
+    """Dropout outside of training is its input, and keeps no norm from the convolution after it."""
+    if second.function is not F.dropout or second.args.kwargs.get("training", True) or len(first.outputs) > 1:
+        return None
+    return [Node(first.function, first.args, second.outputs)]
+
+
 def fuse_norm(first: Node, second: Node) -> list[AnyNode] | None:
     """A norm and the convolution of its image."""
     fits = isinstance(first.args, GroupNormSiluArgs) and convolves(second, first.output)
@@ -135,24 +155,43 @@ def convolves(node: Node, image: Value) -> bool:
     return isinstance(node.args, Conv2dArgs) and node.args.x is image
 
 
-def join_embeddings(graph: Graph) -> Graph:
-    """Linear layers of one and the same vector, such as the noise embedding of every block, as one product."""
+def join_embeddings(graph: Graph, dtype: torch.dtype) -> Graph:
+    """Linear layers of one and the same vector, such as the noise embedding of every block, as one product. What ops
+    alone read of it is cast to the dtype of their images, once."""
     groups: dict[Value, list[Node]] = {}
     for node in graph.nodes:
         if isinstance(node, Node) and isinstance(node.args, LinearArgs):
             groups.setdefault(node.args.x, []).append(node)
-    joined: dict[AnyNode, Node] = {group[0]: _joined(group) for group in groups.values() if len(group) > 1}
+    readers = graph.readers()
+    joined: dict[AnyNode, Node] = {}
+    for group in groups.values():
+        if len(group) > 1:
+            own = all(_read_by_ops(node.output, readers) for node in group)
+            joined[group[0]] = _joined(group, dtype if own else torch.float32)
     gone = {node for group in groups.values() for node in group[1:]}
     return dataclasses.replace(graph, nodes=[joined.get(node, node) for node in graph.nodes if node not in gone])
 
 
-def _joined(group: list[Node]) -> Node:
+def _read_by_ops(value: Value, readers: dict[Value, list[Any]]) -> bool:
+    """Whether ops of images read this and nobody else does, perhaps in chunks."""
+
+    def fits(reader: Any) -> bool:
+        if not isinstance(reader, Node) or isinstance(reader.args, LinearArgs):
+            return False
+        chunks = getattr(reader.function, "__name__", "") == "chunk"
+        parts = reader.outputs if chunks else []
+        return isinstance(reader.function, Op) or (chunks and all(_read_by_ops(part, readers) for part in parts))
+
+    return all(map(fits, readers.get(value, ())))
+
+
+def _joined(group: list[Node], dtype: torch.dtype) -> Node:
     layers: list[LinearArgs] = [node.args for node in group]
     sizes = [len(layer.weight) for layer in layers]
     biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
     weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat(biases)
 
     def products(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return F.linear(x, weight, bias).split(sizes, dim=1)
+        return F.linear(x, weight, bias).to(dtype).split(sizes, dim=1)
 
     return Node(products, TorchArgs((layers[0].x,), {}), [node.output for node in group])

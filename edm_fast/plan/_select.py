@@ -23,6 +23,7 @@ class Candidate:
     needs_statistics: bool = False  # of the image that the node's norm reads
     leaves_statistics: bool = False  # of the node's own image
     base: str = ""  # the name of the candidate that is the same without statistics
+    halves: tuple[Candidate, Candidate] | None = None  # that it runs in turn
 
 
 Candidates = Mapping[AnyNode, Sequence[Candidate]]

@@ -7,7 +7,8 @@ Plans are to be the same in every process and run, so:
   `MAX_COUNT` times at the most, never in a group of processes; the better measurement stays.
 
 So processes side by side agree if they start within an hour of the measurement or after the table is settled, and runs
-agree to the bit once it is: `edm-fast tune-kernels` settles it at once.
+agree to the bit once it is: `edm-fast tune-kernels` settles it at once. On a GPU that holds where cuDNN times no
+algorithms (torch.backends.cudnn.deterministic).
 """
 
 from __future__ import annotations

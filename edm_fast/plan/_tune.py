@@ -39,7 +39,7 @@ COLD_ROUNDS, WARM_ROUNDS, GPU_ROUNDS = 5, 15, 5  # of algorithms, and on a GPU
 MORE_ROUNDS, LIMIT = 3, 0.25  # while times disagree: times as many rounds in all, begun within so many seconds
 GPU_TURN = 1e-3  # seconds: shorter calls on a GPU are repeated
 RECORDED = 10  # of them as one graph: Python takes longer to launch some calls than the GPU to run them
-TOO_SLOW = 3.0  # times the fastest, by one replay: not worth more rounds
+TOO_SLOW = 2.0  # times the fastest, by two replays: not worth more rounds
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
 ALGORITHM_VERSION, GPU_VERSION = 8, 4  # of the kernels: another one makes old measurements void
 
@@ -253,7 +253,9 @@ class MeasuredImplementations:
                 else:
                     rows[name] = Measurement(fault=f"it cannot be recorded: {raised(error)}")
         if self.record is not None:
-            once = {name: self.clock(replay, 1) / counts[name] for name, replay in replays.items()}
+            once = {
+                name: min(self.clock(replay, 1) for _ in range(2)) / counts[name] for name, replay in replays.items()
+            }
             slow = {name for name, seconds in once.items() if seconds > TOO_SLOW * min(once.values())}
             rows |= {name: Measurement(once[name]) for name in slow}
             replays = {name: replay for name, replay in replays.items() if name not in slow}

@@ -38,6 +38,10 @@ class Prepared:
             self.ready.wait(torch.cuda.current_stream(self.tensor.device))
 
 
+def _name(tensor: torch.Tensor) -> tuple[Hashable, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
 class Weights:
     """prepare(tensor, layout) of the network's tensors, for one program.
 
@@ -50,15 +54,25 @@ class Weights:
         shared: WeakValueDictionary[Hashable, Prepared],
     ) -> None:
         self.prepare, self.shared = prepare, shared
-        self.held: dict[Hashable, Prepared] = {}
+        self.held: dict[tuple[Hashable, ...], Prepared] = {}
+        self.used: set[Hashable] = set()  # since it was emptied
+        self.sources: dict[Hashable, torch.Tensor] = {}  # of what was prepared for torch's functions
 
     def __call__(self, tensor: torch.Tensor, layout: Hashable = None) -> torch.Tensor:
-        """layout: None for that of torch's functions."""
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), layout)
+        """layout: None for that of torch's functions. Of what was prepared for these, the network's own is laid out."""
+        tensor = self.sources.get(_name(tensor), tensor)
+        key = (*_name(tensor), layout)
+        self.used.add(key)
         if key not in self.held:
             found = self.shared.get(key)
             if found is None:
                 found = self.shared[key] = Prepared(self.prepare(tensor, layout), tensor)
             found.wait()
             self.held[key] = found
+            if layout is None:
+                self.sources[_name(found.tensor)] = tensor
         return self.held[key].tensor
+
+    def drop_unused(self) -> None:
+        """Let go of layouts that no call has read, such as those of candidates that were measured and not chosen."""
+        self.held = {key: found for key, found in self.held.items() if key[-1] is None or key in self.used}

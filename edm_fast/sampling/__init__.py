@@ -19,7 +19,7 @@ from edm_fast.sampling.solvers._invert import invert, log_likelihood
 from edm_fast.sampling.solvers._sample import sample
 from edm_fast.sampling.solvers._tuned import SUFFIX, TunedSampler, load_sampler, save_sampler
 from edm_fast.sampling.solvers.ablation import ablation_sampler
-from edm_fast.sampling.solvers.edm import edm_sampler
+from edm_fast.sampling.solvers.edm import edm2_sampler, edm_sampler
 
 __all__ = [
     "SUFFIX",
@@ -34,6 +34,7 @@ __all__ = [
     "check_class",
     "deal_missing",
     "deal_seeds",
+    "edm2_sampler",
     "edm_sampler",
     "generate",
     "gits",

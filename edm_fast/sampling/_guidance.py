@@ -16,7 +16,7 @@ from edm_fast.sampling import _arguments
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """D_w = D_ref + w (D - D_ref) at the levels of an interval, in float64; D itself at the others.
+    """D_w = D_ref + w (D - D_ref) at the levels of an interval, in the type of x; D itself at the others.
 
     weight: w, finite. With w = 1 nothing is guided. Papers on classifier-free guidance often call w - 1 the weight.
     net: gives D_ref, and decides the kind of guidance.
@@ -77,15 +77,15 @@ class Guidance:
                 )
 
     def __call__(self, denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """D_w (N, C, H, W), float64. denoise(x, sigma, labels) is D."""
+        """D_w (N, C, H, W) in the type of x. denoise(x, sigma, labels) is D."""
         if self.net is None:
             assert labels is not None  # see check
             labels = labels.reshape(-1, labels.shape[-1]).expand(len(x), -1)
             both = denoise(torch.cat([x, x]), sigma, torch.cat([labels, torch.zeros_like(labels)]))
-            main, reference = both.to(torch.float64).chunk(2)
+            main, reference = both.to(x.dtype).chunk(2)
         else:
-            main = denoise(x, sigma, labels).to(torch.float64)
-            reference = self.net(x, sigma, labels if getattr(self.net, "label_dim", 1) else None).to(torch.float64)
+            main = denoise(x, sigma, labels).to(x.dtype)
+            reference = self.net(x, sigma, labels if getattr(self.net, "label_dim", 1) else None).to(x.dtype)
         return reference + self.weight * (main - reference)
 
 

@@ -148,8 +148,11 @@ class Solver:
     steps: Sequence[Step]  # (N,)
     start: float | None = None  # x_0 = start latents; None: the first level
     limit: Callable[[Tensor], Tensor] | None = None  # replaces every D, before it is used or kept
+    dtype: torch.dtype = torch.float64  # of x and the history, float32 or float64
 
     def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"dtype is {self.dtype}; expected torch.float32 or torch.float64")
         if len(self.levels) != len(self.steps) + 1:
             raise UserError(
                 f"{len(self.steps)} steps and {len(self.levels)} levels; expected one level more than steps"
@@ -221,9 +224,9 @@ def run(
     guidance: Guidance | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Take start latents (N, C, H, W) through the steps of `solver`; float64, not clipped.
+    """Take start latents (N, C, H, W) through the steps of `solver`; in the type of the solver, not clipped.
 
-    `randn_like` is called as often as each step says; what it returns is cast to float64.
+    `randn_like` is called as often as each step says; what it returns is cast to that type.
     guidance: where guidance.active(the higher level of the step), guidance(denoise, x, sigma, labels) is D at each
     evaluation of the step.
     callback(i, sigma, x, denoised) after step i: x at the level sigma it has reached, and the last D evaluated. It may
@@ -231,7 +234,7 @@ def run(
     """
     _arguments.check_latents(latents)
     _guidance.check(guidance, net, class_labels)
-    x = latents.to(torch.float64) * (solver.levels[0] if solver.start is None else solver.start)
+    x = latents.to(solver.dtype) * (solver.levels[0] if solver.start is None else solver.start)
     replay = _replayer(net, guidance)
     history: list[Tensor] = []
     denoised = x
@@ -297,13 +300,13 @@ def _denoised(
     D = denoise(x if s is None else x / _on_device(s, x), _on_device(sigma, x), labels)
     if not isinstance(D, Tensor) or D.shape != x.shape:
         raise UserError(f"net returned {described(D)}; expected a denoised image for each, {tuple(x.shape)}")
-    D = D.to(torch.float64)
+    D = D.to(x.dtype)
     return D if structure.limit is None else structure.limit(D)
 
 
 def _on_device(number: Number, x: Tensor) -> Tensor:
     # filled there: no copy from the host, so no wait
-    return number if isinstance(number, Tensor) else torch.full((), number, dtype=torch.float64, device=x.device)
+    return number if isinstance(number, Tensor) else torch.full((), number, dtype=x.dtype, device=x.device)
 
 
 def round_sigma(net: Any, sigmas: Tensor) -> Tensor:

@@ -1,12 +1,20 @@
 """Training: losses, data, augmentation and the loop."""
 
 from edm_fast.data import ImageFolderDataset
-from edm_fast.diffusion.loss import EDMLoss, VELoss, VPLoss
+from edm_fast.diffusion.loss import EDM2Loss, EDMLoss, VELoss, VPLoss
 from edm_fast.training._augment import AUGMENT, AUGMENT_LABELS, AugmentPipe
+from edm_fast.training._averages import PowerFunctionEMA, TraditionalEMA
 from edm_fast.training._build import describe_network
 from edm_fast.training._folder import check_free, clear_leftovers, run_results
+from edm_fast.training._reconstruct import (
+    StoredAverage,
+    images_of,
+    inputs_until,
+    reconstruct_averages,
+    stored_averages,
+)
 from edm_fast.training._run import deal_batch
-from edm_fast.training._schedule import ema_beta, learning_rate
+from edm_fast.training._schedule import ema_beta, inverse_sqrt_rate, learning_rate
 from edm_fast.training._state import latest_state
 from edm_fast.training._stop import Interrupted, Stopped
 from edm_fast.training.loop import training_loop
@@ -15,10 +23,14 @@ __all__ = [
     "AUGMENT",
     "AUGMENT_LABELS",
     "AugmentPipe",
+    "EDM2Loss",
     "EDMLoss",
     "ImageFolderDataset",
     "Interrupted",
+    "PowerFunctionEMA",
     "Stopped",
+    "StoredAverage",
+    "TraditionalEMA",
     "VELoss",
     "VPLoss",
     "check_free",
@@ -26,8 +38,13 @@ __all__ = [
     "deal_batch",
     "describe_network",
     "ema_beta",
+    "images_of",
+    "inputs_until",
+    "inverse_sqrt_rate",
     "latest_state",
     "learning_rate",
+    "reconstruct_averages",
     "run_results",
+    "stored_averages",
     "training_loop",
 ]

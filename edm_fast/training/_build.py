@@ -9,13 +9,15 @@ import torch
 
 from edm_fast import networks
 from edm_fast.data import ImageFolderDataset
-from edm_fast.diffusion.loss import EDMLoss, VELoss, VPLoss
+from edm_fast.data._listing import LATENT_CHANNELS
+from edm_fast.data.encoders import StabilityVAEEncoder, StandardRGBEncoder
+from edm_fast.diffusion.loss import EDM2Loss, EDMLoss, VELoss, VPLoss
 from edm_fast.errors import UserError
 from edm_fast.training._augment import AugmentPipe
 
 Kwargs = Mapping[str, Any]
 
-LOSSES = {"VPLoss": VPLoss, "VELoss": VELoss, "EDMLoss": EDMLoss}
+LOSSES = {"VPLoss": VPLoss, "VELoss": VELoss, "EDMLoss": EDMLoss, "EDM2Loss": EDM2Loss}
 AUGMENTS = {"AugmentPipe": AugmentPipe}
 DATASETS = {"ImageFolderDataset": ImageFolderDataset}
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
@@ -47,6 +49,11 @@ def build_dataset(kwargs: Kwargs) -> ImageFolderDataset:
     return build(DATASETS, kwargs, "data set", "ImageFolderDataset")
 
 
+def build_encoder(dataset: ImageFolderDataset) -> Any:
+    """What makes images to train on of the items of a data set, by their channels."""
+    return StabilityVAEEncoder() if dataset.num_channels == LATENT_CHANNELS else StandardRGBEncoder()
+
+
 def build_loss(kwargs: Kwargs) -> Any:
     return build(LOSSES, kwargs, "loss", "EDMLoss")
 
@@ -62,9 +69,12 @@ def build_optimizer(kwargs: Kwargs, parameters: Any) -> torch.optim.Optimizer:
 def build_network(kwargs: Kwargs, dataset: ImageFolderDataset) -> torch.nn.Module:
     """The network for the images and labels of `dataset`, in training mode."""
     name, rest = split(kwargs, "network", "EDMPrecond")
-    if dataset.num_channels not in (1, 3):
-        raise UserError(f"images have {dataset.num_channels} channels; expected 1 (gray) or 3 (RGB)")
-    rest.update(img_resolution=dataset.resolution, img_channels=dataset.num_channels, label_dim=dataset.label_dim)
+    channels = dataset.num_channels
+    if channels == LATENT_CHANNELS and name == "Precond":
+        channels //= 2
+    elif channels not in (1, 3):
+        raise UserError(f"images have {channels} channels; expected 1 (gray) or 3 (RGB), for EDM2 also 8 (latents)")
+    rest.update(img_resolution=dataset.resolution, img_channels=channels, label_dim=dataset.label_dim)
     return networks.build(name, rest).train().requires_grad_(True)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from edm_fast import distributed
 from edm_fast.errors import UserError
 
-RESULTS = re.compile(r"network-snapshot-\d+\.(pkl|safetensors)|training-state-\d+\.(pt|safetensors)|stats\.jsonl")
+RESULTS = re.compile(
+    r"network-snapshot-\d+(-\d\.\d+)?\.(pkl|safetensors)|training-state-\d+\.(pt|safetensors)|stats\.jsonl"
+)
 LEFTOVERS = re.compile(r"\.(training-state-|network-snapshot-|preview-|training_options\.json\.|stats\.jsonl\.).*\.tmp")
 
 

@@ -42,7 +42,7 @@ def fill_from_snapshot(run: Run, path: str) -> None:
     if "://" not in path and not Path(path).exists() and other.exists():
         path = str(other)
     source = checkpoint.load(path).state_dict()
-    count = [fill_by_name(module, source, path, complete=False) for module in (run.net, run.ema)][0]
+    count = [fill_by_name(module, source, path, complete=False) for module in (run.net, *run.averages)][0]
     wanted = len(run.net.state_dict())
     if not count:
         raise UserError(f"{path} has no tensor of the network given by the options; expected one of its architecture")

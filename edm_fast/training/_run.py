@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import numbers
@@ -11,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edm_fast import distributed
-from edm_fast.data import ImageFolderDataset, InfiniteSampler
+from edm_fast.data import ImageFolderDataset
 from edm_fast.errors import UserError
 from edm_fast.files import user_path
 from edm_fast.training import _build
+from edm_fast.training._recipes import EdmRecipe, recipe_for
 from edm_fast.training._stats import Stats
 from edm_fast.training._stop import outlive_signals
 
@@ -69,6 +68,8 @@ class Options:
     progress: bool
     dump_minutes: float
     keep_states: int
+    lr_kwargs: Mapping[str, Any] | None = None
+    ema_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.run_dir = Path(user_path(self.run_dir))
@@ -94,7 +95,9 @@ class Run:
     batches: Iterator[Batch]
     net: torch.nn.Module
     model: torch.nn.Module  # net, or net inside DistributedDataParallel
-    ema: torch.nn.Module
+    ema: torch.nn.Module  # the average, or the first of several
+    recipe: EdmRecipe
+    encoder: Any  # of items of the data set to images
     optimizer: torch.optim.Optimizer
     loss_fn: Any
     augment_pipe: Any
@@ -109,20 +112,20 @@ class Run:
     automatic_states: list[str] = field(default_factory=list)  # oldest first: dumps that make room for newer ones
 
     @property
+    def averages(self) -> list[torch.nn.Module]:
+        """All averages of the weights."""
+        return [self.ema] if self.recipe.averages is None else list(self.recipe.averages.averages)
+
+    @property
     def done(self) -> bool:
         return self.cur_nimg >= self.options.total_kimg * 1000
 
 
-def seed_everything(seed: int) -> None:
-    np.random.seed((seed * distributed.world_size() + distributed.rank()) % (1 << 31))
-    torch.manual_seed(np.random.randint(1 << 31))
-
-
-def endless_batches(dataset: ImageFolderDataset, options: Options, device: torch.device, start: int) -> Iterator[Batch]:
+def endless_batches(
+    dataset: ImageFolderDataset, options: Options, recipe: EdmRecipe, device: torch.device, start: int
+) -> Iterator[Batch]:
     """Batches of the index stream from place `start` on."""
-    sampler = InfiniteSampler(
-        dataset, rank=distributed.rank(), num_replicas=distributed.world_size(), seed=options.seed, start=start
-    )
+    sampler = recipe.order(dataset, options.seed, start)
     kwargs = dict(options.data_loader_kwargs)
     kwargs.pop("class_name", None)
     kwargs["pin_memory"] = bool(kwargs.get("pin_memory", False)) and device.type == "cuda"
@@ -136,7 +139,7 @@ def endless_batches(dataset: ImageFolderDataset, options: Options, device: torch
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"data loader: {error}") from error
-    torch.empty([], dtype=torch.int64).random_()
+    recipe.loader_draws()
     return _with_short_errors(loader)
 
 
@@ -164,7 +167,8 @@ def _with_short_errors(loader: torch.utils.data.DataLoader[Batch]) -> Iterator[B
 @torch.no_grad()
 def summarize(net: torch.nn.Module, dataset: ImageFolderDataset, batch: int, device: torch.device) -> None:
     """One pass over zeros in training mode, as published (it may draw dropout masks), and a line about the network."""
-    images = torch.zeros([batch, *dataset.image_shape], device=device)
+    channels: Any = net.img_channels
+    images = torch.zeros([batch, channels, *dataset.image_shape[1:]], device=device)
     net(images, torch.ones([batch], device=device), torch.zeros([batch, dataset.label_dim], device=device))
     print(f"Network: {_build.describe(net)}", flush=True)
 
@@ -192,13 +196,16 @@ def distribute(net: torch.nn.Module, device: torch.device, augmented: bool) -> t
 def start_run(options: Options, device: torch.device, data_position: int = 0) -> Run:
     """A run at image 0, with data from `data_position` on. The order of the lines fixes the random numbers."""
     round_size, _ = options.rounds()
-    seed_everything(options.seed)
-    dataset = _build.build_dataset(options.dataset_kwargs)
-    batches = endless_batches(dataset, options, device, data_position)
+    recipe = recipe_for(options)
+    recipe.seed(options.seed)
+    dataset = _build.build_dataset({**recipe.dataset_kwargs, **options.dataset_kwargs})
+    batches = endless_batches(dataset, options, recipe, device, data_position)
+    encoder = _build.build_encoder(dataset)
+    recipe.first_item(torch.as_tensor(dataset[0][0])[None].to(device), encoder)
     net = _build.build_network(options.network_kwargs, dataset).to(device)
-    same_as_rank0(net)
     if distributed.rank() == 0:
         summarize(net, dataset, round_size, device)
+    same_as_rank0(net)  # of EDM2 the summary has put the weights to unit magnitude
     augment_pipe = _build.build_augment(options.augment_kwargs)
     optimizer = _build.build_optimizer(options.optimizer_kwargs, net.parameters())
     model = distribute(net, device, augmented=augment_pipe is not None)
@@ -209,10 +216,13 @@ def start_run(options: Options, device: torch.device, data_position: int = 0) ->
         batches=batches,
         net=net,
         model=model,
-        ema=copy.deepcopy(net).eval().requires_grad_(False),
+        ema=recipe.start_average(net),
+        recipe=recipe,
+        encoder=encoder,
         optimizer=optimizer,
         loss_fn=_build.build_loss(options.loss_kwargs),
         augment_pipe=augment_pipe,
         base_lr=optimizer.param_groups[0]["lr"],
+        tick=recipe.first_tick,
         data_position=data_position,
     )

@@ -30,7 +30,7 @@ KEYS |= {"dataset_size", "rng", "stats_lines", "elapsed_sec"}
 
 # settings that a resumed run is compared by, as the keywords of training_loop
 COMPARED = ["network_kwargs", "loss_kwargs", "optimizer_kwargs", "augment_kwargs", "batch_size", "ema_halflife_kimg"]
-COMPARED += ["lr_rampup_kimg", "loss_scaling"]
+COMPARED += ["lr_rampup_kimg", "loss_scaling", "lr_kwargs", "ema_kwargs"]
 
 State = dict[str, Any]
 
@@ -80,6 +80,7 @@ def save_state(run: Run, path: Path, automatic: bool, **progress: float) -> None
         "init_kwargs": run.net.init_kwargs,
         "net": run.net.state_dict(),
         "ema": run.ema.state_dict(),
+        **({} if run.recipe.averages is None else {"averages": run.recipe.averages.state_dict()}),
         "optimizer_state": run.optimizer.state_dict(),
         "cur_nimg": run.cur_nimg,
         "tick": run.tick,
@@ -181,6 +182,9 @@ def restore(run: Run, state: State, path: str | Path) -> None:
     try:
         run.net.load_state_dict(state["net"])
         run.ema.load_state_dict(state["ema"])
+        if run.recipe.averages is not None:
+            run.recipe.averages.load_state_dict(state["averages"])
+            run.ema = run.averages[0]
         run.optimizer.load_state_dict(state["optimizer_state"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

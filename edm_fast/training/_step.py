@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from edm_fast import distributed
-from edm_fast.training import _schedule
 from edm_fast.training._run import Run
 
 
@@ -23,7 +22,7 @@ def accumulate(run: Run) -> None:
         wait = run.model is not run.net and index < rounds - 1
         with run.model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             images, labels = next(run.batches)
-            images = images.to(run.device, non_blocking=True).to(torch.float32) / 127.5 - 1
+            images = run.encoder.encode_latents(images.to(run.device, non_blocking=True))
             labels = labels.to(run.device, non_blocking=True)
             loss = run.loss_fn(net=run.model, images=images, labels=labels, augment_pipe=run.augment_pipe)
             run.stats.report("Loss/loss", loss)
@@ -31,29 +30,22 @@ def accumulate(run: Run) -> None:
 
 
 @torch.no_grad()
-def clean_gradients(parameters: Iterable[Tensor]) -> None:
-    """NaN -> 0, infinities -> +-1e5: one bad batch must not end a run. Parameters without gradient stay without."""
+def clean_gradients(parameters: Iterable[Tensor], infinity: float = 1e5) -> None:
+    """NaN -> 0, infinities -> +-infinity: one bad batch must not end a run. Those without gradient stay without."""
     for parameter in parameters:
         if parameter.grad is not None:
-            torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
-
-
-@torch.no_grad()
-def update_ema(ema: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
-    """ema <- net + beta (ema - net), parameters only: buffers keep their initial copy."""
-    for average, parameter in zip(ema.parameters(), net.parameters(), strict=True):
-        average.copy_(parameter.lerp(average, beta))
+            torch.nan_to_num(parameter.grad, nan=0, posinf=infinity, neginf=-infinity, out=parameter.grad)
 
 
 def train_step(run: Run) -> None:
     """Advance `run` by one batch."""
-    options = run.options
+    recipe, images = run.recipe, run.options.batch_size
+    recipe.before_step(run)
     accumulate(run)
     for group in run.optimizer.param_groups:
-        group["lr"] = _schedule.learning_rate(run.cur_nimg, run.base_lr, options.lr_rampup_kimg)
-    clean_gradients(run.net.parameters())
+        group["lr"] = recipe.rate(run)
+    clean_gradients(run.net.parameters(), recipe.infinity)
     run.optimizer.step()
-    beta = _schedule.ema_beta(run.cur_nimg, options.batch_size, options.ema_halflife_kimg, options.ema_rampup_ratio)
-    update_ema(run.ema, run.net, beta)
-    run.cur_nimg += options.batch_size
-    run.data_position += options.batch_size
+    recipe.follow(run)
+    run.cur_nimg += images
+    run.data_position += images

@@ -131,18 +131,22 @@ def check_same_everywhere(module: torch.nn.Module) -> None:
 
 
 def save_snapshot(run: Run) -> None:
-    """The weight average as network-snapshot-NNNNNN, and a grid of its samples beside it."""
-    check_same_everywhere(run.ema)
+    """Each weight average as network-snapshot-NNNNNN, with its width if there are several, and a grid of samples of the
+    first beside them.
+    """
+    for average in run.averages:
+        check_same_everywhere(average)
     if distributed.rank() != 0:
         return
     options = run.options
-    stem = f"{run.cur_nimg // 1000:06d}"
-    path = options.run_dir / f"network-snapshot-{stem}.{options.snapshot_format}"
-    if options.snapshot_format == "pkl":
-        data = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.dataset_kwargs.items()}
-        checkpoint.save_pkl(run.ema, path, run.loss_fn, run.augment_pipe, data)
-    else:
-        checkpoint.save(run.ema, path)
+    stem = f"{run.cur_nimg // 1000:0{run.recipe.digits}d}"
+    for net, suffix in run.recipe.snapshots(run):
+        path = options.run_dir / f"network-snapshot-{stem}{suffix}.{options.snapshot_format}"
+        if options.snapshot_format == "pkl":
+            data = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.dataset_kwargs.items()}
+            checkpoint.save_pkl(net, path, run.loss_fn, run.augment_pipe, data)
+        else:
+            checkpoint.save(net, path)
     if options.preview_images:
         save_preview(run, options.run_dir / f"preview-{stem}.png")
 
@@ -183,7 +187,7 @@ def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> Path | None:
 
 def write_state(run: Run, clock: Clock, writer: StatsWriter | None, automatic: bool) -> Path:
     """A dump of this moment, in the middle of a tick or between two. `automatic`: by the clock or a signal."""
-    path = run.options.run_dir / f"training-state-{run.cur_nimg // 1000:06d}{ENDING}"
+    path = run.options.run_dir / f"training-state-{run.cur_nimg // 1000:0{run.recipe.digits}d}{ENDING}"
     lines, now = writer.lines if writer else 0, time.time()
     begun = run.cur_nimg > run.tick_start_nimg  # the tick
     times = {"elapsed_sec": now - clock.start, "tick_sec": now - clock.tick_start if begun else 0.0}

@@ -24,7 +24,15 @@ from edm_fast.training._resume import resume, stored_state
 from edm_fast.training._run import Options, Run, start_run
 from edm_fast.training._stats import StatsWriter
 from edm_fast.training._step import train_step
-from edm_fast.training._tick import Clock, check_options, check_same_everywhere, maintain, tick_is_due, write_state
+from edm_fast.training._tick import (
+    Clock,
+    check_options,
+    check_same_everywhere,
+    maintain,
+    save_snapshot,
+    tick_is_due,
+    write_state,
+)
 
 
 def training_loop(
@@ -56,11 +64,15 @@ def training_loop(
     progress: bool = True,
     dump_minutes: float = 10,
     keep_states: int = 2,
+    lr_kwargs: Mapping[str, Any] | None = None,
+    ema_kwargs: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train; returns the finished run (net, ema, cur_nimg, ...).
 
     network_kwargs need a `class_name` and, like the others, name classes bare or dotted. resume_state_dump continues a
     run exactly where this project's dump left it; with a published dump, resume_pkl is the snapshot beside it.
+    With the class Precond the run is one of EDM2 (Karras et al. 2024): lr_kwargs are those of `inverse_sqrt_rate` in
+    place of lr_rampup_kimg, ema_kwargs name the averages in place of the half-life, see `_recipes`.
     resume_pkl alone starts from the weights of a snapshot. preview_images: samples drawn beside a snapshot, 0 = none.
 
     Besides the dumps of state_dump_ticks, which stay, there is one every dump_minutes (0 = none), of which the newest
@@ -104,6 +116,8 @@ def train(run: Run, signals: _stop.Signals, stats_lines: int | None) -> None:
     distributed.print0(f"Image {run.cur_nimg} of {round(options.total_kimg * 1000)}: {what}", flush=True)
     progress = Progress(run, shown=main and options.progress)
     first, state = run.cur_nimg, None
+    if first == 0 and run.recipe.first_tick and options.snapshot_ticks:
+        save_snapshot(run)
     with progress.bar:
         wish = ranks.finish(signals.wish)  # a signal may have come while the run was set up
         while not run.done and wish <= _stop.DUMP:
@@ -138,7 +152,8 @@ def say_stopped(run: Run, name: str, state: Path | None) -> None:
 def check_same(run: Run) -> None:
     """All ranks hold the same network and average."""
     check_same_everywhere(run.net)
-    check_same_everywhere(run.ema)
+    for average in run.averages:
+        check_same_everywhere(average)
 
 
 @contextlib.contextmanager

@@ -116,7 +116,6 @@ def test_records_are_shown(good, tmp_path):
 LAYER, MODULES = p.persistent("MyConv", p.module()), p.module(**INIT)
 WANTED = {
     "class": (p.persistent("MyPrecond", MODULES), "the unknown class 'MyPrecond'; expected one of VPPrecond"),
-    "EDM2": (p.persistent("Precond", MODULES), "an EDM2 network, which edm-fast does not read"),
     "ECT": (p.persistent("ECMPrecond", MODULES), "a consistency model of ECT"),
     "StyleGAN": (p.persistent("Generator", MODULES), "a StyleGAN generator"),
     "version": (p.persistent(version=p.integer(7)), "'ema' cannot be read: a stored object of another version"),

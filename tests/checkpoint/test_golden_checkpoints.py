@@ -1,17 +1,13 @@
 """Golden kind `checkpoints`: published files load bit for bit, hostile ones are refused, and neither runs anything."""
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from edm_fast import checkpoint
 from helpers import golden_cases as g
+from helpers.golden_checkpoints import check_adam, check_harmless, check_refused, file_of, opened
 
 ENTRIES = g.entries("checkpoints")
 
@@ -20,43 +16,20 @@ def expects(what):
     return [e for e in ENTRIES if e.get("expect") == what]
 
 
-def file_of(entry):
-    return g.path(entry, entry["config"]["file"])
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Every file of the kind, opened in another process: id -> what it said, and the files that appeared."""
-    base = tmp_path_factory.mktemp("canary")
-    folders = {e["id"]: base / str(i) for i, e in enumerate(ENTRIES)}
-    jobs = [{"id": e["id"], "file": str(file_of(e)), "folder": str(folders[e["id"]])} for e in ENTRIES]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("_load_all.py"))],
-        input=json.dumps({"jobs": jobs}),
-        capture_output=True,
-        text=True,
-        cwd=base,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    said = {line["id"]: line for line in map(json.loads, done.stdout.splitlines())}
-    return {i: {**said.get(i, {}), "found": os.listdir(f) if f.exists() else None} for i, f in folders.items()}
+    """Every file of the kind, opened in another process."""
+    return opened(ENTRIES, tmp_path_factory.mktemp("canary"))
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=g.entry_id)
 def test_golden_no_side_effect(entry, outcomes):
-    outcome = outcomes[entry["id"]]
-    assert outcome["found"] == [], "the file left something behind, or ended the process"
-    assert "error" in outcome
-    if outcome["kind"] is not None:
-        assert outcome["kind"] == "CheckpointError", outcome
-        assert "\n" not in outcome["error"] and len(outcome["error"]) < 500
+    check_harmless(outcomes[entry["id"]])
 
 
 @pytest.mark.parametrize("entry", expects("reject"), ids=g.entry_id)
 def test_golden_rejected(entry, outcomes):
-    outcome = outcomes[entry["id"]]
-    assert outcome["kind"] == "CheckpointError"
-    assert outcome["error"].startswith(str(file_of(entry)))
+    check_refused(entry, outcomes[entry["id"]])
 
 
 @pytest.mark.parametrize("entry", expects("load"), ids=g.entry_id)
@@ -101,12 +74,7 @@ def test_golden_training_state(entry):
     g.check(entry, "net_rows", g.heads(state["net"].values()))
 
     adam = state["optimizer_state"]
-    assert sorted(adam["state"]) == config["params_with_state"]
-    found = {f"{index}/{name}": value for index, part in adam["state"].items() for name, value in part.items()}
-    assert sorted(found) == sorted(arrays["adam_keys"].tolist())
-    g.check(entry, "adam_rows", g.heads([found[key] for key in arrays["adam_keys"]]))
-    for got, want in zip(adam["param_groups"], config["param_groups"], strict=True):
-        assert {k: list(v) if isinstance(v, tuple) else v for k, v in got.items() if k != "params"} == want
+    check_adam(entry, adam)
 
     # it is what torch's Adam takes back
     net = checkpoint.load(file_of(entry), key="net").requires_grad_(True)

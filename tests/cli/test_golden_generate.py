@@ -14,6 +14,7 @@ from edm_fast.cli._sampler import sampler_for
 from edm_fast.cli.generate import command
 from edm_fast.sampling import deal_seeds, sample_seeds
 from helpers import golden_cases as g
+from helpers.command_line import arguments
 
 
 @pytest.fixture(params=["reference", "auto"])
@@ -33,21 +34,11 @@ def runs():
     ]
 
 
-def arguments(options):
-    """The command line that gives these parameters."""
-    flags = {param.name: param.opts[0] for param in command.params}
-    for name, value in options.items():
-        if value is True:
-            yield flags[name]
-        elif value is not None and value is not False:
-            yield f"{flags[name]}={','.join(map(str, value)) if isinstance(value, list) else value}"
-
-
 @pytest.mark.parametrize(("entry", "run"), runs())
 def test_golden_files(entry, run, backend, tmp_path):
     arrays, name = g.arrays(entry), run["name"]
     args = [f"--network={g.path(entry, run['checkpoint'])}", f"--outdir={tmp_path / 'out'}", "--device=cpu"]
-    result = CliRunner().invoke(main, ["generate", *args, *arguments(run["options"])])
+    result = CliRunner().invoke(main, ["generate", *args, *arguments(command, run["options"])])
     assert result.exit_code == 0, result.output
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert files == sorted(run["files"])
@@ -63,7 +54,7 @@ def test_golden_files(entry, run, backend, tmp_path):
 
 @pytest.mark.parametrize(("entry", "run"), runs())
 def test_golden_raw(entry, run, backend):
-    context = command.make_context("generate", ["--network=n", "--outdir=o", *arguments(run["options"])])
+    context = command.make_context("generate", ["--network=n", "--outdir=o", *arguments(command, run["options"])])
     sampler, kwargs = sampler_for(context.params)
     assert sampler.__name__ in [f"{kind}_sampler" for kind in run["sampler"]]
     net = load(g.path(entry, run["checkpoint"]))

@@ -65,9 +65,9 @@ def test_readme_is_rewritten_between_the_marks(tmp_path, document):
     assert readme.read_text() == "no marks"
 
 
-def test_the_readme_here_is_up_to_date():
-    """If not: edm-fast bench --readme=README.md."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tables_here_are_up_to_date():
+    """If not: edm-fast bench --readme=docs/benchmark.md."""
+    text = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
     assert _report.with_table(text, _report.results(ROOT / "benchmarks/results")) == text
 
 

@@ -9,6 +9,7 @@ class Analytic:
     """What the samplers ask of a network; records the level of each evaluation."""
 
     img_channels, img_resolution = 1, 1
+    dtype = torch.float64  # of the run
 
     def __init__(self, sigma_min=0.0, sigma_max=math.inf, label_dim=0, table=None):
         self.sigma_min, self.sigma_max, self.label_dim, self.table = sigma_min, sigma_max, label_dim, table
@@ -22,7 +23,7 @@ class Analytic:
         return self.table[index].reshape(sigma.shape)
 
     def __call__(self, x, sigma, class_labels=None):
-        assert x.dtype == torch.float64 and sigma.dtype == torch.float64 and sigma.shape == ()
+        assert x.dtype == self.dtype and sigma.dtype == self.dtype and sigma.shape == ()
         self.sigmas.append(float(sigma))
         return self.denoise(x, sigma, class_labels)
 

@@ -15,3 +15,13 @@ def refused(*args):
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
     return result.stderr
+
+
+def arguments(command, options):
+    """The command line that gives a command these parameters."""
+    flags = {param.name: param.opts[0] for param in command.params}
+    for name, value in options.items():
+        if value is True:
+            yield flags[name]
+        elif value is not None and value is not False:
+            yield f"{flags[name]}={','.join(map(str, value)) if isinstance(value, list) else value}"

@@ -47,7 +47,11 @@ class Recorder:
 
 
 def network(entry):
-    source = g.by_id(entry["config"]["network"])
+    return loaded(g.by_id(entry["config"]["network"]))
+
+
+def loaded(source):
+    """The network of an entry with its weights."""
     arrays, config = g.arrays(source), source["config"]
     net = build(config["class"], config["kwargs"])
     state = {name[len("param/") :]: tensor(value) for name, value in arrays.items() if name.startswith("param/")}
@@ -55,7 +59,7 @@ def network(entry):
     return net.eval().requires_grad_(False)
 
 
-def draws(run, arrays, shape, label_dim):
+def draws(run, arrays, shape, label_dim, latents_name="latents"):
     """(latents, labels, randn_like) as the run drew them; the arrays recorded must come out again."""
     name = run["name"]
     if run.get("rng") == "global":
@@ -68,7 +72,7 @@ def draws(run, arrays, shape, label_dim):
         latents, labels, randn_like = rnd.randn(shape), None, rnd.randn_like
         if label_dim:
             labels = torch.eye(label_dim)[rnd.randint(label_dim, size=[shape[0]])]
-    np.testing.assert_allclose(latents, arrays[f"{name}/latents"], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(latents, arrays[f"{name}/{latents_name}"], rtol=1e-6, atol=1e-6)
     if labels is not None:
         np.testing.assert_array_equal(labels, arrays[f"{name}/labels"])
     return latents, labels, randn_like

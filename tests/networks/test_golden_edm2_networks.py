@@ -87,7 +87,8 @@ def test_golden_mpconv(entry, backend):
 def test_golden_edm2_block(entry, backend):
     arrays = g.arrays(entry)
     x, emb = (tensor(arrays, f"in/{name}").requires_grad_() for name in ("x", "emb"))
-    for mode in ("eval", "train"):
+    comparable = not entry["config"]["kwargs"].get("dropout") or g.same_dropout()
+    for mode in ("eval", "train") if comparable else ("eval",):
         block = loaded(entry, arrays).train(mode == "train")
         assert block.num_heads == entry["num_heads"]
         x.grad = emb.grad = None
@@ -157,6 +158,8 @@ def test_golden_edm2_network(entry, backend):
             g.check(entry, name, F_x.float())
         D_x = loaded(entry, arrays, torch.float16)(x, sigma, labels)
         g.check(entry, "rounded", D_x, arrays["half_params/D_x"])
+        if entry["config"]["kwargs"].get("dropout") and not g.same_dropout():
+            return  # this torch draws other masks
         torch.manual_seed(entry["config"]["train_torch_manual_seed"])
         D_x, logvar = net.train()(x, sigma, labels, return_logvar=True)
     g.check(entry, "train/D_x", D_x)

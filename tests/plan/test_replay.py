@@ -17,6 +17,7 @@ from edm_fast.errors import UserError
 from edm_fast.evaluation import _rows
 from edm_fast.plan import _capture, _gpu, _gpu_program
 from edm_fast.sampling import loop, sample
+from edm_fast.sampling.solvers import registry
 from helpers import taped_graph
 from helpers.multistep import dpm_solver_2m, trapezoid_pece
 from helpers.planned_networks import DEVICE, moved, network, planned
@@ -97,6 +98,26 @@ def test_the_bits_of_the_plain_loop(name, method):
         for _ in range(times):
             assert torch.equal(wanted, draw(fast, sampler, **kwargs, **call)), call
     assert replays(fast) and not replays(plain)
+
+
+OPTIONS = {"listed": {"weights": [[-1.0]] * 4}, "restart": {"restart": [[2, 1, 0.1, 1.0]]}}
+
+
+def test_every_solver(monkeypatch):
+    """The bits of the plain loop, and once recorded no evaluation beside the graphs."""
+    monkeypatch.setattr(_capture, "MAX_STEP_GRAPHS", 1000)
+    evaluated = []
+    run = _gpu_program.GpuProgram.run
+    plain, fast = pair()
+    monkeypatch.setattr(_gpu_program.GpuProgram, "run", lambda *args: evaluated.append(1) or run(*args))
+    for solver in registry():
+        kwargs = {"solver": solver, "num_steps": 4, **OPTIONS.get(solver, {})}
+        wanted = draw(plain, sample, **kwargs)
+        for _ in range(3):
+            evaluated.clear()
+            assert torch.equal(wanted, draw(fast, sample, **kwargs)), solver
+        assert not evaluated, solver
+    assert replays(fast)
 
 
 @pytest.mark.parametrize("precision", ["exact", "tf32", "bf16", "fp16"])

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from edm_fast import ops
-from edm_fast.plan._graph import LinearArgs, SeparateQKVArgs
+from edm_fast.plan._graph import Fused, LinearArgs, SeparateQKVArgs
 from edm_fast.plan._implementations import norm_of, norm_with, wanted_statistics
-from edm_fast.plan._rewrite import rewritten, separate_rows
+from edm_fast.plan._rewrite import fuse_norm, rewrite, rewritten, separate_rows, skip_dropout
 from edm_fast.plan._trace import trace
 
 
@@ -19,6 +20,7 @@ class Module(torch.nn.Module):
         self.w = torch.nn.Parameter(torch.randn(12, 4, 1, 1))
         self.three = torch.nn.Parameter(torch.randn(12, 4, 3, 3))
         self.row = torch.nn.Parameter(torch.randn(12))
+        self.four = torch.nn.Parameter(torch.randn(4))
         self.matrix = torch.nn.Parameter(torch.randn(5, 4))
         self.bias = torch.nn.Parameter(torch.randn(5))
         self.register_buffer("box", torch.ones(2, 2) / 4)
@@ -116,3 +118,13 @@ def test_statistics_are_wanted_where_a_norm_reads_a_convolution():
         return norm(m, y) + norm(m, y, 4) + norm(m, y, 2, 1e-6) + norm(m, y)
 
     assert found(several) == ([(2, 1e-5)], [True, False, False, True])  # the first norm's
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_outside_of_training_is_no_call(training):
+    def block(m, x):
+        normed = F.dropout(ops.group_norm_silu(x, m.four, m.four, 2), 0.1, training)
+        return ops.conv2d(normed, m.three, residual=torch.cat([x] * 3, 1))
+
+    graph = rewrite(rewritten(trace(Module(block), {"x": (2, 4, 4, 4)})), skip_dropout, fuse_norm)
+    assert [isinstance(node, Fused) for node in graph.nodes] == ([False] * 4 if training else [False, True])

@@ -16,7 +16,7 @@ import edm_fast
 from edm_fast import training, use_backend
 from edm_fast.cli._errors import error_line
 from edm_fast.errors import UserError
-from edm_fast.training import _stats, _step, _tick
+from edm_fast.training import _averages, _stats, _step, _tick
 from helpers import tiny_training as tiny
 from helpers.devices import DEVICES
 
@@ -171,7 +171,7 @@ def test_average_keeps_buffers():
     net, ema = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     torch.nn.init.constant_(net.weight, 3.0)
     net.running_mean.fill_(7)
-    _step.update_ema(ema, net, beta=0.25)
+    _averages.update_ema(ema, net, beta=0.25)
     assert ema.weight.tolist() == [2.5, 2.5] and ema.running_mean.tolist() == [0, 0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import inspect
 import os
@@ -17,6 +18,7 @@ from edm_fast.sampling import _arguments, loop
 from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling.levels import LEVELS, has_rho
 from edm_fast.sampling.solvers._file import check_levels, load_solver
+from edm_fast.sampling.solvers._multistep import checked_choice
 from edm_fast.sampling.solvers._registry import registry
 
 ENDS = ("zero", "sigma_min", "denoised")
@@ -40,13 +42,14 @@ def sample(
     guidance: Guidance | None = None,
     callback: loop.Callback | None = None,
     ends: str | None = None,
+    dtype: torch.dtype | None = None,
     **solver_options: Any,
 ) -> loop.Solver:
-    """Denoise latents (N, C, H, W) ~ N(0, I) with any solver; returns float64, not clipped.
+    """Denoise latents (N, C, H, W) ~ N(0, I) with any solver; returns float64 (or float32, by dtype), not clipped.
 
     solver: a name of `edm_fast.sampling.solvers`; `order` and `solver_options` are its own. Or the steps of a run, with
-    which nothing but guidance and callback goes: what sample.solver(net, None, ...) returns, or a file FILE.json, see
-    `edm_fast.sampling.solvers`.
+    which nothing but guidance, callback and dtype goes: what sample.solver(net, None, ...) returns, or a file
+    FILE.json, see `edm_fast.sampling.solvers`.
     num_steps (18 if neither is set) or nfe: steps, or evaluations of `net` for an image, guidance apart.
     levels: a name of `edm_fast.sampling.levels` ("karras" if not set), cut to the network's own range; or the levels
     themselves, one more than steps, falling, the last may be 0.
@@ -59,30 +62,33 @@ def sample(
     _arguments.check_network(net)
     if nfe is not None and num_steps is not None:
         raise UserError(f"num_steps is {num_steps} and nfe is {nfe}; expected one of them")
-    shape = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "ends": ends}
+    shape: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "ends": ends}
     if isinstance(solver, os.PathLike) or (isinstance(solver, str) and solver.endswith(".json")):
         solver = load_solver(solver)
         check_levels(net, solver)
     if isinstance(solver, loop.Solver):
-        counts = {"order": order, "num_steps": num_steps, "nfe": nfe, "levels": levels}
-        _expect_unset("a solver that has its levels and steps", {**counts, **shape, **solver_options})
-        return solver
+        shape |= {"order": order, "num_steps": num_steps, "nfe": nfe, "levels": levels, **solver_options}
+        _expect_unset("a solver that has its levels and steps", shape)
+        return _typed(solver, dtype)
     method = on_levels(solver, order, solver_options)
     if levels is not None and not isinstance(levels, str):
         _expect_unset("a list of levels", shape)
-        return _on_list(net, method, levels, num_steps, nfe)
+        return _typed(_on_list(net, method, levels, num_steps, nfe), dtype)
     levels, ends = "karras" if levels is None else levels, "zero" if ends is None else ends
     if levels not in LEVELS:
         raise UserError(f"levels is {levels!r}; expected numbers or one of {', '.join(LEVELS)}")
-    if ends not in ENDS:
-        raise UserError(f"ends is {ends!r}; expected one of {', '.join(ENDS)}")
+    checked_choice("ends", ends, ENDS)
     lo, hi = _arguments.limits(net, 0.002 if sigma_min is None else sigma_min, 80 if sigma_max is None else sigma_max)
     exponent = {"rho": _arguments.positive("rho", rho)} if rho is not None else {}
     grid = functools.partial(LEVELS[levels], lo=lo, hi=hi, **(exponent if has_rho(levels) else {}))
     n = _arguments.steps(18 if num_steps is None else num_steps)
     if nfe is not None:
         n = _steps_of(nfe, solver, lambda n: _between(method, grid(n + (ends != "zero")), ends).evaluations)
-    return _between(method, loop.round_sigma(net, grid(n + (ends != "zero"))), ends)
+    return _typed(_between(method, loop.round_sigma(net, grid(n + (ends != "zero"))), ends), dtype)
+
+
+def _typed(solver: loop.Solver, dtype: torch.dtype | None) -> loop.Solver:
+    return solver if dtype is None else dataclasses.replace(solver, dtype=dtype)
 
 
 def _between(method: Callable[..., loop.Solver], grid: Tensor, ends: str) -> loop.Solver:

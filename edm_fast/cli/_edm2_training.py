@@ -1,0 +1,46 @@
+"""The settings of edm-fast train --arch=edm2: those of a published network where no option says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from edm_fast.errors import UserError
+from edm_fast.networks.presets import edm2_training
+
+KI = 1024
+ONLY_EDM2 = ("preset", "decay", "P_mean", "P_std", "ema_std")
+NAMES = {"precond": "--precond", "augment": "--augment", "ema": "--ema"}  # what EDM2 has nothing for
+
+
+def checked(opts: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
+    """The options; with --arch=edm2 those that were not typed are the preset's. UserError for what does not combine."""
+    if opts["arch"] != "edm2":
+        for name in (name for name in ONLY_EDM2 if name in typed):
+            raise UserError(f"--{name.replace('ema_', 'ema-')} needs --arch=edm2")
+        return opts
+    for name in (name for name in NAMES if name in typed and opts[name] not in (0, "edm")):
+        raise UserError(f"{NAMES[name]} does not go with --arch=edm2")
+    settings = edm2_training(opts["preset"])
+    opts = {**opts, **{name: value for name, value in settings.items() if name not in typed}, "augment": 0}
+    opts["cres"] = opts["cres"] or [1, 2, 3, 4]
+    if opts["tick"] * KI % opts["batch"]:
+        raise UserError(f"--tick={opts['tick']}, in 1024 images, is no multiple of --batch={opts['batch']}")
+    return opts
+
+
+def changes(opts: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of the training loop in place of EDM's."""
+    rampup = 10 if opts["lr_rampup"] is None else opts["lr_rampup"]
+    return {
+        "loss_kwargs": {
+            "class_name": "training.training_loop.EDM2Loss",
+            "P_mean": opts["P_mean"],
+            "P_std": opts["P_std"],
+        },
+        "optimizer_kwargs": {"class_name": "torch.optim.Adam", "lr": opts["lr"], "betas": [0.9, 0.99], "eps": 1e-8},
+        "lr_kwargs": {"ref_lr": opts["lr"], "ref_batches": opts["decay"], "rampup_Mimg": rampup},
+        "ema_kwargs": {"class_name": "PowerFunctionEMA", "stds": opts["ema_std"]},
+        "kimg_per_tick": opts["tick"] * KI / 1000,
+        "total_kimg": max(round(opts["duration"] * KI), 1) * KI / 1000,
+    }

@@ -1,0 +1,103 @@
+"""README.md and the pages of docs/: their Python runs as pasted, on a CPU, in an empty folder; their commands exist."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import click
+import numpy as np
+import PIL.Image
+import pytest
+
+from edm_fast import native, use_backend
+from edm_fast.cli import main
+from helpers import peers
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"(?:^ {4}|`|\bm )(edm-fast|edm_fast) ([^`\n]*)", re.MULTILINE)
+WITH_PYTHON = [name for name, text in PAGES.items() if PYTHON.search(text)]
+
+
+@pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+@pytest.mark.parametrize("name", WITH_PYTHON)
+def test_python(name, tmp_path, monkeypatch, capsys):
+    """The blocks of a page one after the other, as a reader runs them."""
+    if name == "interop.md":
+        peers.expect("azula")
+        peers.expect("diffusers")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for number, code in enumerate(PYTHON.findall(PAGES[name])):
+        with use_backend("auto"):
+            exec(compile(code, f"{name}, block {number}", "exec"), names)
+    if name == "README.md":
+        out = capsys.readouterr().out
+        assert float(re.search(r"largest difference: (\S+)", out)[1]) < 1e-3 and "conv2d: " in out
+        with PIL.Image.open("digits.png") as picture:
+            pixels = np.asarray(picture)
+        assert pixels.shape == (128, 128)
+        # white strokes on black, in each of the 16 fields
+        fields = pixels.reshape(4, 32, 4, 32).transpose(0, 2, 1, 3).reshape(16, -1)
+        assert (fields.max(axis=1) > 200).all() and (np.median(fields, axis=1) < 20).all()
+
+
+@pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+def test_inpainting(tmp_path, monkeypatch):
+    peers.expect("azula")
+    monkeypatch.chdir(tmp_path)
+    with use_backend("auto"):
+        found = runpy.run_path(str(ROOT / "examples/inpaint.py"))
+    assert found["kept"] < 6
+    before, after = (found[name].median().item() for name in ("before", "after"))
+    page = PAGES["interop.md"]
+    assert float(re.search(r"from (\S+) dB", page)[1]) == pytest.approx(before, abs=0.2)
+    assert float(re.search(r"to (\S+) dB", page)[1]) == pytest.approx(after, abs=0.2)
+    assert Path("inpainted.png").exists()
+
+
+def commands():
+    for name, text in PAGES.items():
+        text = re.sub("<!--.*?-->", "", text, flags=re.DOTALL)
+        for _, line in COMMAND.findall(text):
+            line = line.partition(" #")[0].partition('"')[0].rstrip(" \\")
+            if line and "..." not in line and not line.startswith(("VERB", ";")):
+                yield pytest.param(line, id=f"{name}: {line}")
+
+
+@pytest.mark.parametrize("line", [*commands()])
+def test_commands(line):
+    """Verbs and options are those of the command line."""
+    found, args = main, shlex.split(line)
+    context = click.Context(found)
+    while isinstance(found, click.Group) and args:
+        published = args[0].startswith("--source")  # edm-fast dataset without a verb
+        found = found.get_command(context, "convert" if published else args.pop(0))
+        assert found is not None, line
+        context = click.Context(found, parent=context)
+    found.make_parser(context).parse_args(args)
+
+
+def test_links_and_pages_exist():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (folder / link).exists(), f"{name}: {link}"
+        assert name == "README.md" or f"- {name}\n" in site, f"{name} is not in mkdocs.yml"
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site")))  # strict: a warning is an error
+    reference = (tmp_path / "site/reference/index.html").read_text(encoding="utf-8")
+    for name in ("checkpoint.load", "plan.accelerate", "sampling.generate", "ops.conv2d.conv2d", "training.EDMLoss"):
+        assert f'id="edm_fast.{name}"' in reference, name
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.search(r'<(?:script|link)[^>]*(?:src|href)="https?://', page.read_text(encoding="utf-8")), page

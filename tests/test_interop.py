@@ -1,0 +1,86 @@
+"""Networks of this package in other libraries: the same outputs and the same images."""
+
+import sys
+
+import pytest
+import torch
+
+from edm_fast import accelerate, interop, native, sample
+from edm_fast.errors import UserError
+from helpers import peers
+from helpers.planned_networks import network
+
+LABELS = torch.eye(4)[[1, 3]]
+
+
+@pytest.fixture(params=["plain", "accelerated"])
+def net(request):
+    if request.param == "accelerated" and native.cpu_reason() is not None:
+        pytest.skip(native.cpu_reason())
+    found = network("ddpmpp")
+    return accelerate(found) if request.param == "accelerated" else found
+
+
+def latents():
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_azula(net):
+    peers.expect("azula")
+    from azula.noise import VPSchedule
+    from azula.sample import DDIMSampler
+
+    denoiser = interop.azula(net)
+    sampler = DDIMSampler(denoiser, start=1.0, stop=0.0, steps=6, silent=True, dtype=torch.float64)
+    levels = [denoiser.schedule.sigma(t).item() for t in sampler.timesteps]
+    with torch.no_grad():
+        theirs = sampler(latents().double() * levels[0], class_labels=LABELS)
+        ours = sample(net, latents(), LABELS, solver="euler", levels=levels)
+        assert torch.allclose(theirs, ours, atol=1e-5)
+        # another schedule, a time for each image
+        schedule, t = VPSchedule(), torch.tensor([0.3, 0.8])
+        denoiser = interop.azula(net, schedule)
+        alpha, sigma = (value.reshape(-1, 1, 1, 1) for value in schedule(t))
+        wanted = net(latents() / alpha, sigma / alpha, LABELS)
+        assert torch.equal(denoiser(latents(), t, class_labels=LABELS).mean, wanted)
+    x = latents().requires_grad_()
+    denoiser(x, t, class_labels=LABELS).mean.sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_diffusers(net, name):
+    peers.expect("diffusers")
+    import diffusers
+
+    scheduler, unet = getattr(diffusers, name)(sigma_data=net.sigma_data), interop.diffusers(net)
+    scheduler.set_timesteps(6)
+    assert unet.config.in_channels == 3 and unet.config.sample_size == 8
+    x = latents() * scheduler.sigmas[0]
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            F_x = unet(scheduler.scale_model_input(x, t), t, class_labels=torch.tensor([1, 3])).sample
+            x = scheduler.step(F_x, t, x).prev_sample
+        solver = {"solver": "euler"} if "Euler" in name else {"solver": "dpmpp", "order": 2}
+        ours = sample(net, latents(), LABELS, levels=scheduler.sigmas.tolist(), **solver)
+    assert torch.allclose(x.double(), ours, atol=1e-4)
+
+
+def test_k_diffusion(net):
+    peers.expect("k_diffusion")
+    levels = torch.tensor([80.0, 10, 2, 0.5, 0.1, 0])
+    extra = {"class_labels": LABELS}
+    with torch.no_grad():
+        theirs = peers.k_diffusion().sample_heun(net, latents() * 80, levels, extra_args=extra, disable=True)
+        ours = sample(net, latents(), LABELS, solver="heun", levels=levels.tolist())
+    assert torch.allclose(theirs.double(), ours, atol=1e-4)
+
+
+def test_what_does_not_fit(monkeypatch):
+    with pytest.raises(UserError, match="precondition as EDMPrecond .* not as VPPrecond"):
+        interop.diffusers(network("ddpmpp-vp"))
+    for name in ("azula.denoise", "diffusers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for adapter in (interop.azula, interop.diffusers):
+        with pytest.raises(UserError, match="expected it to be installed"):
+            adapter(network("ddpmpp"))
