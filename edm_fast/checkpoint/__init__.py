@@ -41,6 +41,7 @@ __all__ = [
     "load_state_file",
     "load_tensors",
     "load_training_state",
+    "load_values",
     "save",
     "save_pkl",
     "save_state_file",
@@ -160,6 +161,16 @@ def load_state_file(path: Path, tensors: bool = True) -> Any:
         data = map_file(path)
         if (kind := recognise(data)) == "safetensors":
             return read_state(path, tensors)
+        file = read_published(data, kind)
+        return values(file.objects, file.budget)
+
+
+def load_values(path: PathLike) -> Any:
+    """A pickle of numbers, texts, lists, dicts and arrays, read as data; arrays become tensors."""
+    with damaged(os.fspath(path)):
+        data = map_file(Path(path))
+        if (kind := recognise(data)) != "pickle":
+            raise CheckpointError(f"a file of another kind ({kind}); expected a pickle")
         file = read_published(data, kind)
         return values(file.objects, file.budget)
 

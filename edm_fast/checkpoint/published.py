@@ -291,10 +291,12 @@ def to_plain(value: Any, budget: Budget, depth: int = 0) -> Any:
 
 
 def values(record: Any, budget: Budget, depth: int = 0) -> Any:
-    """Records of tensors, numbers, texts, lists and dicts as the values they stand for."""
+    """Records of tensors, numbers, texts, lists and dicts as the values they stand for; arrays become tensors."""
     budget.spend_instructions(1)
     if depth > MAX_DEPTH:
         raise CheckpointError("data nested too deeply")
+    if isinstance(record, NumpyArray) and record.tensor is not None:
+        record = record.tensor
     if isinstance(record, TensorRecord):
         return to_tensor(record, budget)
     if isinstance(record, dict):

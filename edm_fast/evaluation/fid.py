@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from edm_fast import distributed
+from edm_fast.checkpoint import load_values
 from edm_fast.data.dataset import ImageFolderDataset
 from edm_fast.errors import UserError, UserOSError, count
 from edm_fast.files import KINDS, atomic_write, kind_of, user_path, utf8_name
@@ -189,7 +190,18 @@ def save_statistics(path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndar
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
-    """`mu` (D,) and `sigma` (D, D) of an .npz file."""
+    """`mu` (D,) and `sigma` (D, D) of an .npz file, or those under "fid" in the .pkl that EDM2's metrics write."""
+    path = user_path(path)
+    if path.endswith(".pkl") and os.path.isfile(path) and kind_of(path) == "pickle":
+        stored = load_values(path)
+        found = stored.get("fid") if isinstance(stored, dict) else None
+        if not isinstance(found, dict) or not all(
+            isinstance(found.get(name), torch.Tensor) for name in ("mu", "sigma")
+        ):
+            raise UserError(f'{path} has no "fid" with arrays mu and sigma; expected reference statistics')
+        mu, sigma = (found[name].to(torch.float64).numpy() for name in ("mu", "sigma"))
+        _check_statistics(path, mu, sigma, "mu", "sigma")
+        return mu, sigma
     mu, sigma = _read_npz(path, "reference statistics", "mu", "sigma")
     return mu, sigma
 
@@ -210,11 +222,15 @@ def _read_npz(path: str | os.PathLike[str], what: str, *names: str) -> list[np.n
         text = " ".join(str(error).split())
         arrays = " and ".join(names)
         raise UserError(f"cannot read {path}: {text}; expected an .npz file with arrays {arrays}") from None
+    _check_statistics(path, first, second, *names[:2])
+    return [first, second, *others]
+
+
+def _check_statistics(path: str, first: np.ndarray, second: np.ndarray, *names: str) -> None:
     if first.ndim != 1 or second.shape != (first.size, first.size):
         raise UserError(f"{path} has {names[0]} {first.shape} and {names[1]} {second.shape}; expected (D,) and (D, D)")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise UserError(f"{path} holds values that are not finite numbers")
-    return [first, second, *others]
 
 
 def save_sums(path: str | os.PathLike[str], sums: FeatureSums, detector: str) -> None:

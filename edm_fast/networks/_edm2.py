@@ -33,9 +33,12 @@ def _wide(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+SILU = 0.596  # magnitude of silu(x) for standard normal x
+
+
 def mp_silu(x: torch.Tensor) -> torch.Tensor:
     """silu(x) / 0.596, of unit magnitude for standard normal x. Eq. 81."""
-    return F.silu(x) / 0.596
+    return F.silu(x) / SILU
 
 
 def mp_sum(a: torch.Tensor, b: torch.Tensor, t: float = 0.5) -> torch.Tensor:
@@ -86,6 +89,7 @@ class MPConv(torch.nn.Module):
 
     In training mode W itself is first put back to unit magnitude, at every call and outside of the graph (Eq. 66).
     W' is float32 and cast last; only a gain stored in half precision has its factor rounded to half, as published.
+    With a residual the convolution gives (W' x + residual) scale.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int]) -> None:
@@ -93,13 +97,25 @@ class MPConv(torch.nn.Module):
         self.out_channels = out_channels
         self.weight = torch.nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
 
-    def forward(self, x: torch.Tensor, gain: torch.Tensor | float = 1) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        gain: torch.Tensor | float = 1,
+        residual: torch.Tensor | None = None,
+        scale: float = 1.0,
+    ) -> torch.Tensor:
         if self.training:
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.to(_wide(self.weight))))
         w = normalize(self.weight.to(_wide(self.weight)))
         w = (w * (gain / math.sqrt(w[0].numel()))).to(x.dtype)
-        return conv2d(x, w) if w.ndim == 4 else torch.matmul(x, w.mT)
+        return conv2d(x, w, residual=residual, scale=scale) if w.ndim == 4 else torch.matmul(x, w.mT)
+
+    def added_to(self, x: torch.Tensor, y: torch.Tensor, t: float, gain: float = 1.0) -> torch.Tensor:
+        """mp_sum(x, self(y) gain, t) in one call: its factors are those of the weights and of the sum."""
+        if t == 1:
+            return self(y, gain=gain)
+        return self(y, gain=gain * t / (1 - t), residual=x, scale=(1 - t) / math.hypot(1 - t, t))
 
 
 class Block(torch.nn.Module):
@@ -157,19 +173,19 @@ class Block(torch.nn.Module):
         x = resample(x, self.resample_filter, self.resample_mode)
         if self.flavor == "enc":
             x = normalize(x if self.conv_skip is None else self.conv_skip(x), dim=1)
-        y = self.conv_res0(mp_silu(x))
+        y = self.conv_res0(F.silu(x), gain=1 / SILU)
         c = self.emb_linear(emb, gain=self.emb_gain) + 1
-        y = mp_silu(y * c[:, :, None, None].to(y.dtype))
-        y = self.conv_res1(F.dropout(y, p=self.dropout, training=self.training))
+        y = F.silu(y * c[:, :, None, None].to(y.dtype))
+        y = F.dropout(y, p=self.dropout, training=self.training)
         if self.flavor == "dec" and self.conv_skip is not None:
             x = self.conv_skip(x)
-        x = mp_sum(x, y, self.res_balance)
+        x = self.conv_res1.added_to(x, y, self.res_balance, gain=1 / SILU)
         if self.attn_qkv is not None and self.attn_proj is not None:
             qkv = self.attn_qkv(x)
             n, channels, *size = qkv.shape
             heads = qkv.reshape(n, self.num_heads, -1, 3, *size)
-            y = self.attn_proj(attention_op(normalize(heads, dim=2).reshape(n, channels, *size), self.num_heads))
-            x = mp_sum(x, y, self.attn_balance)
+            y = attention_op(normalize(heads, dim=2).reshape(n, channels, *size), self.num_heads)
+            x = self.attn_proj.added_to(x, y, self.attn_balance)
         return x if self.clip_act is None else x.clip(-self.clip_act, self.clip_act)
 
 
