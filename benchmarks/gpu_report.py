@@ -178,6 +178,7 @@ def side_by_side(call: Call, seconds: float, jobs: list[tuple[str, int, str]]) -
         if left < GRACE:
             return name, {"status": None, "output": ""}
         words = ["warm", f"--device={call.args.device}", "--job", *map(str, which)]
+        words += ["--quick"] if call.args.quick else []
         env = {**call.environment(), "OMP_NUM_THREADS": "1"}
         return name, run([sys.executable, str(PROGRAM), *words], left, env, heard=faults.append)
 
