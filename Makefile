@@ -22,7 +22,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+NATIVE := setup.py native_build.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # one process for each core, and one thread in each: faster than the reverse for tests this small; each takes whole files
 # while it can, as what the tests of a file share is made once in each process
 PYTEST_FLAGS ?= --numprocesses=auto --dist=worksteal

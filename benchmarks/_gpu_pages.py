@@ -88,8 +88,10 @@ def network_lines(parts: Parts, target: str) -> Iterator[str]:
         )
 
 
-def op_lines(part: Part) -> Iterator[str]:
+def op_lines(part: Part, kinds: tuple[str, ...] = ("forward", "with backward")) -> Iterator[str]:
     for row in part.get("rows", []):
+        if row["kind"] not in kinds:
+            continue
         where = f"{row['op'][:15]:15s} {row['layer'][:26]:26s} {row['kind'][:7]:7s} {row['backend'][:20]:20s}"
         if "median_s" in row:
             share = f"{row['of_ceiling']:5.0%}" if "of_ceiling" in row else " " * 5
@@ -129,7 +131,7 @@ def terminal(parts: Parts, faults: Iterable[str]) -> str:
     known = facts(parts)
     ceilings = ", ".join(f"{key} {value:.3g}" for key, value in known.get("ceilings", {}).items())
     sections = [
-        ("ops, us", op_lines(parts.get("ops", {})), 2000),
+        ("ops, us", op_lines(parts.get("ops", {}), ("forward",)), 4000),
         ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 6), 3500),
         ("kernels", kernel_lines(parts.get("profile", {}), 7), 1600),
         ("training", network_lines(parts, "training"), 700),
@@ -140,12 +142,11 @@ def terminal(parts: Parts, faults: Iterable[str]) -> str:
     ]
     text, used = [], 0
     for name, lines, share in reversed(sections):
-        found = fitting(lines, share)
-        block = "\n".join(["", name, *found]) if found else ""
-        if used + len(block) + 1 <= TERMINAL:
-            text.insert(0, block)
-            used += len(block) + 1
-    return "\n".join(filter(None, text))[-TERMINAL:]
+        left = TERMINAL - used - len(name) - 3
+        if left > 100 and (found := fitting(lines, min(share, left))):
+            text.insert(0, "\n".join(["", name, *found]))
+            used += len(text[0]) + 1
+    return "\n".join(text)[-TERMINAL:]
 
 
 def page(parts: Parts, faults: Iterable[str]) -> str:

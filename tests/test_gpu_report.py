@@ -342,8 +342,13 @@ def test_the_tables_on_the_terminal_are_short():
     numbers = {"median_s": 1.0, "ratio": 1.0, "images_per_s": 1.0, "error": 0.1}
     rows = [{"id": "x", "network": f"net{i}", "batch": i, "row": "accelerate-fp16", **numbers} for i in range(300)]
     part = {"rows": rows, "ok": True, "summary": "x" * 5000, "cut": ["y" * 200] * 100}
-    text = _gpu_pages.terminal(dict.fromkeys(["networks", "training", "sampling"], part), ["full"] * 9)
+    parts = dict.fromkeys(["networks", "training", "sampling"], part)
+    op = {**numbers, "op": "conv2d", "layer": "a layer", "kind": "forward", "backend": "triton"}
+    text = _gpu_pages.terminal(
+        {**parts, "ops": {"rows": [op] * 99}, "sweep": {"rows": [{"id": "s"}] * 99}}, ["full"] * 9
+    )
     assert len(text) <= 10_000 and "net0" in text and "lines more in the page" in text and text.endswith("full")
+    assert all(f"\n{title}\n" in text for title in ("ops, us", "sweep, TFLOP/s", "not measured", "networks"))
 
 
 @needs_native

@@ -1,6 +1,7 @@
 """Convolutions that only plans use: Winograd's F(4x4, 3x3) in float16, and the tail after another library's sums."""
 
 import math
+import types
 
 import pytest
 import torch
@@ -69,8 +70,7 @@ def test_between_norms_with_some_images_at_a_time(at_once, monkeypatch):
     own = torch.linspace(-2, 2, 16, device=DEVICE).half(), torch.linspace(1, 3, 16, device=DEVICE).half()
     parts = torch.nan_to_num(x).double().reshape(3, 4, -1)
     moments = parts.mean(2).float(), (parts.var(2, correction=0) + 1e-5).rsqrt().float()
-    monkeypatch.setattr(winograd, "CACHE_BYTES", at_once * 36 * 2 * (16 + 24) * 2)
-    assert winograd.images_at_once(3, 2, 40) == at_once
+    monkeypatch.setattr(winograd, "images_at_once", lambda *args: at_once)
     prologue, statistics = kernels.Prologue(*moments, *own), kernels.Statistics(4, 1e-5)
     packed = kernels.pack_winograd(weight)
     y, stats = kernels.winograd(x, packed, rows, residual, prologue=prologue, statistics=statistics)
@@ -79,6 +79,17 @@ def test_between_norms_with_some_images_at_a_time(at_once, monkeypatch):
     fine = [0, 2]
     assert y[1].isnan().any() and error(y[fine], exact[fine]) < WINOGRAD_ERROR
     assert statistics_fault(y[fine], stats[:, fine], 4) < 1e-6
+
+
+def test_images_at_once(monkeypatch):
+    """Equal parts that fit 5/8 of the second-level cache, and one image where none does."""
+    properties = types.SimpleNamespace(L2_cache_size=2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    for cache, device in ((winograd.CACHE_BYTES, None), (5 * 2**17, torch.device("cuda"))):
+        most = cache // (36 * 2 * 40 * 2)  # images of 2 tiles and 40 channels
+        assert winograd.images_at_once(most, 2, 40, device) == most
+        assert winograd.images_at_once(most + 1, 2, 40, device) == (most + 2) // 2
+        assert winograd.images_at_once(3, cache, 1, device) == 1
 
 
 def test_error_at_256_channels():
