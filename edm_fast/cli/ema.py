@@ -30,9 +30,15 @@ def command() -> None:
 @click.option("--indir", metavar="DIR", type=opt.INPUT_PATH, required=True, help="Folder of the snapshots.")
 @click.option("--prefix", metavar="TEXT", help="Of snapshots with this name.  [default: all]")
 @click.option("--instd", metavar="LIST", type=WIDTHS, help="Of snapshots of these widths.  [default: all]")
-@click.option("--std", "stds", metavar="LIST", type=WIDTHS, help="Widths to make, as in 0.05,0.1 or 0.01,0.02,...,0.1.")
+@click.option(
+    "--std",
+    "stds",
+    metavar="LIST",
+    type=WIDTHS,
+    help="Widths to make, as in 0.05,0.1 or 0.01,0.02,...,0.1.  [default: none]",
+)
 @click.option("--kimg", metavar="INT", type=opt.POSITIVE_INT, help="Time, in thousand images.  [default: latest]")
-@click.option("--outdir", metavar="DIR", type=opt.OUTPUT_PATH, help="Where to write.")
+@click.option("--outdir", metavar="DIR", type=opt.OUTPUT_PATH, help="Where to write.  [default: none]")
 @click.option("--outprefix", metavar="TEXT", default="phema", show_default=True, help="How file names begin.")
 @click.option(
     "--format",

@@ -71,11 +71,11 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--images", "image_path", help=IMAGES_HELP, metavar="PATH", type=opt.INPUT_PATH)
+@click.option("--images", "image_path", help=f"{IMAGES_HELP}  [default: none]", metavar="PATH", type=opt.INPUT_PATH)
 @click.option(
     "--sums",
     "sums_paths",
-    help="Sums of features of more images, which fid sums has written; may be repeated",
+    help="Sums of features of more images, which fid sums has written; may be repeated  [default: none]",
     metavar="NPZ",
     type=opt.INPUT_PATH,
     multiple=True,

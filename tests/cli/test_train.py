@@ -182,12 +182,12 @@ def test_disk_full_leaves_nothing_half_written(tmp_path, data, monkeypatch):
     written = []
     real = native.write_safetensors
 
-    def write(file, *args, **kwargs):
-        written.append("cast" in kwargs)  # a state, not a snapshot
+    def write(file, tensors, metadata):
+        written.append(native.STATE_KEY in metadata)  # a state, not a snapshot
         if written[-1] and sum(written) > 1:
             file.write(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(file, *args, **kwargs)
+        real(file, tensors, metadata)
 
     monkeypatch.setattr(native, "write_safetensors", write)
     out = tmp_path / "out"
