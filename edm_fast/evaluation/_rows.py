@@ -51,11 +51,6 @@ def _ours(precision: str, memory_format: str = "own", limit: float | None = None
     )
 
 
-def _engine(name: str, build: Callable[[Subject], Any], **rest: Any) -> Row:
-    """A library of its own, on CPUs."""
-    return Row(name, build, memory_format="own", samples=False, device="cpu", **rest)
-
-
 def _tuned(subject: Subject) -> Any:
     return accelerated(subject.net, load_sampler(DEMO, subject.net).precision)
 
@@ -117,11 +112,24 @@ ROWS: dict[str, Row] = {
         Row("tuned", _tuned, backend="auto", memory_format="own", tuned=True, device="cpu"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
         Row("torch.compile", _peers.compiled, compile="default"),
-        _engine("onnxruntime", _peers.onnxruntime, compile="all"),
-        _engine("openvino", lambda s: _peers.openvino(s, "f32"), compile="latency"),
-        _engine("openvino-bf16", lambda s: _peers.openvino(s, "bf16"), precision="bf16", compile="latency"),
-        _engine("ncnn", _peers.ncnn),
-        _engine("ncnn-workers", lambda s: _peers.ncnn(s, workers=True)),
+        Row("onnxruntime", _peers.onnxruntime, memory_format="own", compile="all", samples=False, device="cpu"),
+        Row(
+            "openvino",
+            lambda s: _peers.openvino(s, "f32"),
+            memory_format="own",
+            compile="latency",
+            samples=False,
+            device="cpu",
+        ),
+        Row(
+            "openvino-bf16",
+            lambda s: _peers.openvino(s, "bf16"),
+            precision="bf16",
+            memory_format="own",
+            compile="latency",
+            samples=False,
+            device="cpu",
+        ),
         *_gpu_rows(),
     )
 }
