@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import click
 
 from edm_fast import distributed
+from edm_fast.cli import _options as opt
 from edm_fast.cli._errors import error_line
 from edm_fast.errors import UserError
 
@@ -23,6 +26,18 @@ def parse_shard(text: str) -> tuple[int, int, str]:
     if numbers is None or not int(numbers[1]) < int(numbers[2]):
         raise UserError(f"{text!r} is not I/N with I from 0 to N-1, such as 0/8")
     return int(numbers[1]), int(numbers[2]), "--shard"
+
+
+def shard_option(what: str) -> Callable[[Any], Any]:
+    """--shard of a command; `what` says what it does, as the beginning of its help."""
+    return click.option(
+        "--shard",
+        metavar="I/N",
+        type=opt.Parsed(parse_shard),
+        is_flag=False,
+        flag_value=FROM_ENVIRONMENT,
+        help=f"{what}; no I/N: by Slurm, MPI, torchrun.  [default: all]",
+    )
 
 
 def on_first_rank(function: Callable[[], T]) -> T:

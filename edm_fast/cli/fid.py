@@ -14,7 +14,7 @@ from edm_fast import distributed, files
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import own_gpu, resolve_device
 from edm_fast.cli._outputs import expect_output
-from edm_fast.cli._ranks import FROM_ENVIRONMENT, parse_shard
+from edm_fast.cli._ranks import shard_option
 from edm_fast.errors import UserError, UserOSError, count
 from edm_fast.evaluation import fid
 
@@ -161,14 +161,7 @@ def added_sums(paths: Sequence[str], dim: int, ref_path: str) -> tuple[fid.Featu
 @command.command()
 @click.option("--images", "image_path", help=IMAGES_HELP, metavar="PATH", type=opt.INPUT_PATH, required=True)
 @click.option("--dest", "dest_path", help="Sums to write", metavar="NPZ", type=opt.OUTPUT_PATH, required=True)
-@click.option(
-    "--shard",
-    metavar="I/N",
-    type=opt.Parsed(parse_shard),
-    is_flag=False,
-    flag_value=FROM_ENVIRONMENT,
-    help="The part I = 0 to N-1 of the images; no I/N: by Slurm, MPI, torchrun  [default: all]",
-)
+@shard_option("The part I = 0 to N-1 of the images")
 @batch_option
 @detector_option
 @device_option

@@ -35,7 +35,7 @@ from edm_fast.cli._overviews import (
     folders,
     write_overviews,
 )
-from edm_fast.cli._ranks import FROM_ENVIRONMENT, on_first_rank, parse_shard, wait_for_others
+from edm_fast.cli._ranks import on_first_rank, shard_option, wait_for_others
 from edm_fast.cli._sampler import sampler_for
 from edm_fast.diffusion.schedule import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from edm_fast.errors import UserError, count, some
@@ -160,14 +160,7 @@ from edm_fast.sampling.solvers import registry
     help="Also write the denoised images after each step, as an animation.  [default: none]",
 )
 @click.option("--skip-existing", is_flag=True, help="Continue a stopped run: keep the images it has finished.")
-@click.option(
-    "--shard",
-    metavar="I/N",
-    type=opt.Parsed(parse_shard),
-    is_flag=False,
-    flag_value=FROM_ENVIRONMENT,
-    help="Draw the share I = 0 to N-1 alone, without the others; no I/N: by Slurm, MPI, torchrun.  [default: all]",
-)
+@shard_option("Draw the share I = 0 to N-1 alone, without the others")
 @click.option("--check", is_flag=True, help="Draw nothing: say which images are missing, wrong or foreign.")
 @click.option(
     "--format",

@@ -24,6 +24,13 @@ def mixed_seed(*numbers: int) -> int:
 _BLOCK = 1 << 12  # random numbers drawn at a time; a block equals that many single draws
 
 
+def _check_readers(dataset: Sized, rank: int, num_replicas: int) -> None:
+    if len(dataset) < 1:
+        raise UserError("the data set is empty; expected at least one image")
+    if not 0 <= rank < num_replicas:
+        raise UserError(f"rank {rank} of {num_replicas} readers; expected 0 <= rank < num_replicas")
+
+
 class InfiniteSampler(torch.utils.data.Sampler[int]):
     """Endless indices for one of `num_replicas` readers; `start` skips that many positions of the common stream."""
 
@@ -37,10 +44,7 @@ class InfiniteSampler(torch.utils.data.Sampler[int]):
         window_size: float = 0.5,
         start: int = 0,
     ) -> None:
-        if len(dataset) < 1:
-            raise UserError("the data set is empty; expected at least one image")
-        if not 0 <= rank < num_replicas:
-            raise UserError(f"rank {rank} of {num_replicas} readers; expected 0 <= rank < num_replicas")
+        _check_readers(dataset, rank, num_replicas)
         if not 0 <= window_size <= 1:
             raise UserError(f"window_size {window_size}; expected a number from 0 to 1")
         if not 0 <= seed < 1 << 32:
@@ -88,10 +92,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         seed: int = 0,
         start_idx: int = 0,
     ) -> None:
-        if len(dataset) < 1:
-            raise UserError("the data set is empty; expected at least one image")
-        if not 0 <= rank < num_replicas:
-            raise UserError(f"rank {rank} of {num_replicas} readers; expected 0 <= rank < num_replicas")
+        _check_readers(dataset, rank, num_replicas)
         self.size = len(dataset)
         self.rank = rank
         self.num_replicas = num_replicas

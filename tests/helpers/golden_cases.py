@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from edm_fast import networks
+
 # (entry id, array name, bit-identical, largest error relative to the largest value) of each float comparison so far
 results: list[tuple[str, str, bool, float]] = []
 ROOT = Path(os.environ.get("EDM_FAST_GOLDEN") or Path(__file__).parents[1] / "golden").resolve()
@@ -151,3 +153,17 @@ def heads(tensors: Iterable[Any], columns: int = 8) -> np.ndarray:
         row[:2] = values.sum(), values.abs().sum()
         row[2 : 2 + len(values)] = values[: columns - 2]
     return out
+
+
+def check_initial_state(entry):
+    """The fresh network of an entry: the random numbers it takes, and its names, shapes and values. Returns it."""
+    found, config = arrays(entry), entry["config"]
+    torch.manual_seed(config["torch_manual_seed"])
+    net = networks.build(config["class"], config["kwargs"])
+    check(entry, "randn_after", torch.randn([4]))
+    state = net.state_dict()
+    assert list(state) == [str(key) for key in found["head_keys"]]
+    for name, shape in config.get("state_dict", {}).items():
+        assert list(state[name].shape) == shape, name
+    check(entry, "head_rows", heads(state.values(), found["head_rows"].shape[1]))
+    return net
