@@ -17,7 +17,7 @@ from edm_fast.backend import transformed
 _library = torch.library.Library("edm_fast", "FRAGMENT")
 _OPTIONAL = torch.Tensor | None
 _TYPES: dict[Any, str] = {torch.Tensor: "Tensor", _OPTIONAL: "Tensor?", int: "int", float: "float", bool: "bool"}
-_TYPES[int | None] = "int?"
+_TYPES |= {int | None: "int?", float | None: "float?"}
 
 
 def torch_op(
