@@ -132,6 +132,8 @@ def differentiable(
     fields = arguments._fields
     names = [name for name, hint in get_type_hints(arguments).items() if hint in (torch.Tensor, _OPTIONAL)]
     places, count = [fields.index(name) for name in names], len(names)
+    # of each tensor its place, and those of the arguments whose gradients need its numbers
+    readers = [(fields.index(name), [fields.index(field) for field in saved.get(name, ())]) for name in names]
 
     on_kernel = _in_order(gradients, names, places)
     Gradients = _differentiable_gradients(arguments, reference, places, on_kernel)
@@ -141,17 +143,22 @@ def differentiable(
         def forward(ctx: Any, *args: Any) -> torch.Tensor:
             found = forward(*args)
             results = found if isinstance(found, tuple) else (found,)
-            needed = {field for field, needs in zip(fields, ctx.needs_input_grad) if needs}
-            keeps = [not needed.isdisjoint(saved.get(name, ())) for name in names]
-            tensors = [(keep, args[place]) for keep, place in zip(keeps, places)]
-            ctx.save_for_backward(*[t if keep else None for keep, t in tensors], *results[0 if keeps_result else 1 :])
-            ctx.shapes = [None if keep or t is None else (list(t.shape), t.dtype) for keep, t in tensors]
-            ctx.rest = _replaced(args, places, [None] * count)
+            needs, rest = ctx.needs_input_grad, list(args)
+            kept: list[Any] = []
+            shapes: list[Any] = []
+            for place, of in readers:
+                tensor, rest[place] = args[place], None
+                keep = True in [needs[i] for i in of]
+                kept.append(tensor if keep else None)
+                shapes.append(None if keep or tensor is None else (list(tensor.shape), tensor.dtype))
+            ctx.save_for_backward(*kept, *results[0 if keeps_result else 1 :])
+            ctx.shapes, ctx.rest = shapes, rest
             return results[0]
 
         @staticmethod
         def backward(ctx: Any, dy: torch.Tensor) -> Any:
-            kept, more = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+            unpacked = ctx.saved_tensors  # once: torch does it anew each time
+            kept, more = unpacked[:count], unpacked[count:]
             tensors = [
                 t if shape is None else dy.new_empty_strided(shape[0], [0] * len(shape[0]), dtype=shape[1])
                 for t, shape in zip(kept, ctx.shapes)
