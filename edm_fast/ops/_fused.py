@@ -113,6 +113,21 @@ def _differentiable_gradients(
     return Gradients
 
 
+def _divided(
+    args: Sequence[Any], readers: list[tuple[int, list[int]]], needs: Sequence[bool]
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """The tensors whose numbers a gradient needs, shape and dtype of the others, and the arguments without tensors."""
+    kept: list[Any] = []
+    shapes: list[Any] = []
+    rest = list(args)
+    for place, of in readers:
+        tensor, rest[place] = args[place], None
+        keep = True in [needs[i] for i in of]
+        kept.append(tensor if keep else None)
+        shapes.append(None if keep or tensor is None else (list(tensor.shape), tensor.dtype))
+    return kept, shapes, rest
+
+
 def differentiable(
     arguments: Any,
     reference: Callable[[Any], torch.Tensor],
@@ -143,16 +158,8 @@ def differentiable(
         def forward(ctx: Any, *args: Any) -> torch.Tensor:
             found = forward(*args)
             results = found if isinstance(found, tuple) else (found,)
-            needs, rest = ctx.needs_input_grad, list(args)
-            kept: list[Any] = []
-            shapes: list[Any] = []
-            for place, of in readers:
-                tensor, rest[place] = args[place], None
-                keep = True in [needs[i] for i in of]
-                kept.append(tensor if keep else None)
-                shapes.append(None if keep or tensor is None else (list(tensor.shape), tensor.dtype))
+            kept, ctx.shapes, ctx.rest = _divided(args, readers, ctx.needs_input_grad)
             ctx.save_for_backward(*kept, *results[0 if keeps_result else 1 :])
-            ctx.shapes, ctx.rest = shapes, rest
             return results[0]
 
         @staticmethod
