@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ def without_memory(*shape):
     x = torch.zeros(*shape)
     x.untyped_storage().resize_(0)
     return x
+
+
+@needs_native
+def test_knows_no_torch():
+    """One compiled part works with every version of torch."""
+    data = Path(native.lib.__file__).read_bytes()
+    for name in (b"libtorch", b"libc10", b"_ZN2at", b"_ZN3c10", b"_ZN5torch", b"_ZNK2at"):
+        assert name not in data
+    assert b"conv2d_fwd_cpu" in data
 
 
 @needs_native

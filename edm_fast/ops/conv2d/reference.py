@@ -31,7 +31,8 @@ class Conv2dArgs(NamedTuple):
 
     def size(self) -> list[int]:
         """Height and width of the result."""
-        return [n + 2 * self.pad() - self.weight.shape[-1] + 1 for n in self.x.shape[2:]]
+        more = 2 * self.pad() - self.weight.shape[-1] + 1
+        return [n + more for n in self.x.shape[2:]]
 
 
 def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
