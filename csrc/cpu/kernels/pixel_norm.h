@@ -1,5 +1,5 @@
 // pixel_norm, channels last: n = x / (eps + RMS of a group of channels of x's pixel); m = n gain; y = m sigmoid(m);
-// each part may be left out. Its gradient, with s = eps + RMS, g = dy silu'(m) gain and dot = sum of g x over the group:
+// each part may be left out. Its gradient, with s = eps + RMS, g = dy silu'(m) gain and dot = the group's sum of g x:
 //     dx = g / s - x dot / (s^2 channels RMS),    dgain = sum over pixels of dy silu'(m) n
 // Sums run in fixed lanes and blocks of pixels, uncontracted: one result on every instruction set and thread count; of
 // the SiLU forward there are several (normalise.h).
