@@ -1,6 +1,6 @@
-"""Benchmarks are bench_*.py files; helpers in ops/ and networks/ are importable."""
+"""Benchmarks are bench_*.py files; the helper in networks/ is importable."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("ops", "networks")]
+sys.path.insert(0, str(Path(__file__).parent / "networks"))

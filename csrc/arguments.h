@@ -1,4 +1,5 @@
-// Every native function and its arguments by name: how Python, and the programs of the tests, fill the structs.
+// Native functions and their arguments by name: how Python, and the programs of the tests, fill the structs and call.
+// Each struct has the list of its fields beside it.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "attention.h"
-#include "conv2d.h"
-#include "group_norm_silu.h"
-#include "solver_update.h"
-#include "upfirdn.h"
+#include "common.h"
 
 namespace edm {
 
@@ -61,78 +58,6 @@ inline Field array_field(Field field, size_t most, size_t count) {
 template <typename S>
 std::vector<Field> fields();
 
-template <>
-inline std::vector<Field> fields<Attention>() {
-    using S = Attention;
-    return {MUST(kAny, dtype), MUST(kAny, qkv_ptr), MUST(kAny, a_ptr), BOTH(kBackward, kForward, stats_ptr),
-            MUST(kBackward, da_ptr), MUST(kBackward, dqkv_ptr),
-            MUST(kAny, n), MUST(kAny, heads), MUST(kAny, channels), MUST(kAny, pixels),
-            MUST(kAny, qkv.image), MUST(kAny, qkv.head), MUST(kAny, qkv.which), MUST(kAny, qkv.channel),
-            MUST(kAny, qkv.pixel), MUST(kAny, a.image), MUST(kAny, a.head), MUST(kAny, a.channel), MUST(kAny, a.pixel)};
-}
-
-template <>
-inline std::vector<Field> fields<Conv2d>() {
-    using S = Conv2d;
-    return {MUST(kForward, dtype), MUST(kAny, algorithm), MUST(kForward, y_ptr), MUST(kForward, x_ptr),
-            MUST(kForward, weight_ptr), MAY(kForward, bias_ptr), MAY(kForward, residual_ptr),
-            MUST(kAny, n), MUST(kAny, h), MUST(kAny, w), FIELD(kAny, kNone, in, "inputs"),
-            FIELD(kForward, kNone, out, "outputs"), MUST(kAny, kernel), MUST(kAny, padding), MAY(kForward, bias_rows),
-            MUST(kForward, y_pitch), MUST(kForward, x_pitch), MAY(kForward, residual_pitch), MUST(kForward, scale),
-            MAY(kForward, workspace_ptr), MAY(kForward, transposed), MAY(kForward, affine_ptr), MAY(kForward, silu),
-            MAY(kForward, balance_ptr)};
-}
-
-template <>
-inline std::vector<Field> fields<Conv2dPack>() {
-    using S = Conv2dPack;
-    return {MUST(kForward, dtype), MUST(kAny, algorithm), MUST(kForward, packed_ptr), MUST(kForward, weight_ptr),
-            FIELD(kAny, kNone, out, "outputs"), FIELD(kAny, kNone, in, "inputs"), MUST(kAny, kernel),
-            MAY(kAny, transposed)};
-}
-
-template <>
-inline std::vector<Field> fields<Conv2dBwd>() {
-    using S = Conv2dBwd;
-    return {MUST(kBackward, dtype), MUST(kBackward, dweight_ptr), MUST(kBackward, x_ptr), MUST(kBackward, dy_ptr),
-            MUST(kBackward, workspace_ptr), MUST(kAny, n), MUST(kAny, h), MUST(kAny, w),
-            FIELD(kAny, kNone, in, "inputs"), FIELD(kAny, kNone, out, "outputs"), MUST(kAny, padding)};
-}
-
-template <>
-inline std::vector<Field> fields<GroupNormSilu>() {
-    using S = GroupNormSilu;
-    return {MUST(kAny, dtype), MUST(kAny, x_ptr), BOTH(kCuda, kForward, y_ptr),
-            BOTH(kForward | kBackward, kCuda, stats_ptr), MUST(kAny, weight_ptr), MUST(kAny, bias_ptr),
-            MAY(kAny, scale_ptr), MAY(kAny, shift_ptr), MUST(kBackward, dy_ptr), MUST(kBackward, dx_ptr),
-            MUST(kBackward, dparams_ptr), MUST(kAny, n), MUST(kAny, c), MUST(kAny, space), MUST(kAny, groups),
-            MAY(kAny, scale_rows), MAY(kAny, shift_rows), MUST(kAny, eps), MUST(kAny, silu), MUST(kAny, channels_last),
-            MUST(kForward | kCuda, x_pitch), MAY(kCuda, workspace_ptr), MAY(kForward, affine_ptr)};
-}
-
-template <>
-inline std::vector<Field> fields<SolverUpdate>() {
-    using S = SolverUpdate;
-    return {MUST(kAny, dtype), MUST(kAny, y_ptr), MAY(kAny, d_ptr), MUST(kAny, base_ptr), MAY(kAny, x_ptr),
-            MAY(kAny, D_ptr), MAY(kAny, noise_ptr), LIST(kAny, terms_ptr, num_terms), LIST(kAny, weights, num_weights),
-            MUST(kAny, p), MUST(kAny, q), MUST(kAny, t), MUST(kAny, a), MUST(kAny, h), MUST(kAny, w), MUST(kAny, c),
-            MUST(kAny, size)};
-}
-
-template <>
-inline std::vector<Field> fields<Upfirdn>() {
-    using S = Upfirdn;
-    return {MUST(kAny, dtype), MUST(kAny, y_ptr), MUST(kAny, x_ptr), MUST(kAny, f_ptr), MUST(kAny, n), MUST(kAny, c),
-            MUST(kAny, h), MUST(kAny, w), MUST(kAny, out_h), MUST(kAny, out_w), MUST(kAny, taps), MUST(kAny, factor),
-            MUST(kAny, padding), MUST(kAny, gain), MUST(kAny, up), MUST(kAny, channels_last), MUST(kAny, x_pitch)};
-}
-
-#undef FIELD
-#undef BOTH
-#undef MUST
-#undef MAY
-#undef LIST
-
 // the fields that one function reads
 template <typename S>
 std::vector<Field> fields_of(Use use) {
@@ -166,39 +91,45 @@ inline bool set(const Field& field, void* arguments, const Value& value) {
     return true;
 }
 
-// visit(name, use, function) for every function that runs on a CPU, with the instruction set and the number of threads
-template <typename F>
-void cpu_functions(F&& visit) {
-    visit("attention_fwd_cpu", kForward, attention_fwd_cpu);
-    visit("attention_bwd_cpu", kBackward, attention_bwd_cpu);
-    visit("conv2d_pack_cpu", kForward, conv2d_pack_cpu);
-    visit("conv2d_fwd_cpu", kForward, conv2d_fwd_cpu);
-    visit("conv2d_bwd_cpu", kBackward, conv2d_bwd_cpu);
-    visit("group_norm_silu_fwd_cpu", kForward, group_norm_silu_fwd_cpu);
-    visit("group_norm_silu_bwd_cpu", kBackward, group_norm_silu_bwd_cpu);
-    visit("solver_update_fwd_cpu", kForward, solver_update_fwd_cpu);
-    visit("upfirdn_fwd_cpu", kForward, upfirdn_fwd_cpu);
+// A native function that takes the struct with these fields, as one of three kinds.
+struct Function {
+    const char* name;
+    Use use;
+    std::vector<Field> (*fields)(Use use);
+    size_t bytes;                                                // of the struct
+    int (*run)(const void* s, int threads);                      // on a CPU, for one instruction set
+    int (*launch)(const void* s, int device, void* stream);      // on a GPU
+    int64_t (*size)(const void* s);                              // tells the size of a buffer
+};
+
+struct Functions {
+    const Function* first;
+    int count;
+    const Function* begin() const { return first; }
+    const Function* end() const { return first + count; }
+};
+
+template <auto F, typename S>
+constexpr Function described(const char* name, Use use, int (*)(const S&, int)) {
+    const auto run = [](const void* s, int threads) { return F(*static_cast<const S*>(s), threads); };
+    return {name, use, fields_of<S>, sizeof(S), run, nullptr, nullptr};
 }
 
-// likewise on a GPU, with the device and the stream
-template <typename F>
-void cuda_functions(F&& visit) {
-    visit("group_norm_silu_fwd_cuda", kCuda, group_norm_silu_fwd_cuda);
-    visit("solver_update_fwd_cuda", kCuda, solver_update_fwd_cuda);
-    visit("upfirdn_fwd_cuda", kCuda, upfirdn_fwd_cuda);
+template <auto F, typename S>
+constexpr Function described(const char* name, Use use, int (*)(const S&, int, void*)) {
+    const auto launch = [](const void* s, int device, void* stream) {
+        return F(*static_cast<const S*>(s), device, stream);
+    };
+    return {name, use, fields_of<S>, sizeof(S), nullptr, launch, nullptr};
 }
 
-// and those that tell the size of a buffer
-template <typename F>
-void size_functions(F&& visit) {
-    visit("conv2d_packed_size", kSize, conv2d_packed_size);
-    visit("conv2d_fwd_workspace", kSize, conv2d_fwd_workspace);
-    visit("conv2d_bwd_workspace", kSize, conv2d_bwd_workspace);
+template <auto F, typename S>
+constexpr Function described(const char* name, Use use, int64_t (*)(const S&)) {
+    const auto size = [](const void* s) { return F(*static_cast<const S*>(s)); };
+    return {name, use, fields_of<S>, sizeof(S), nullptr, nullptr, size};
 }
 
-template <typename F>
-void cuda_size_functions(F&& visit) {
-    visit("group_norm_silu_fwd_workspace_cuda", kCuda, group_norm_silu_fwd_workspace_cuda);
-}
+// F, which Python knows as F and this ending
+#define FUNCTION(F, ending, use) ::edm::described<F>(#F ending, use, F)
 
 }  // namespace edm

@@ -1,7 +1,7 @@
 // attention: softmax(Q^T K / sqrt(channels)) V over the pixels of an image, for each head; its gradient.
 #pragma once
 
-#include "common.h"
+#include "arguments.h"
 
 namespace edm {
 
@@ -19,7 +19,14 @@ struct Attention {
     struct { int64_t image, head, channel, pixel; } a;
 };
 
-int attention_fwd_cpu(const Attention& s, int isa, int threads);
-int attention_bwd_cpu(const Attention& s, int isa, int threads);
+template <>
+inline std::vector<Field> fields<Attention>() {
+    using S = Attention;
+    return {MUST(kAny, dtype), MUST(kAny, qkv_ptr), MUST(kAny, a_ptr), BOTH(kBackward, kForward, stats_ptr),
+            MUST(kBackward, da_ptr), MUST(kBackward, dqkv_ptr),
+            MUST(kAny, n), MUST(kAny, heads), MUST(kAny, channels), MUST(kAny, pixels),
+            MUST(kAny, qkv.image), MUST(kAny, qkv.head), MUST(kAny, qkv.which), MUST(kAny, qkv.channel),
+            MUST(kAny, qkv.pixel), MUST(kAny, a.image), MUST(kAny, a.head), MUST(kAny, a.channel), MUST(kAny, a.pixel)};
+}
 
 }  // namespace edm

@@ -3,13 +3,20 @@
 #include <pybind11/pybind11.h>
 
 #include <exception>
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "arguments.h"
 #include "common.h"
+#include "cpu/_kernels.h"
 #include "cpu/algorithms.h"
 #include "cpu/simd/isas.h"
+#include "solver_update.h"
+#ifdef EDM_WITH_CUDA
+#include "cuda/functions.h"
+#endif
 
 #ifndef EDM_SOURCES
 #define EDM_SOURCES ""
@@ -53,6 +60,10 @@ PyObject* run_without_gil(const char* name, F&& run) {
     return PyErr_Format(PyExc_RuntimeError, "%s: %s", name, failure.c_str());
 }
 
+PyObject* refuse_threads(const char* name, int threads) {
+    return PyErr_Format(PyExc_RuntimeError, "%s: %d threads; expected 1 or more", name, threads);
+}
+
 // A call whose arguments are set, but for the number of threads.
 struct BoundCall {
     const char* name;
@@ -65,10 +76,18 @@ struct Given {
     PyObject *names, *const *values, *address_of;
 };
 
+// The struct, and what follows it: instruction set and number of threads on a CPU, device and stream on a GPU.
+struct Arguments {
+    static constexpr size_t kMost = 320;
+    alignas(8) char s[kMost] = {};
+    int place = 0, threads = 0;
+    void* stream = nullptr;
+};
+
 // A native function as Python sees it.
-class Function {
+class PythonFunction {
 public:
-    virtual ~Function() = default;
+    virtual ~PythonFunction() = default;
     virtual PyObject* call(const Given& given) const = 0;
     virtual BoundCall* bind(const Given&) const {
         return PyErr_Format(PyExc_TypeError, "%s() cannot be bound", name_), nullptr;
@@ -76,7 +95,10 @@ public:
     PyMethodDef method{};
 
 protected:
-    Function(const char* name, std::vector<Field> fields) : name_(name), fields_(std::move(fields)) {
+    PythonFunction(const Function& function, std::vector<Field> more)
+        : name_(function.name), fields_(function.fields(function.use)) {
+        if (function.bytes > Arguments::kMost) throw std::length_error(function.name);
+        fields_.insert(fields_.end(), more.begin(), more.end());
         for (const Field& field : fields_) interned_.push_back(PyUnicode_InternFromString(field.name.c_str()));
     }
 
@@ -160,69 +182,72 @@ private:
     std::vector<PyObject*> interned_;
 };
 
-// with what follows the struct: the instruction set and the number of threads on a CPU, device and stream on a GPU
-template <typename S, typename P, typename Q>
-class Kernel : public Function {
-    struct Arguments {
-        S s{};
-        P place{};
-        Q last{};
-    };
-    using Run = int (*)(const S&, P, Q);
-
+class CpuFunction : public PythonFunction {
     struct Bound : BoundCall {
         Arguments arguments;
-        Run run_;
-        int run(int threads) const override { return run_(arguments.s, arguments.place, threads); }
+        int (*run_)(const void*, int);
+        int run(int threads) const override { return run_(arguments.s, threads); }
     };
 
-    static std::vector<Field> all_fields(Use use) {
-        constexpr bool cpu = std::is_same_v<Q, int>;
-        auto fields = fields_of<S>(use);
-        fields.push_back({cpu ? "isa" : "device", offsetof(Arguments, place), kind_of<P>(), kAny, kNone});
-        fields.push_back({cpu ? "threads" : "stream", offsetof(Arguments, last), kind_of<Q>(), kAny, kNone});
-        return fields;
-    }
-
-    Run run_;
+    std::vector<decltype(Function::run)> runs_;  // one for each instruction set
 
 public:
-    Kernel(const char* name, Use use, Run run) : Function(name, all_fields(use)), run_(run) {}
+    explicit CpuFunction(int place)
+        : PythonFunction(functions_of(0).first[place],
+                         {{"isa", offsetof(Arguments, place), Kind::kInt, kAny, kNone},
+                          {"threads", offsetof(Arguments, threads), Kind::kInt, kAny, kNone}}) {
+        for (int isa = 0; isa < isa_count(); ++isa) runs_.push_back(functions_of(isa).first[place].run);
+    }
 
     PyObject* call(const Given& given) const override {
         Arguments a;
         if (!fill(&a, fields_.size(), given)) return nullptr;
-        return run_without_gil(name_, [&] { return run_(a.s, a.place, a.last); });
+        if (a.threads < 1) return refuse_threads(name_, a.threads);
+        const auto run = available(a.place) ? runs_[a.place] : [](const void*, int) { return int(kBadArgument); };
+        return run_without_gil(name_, [&] { return run(a.s, a.threads); });
     }
 
     BoundCall* bind(const Given& given) const override {
-        if constexpr (std::is_same_v<Q, int>) {
-            auto* bound = new Bound;
-            bound->name = name_, bound->run_ = run_;
-            if (fill(&bound->arguments, fields_.size() - 1, given)) return bound;
-            delete bound;
-            return nullptr;
-        }
-        return Function::bind(given);
+        auto bound = std::make_unique<Bound>();
+        if (!fill(&bound->arguments, fields_.size() - 1, given)) return nullptr;
+        if (!available(bound->arguments.place))
+            return PyErr_Format(PyExc_RuntimeError, "%s: no such instruction set", name_), nullptr;
+        bound->name = name_, bound->run_ = runs_[bound->arguments.place];
+        return bound.release();
     }
 };
 
-template <typename S>
-class Size : public Function {
-    int64_t (*run_)(const S&);
+class SizeFunction : public PythonFunction {
+    decltype(Function::size) size_;
 
 public:
-    Size(const char* name, Use use, int64_t (*run)(const S&)) : Function(name, fields_of<S>(use)), run_(run) {}
+    explicit SizeFunction(const Function& function) : PythonFunction(function, {}), size_(function.size) {}
 
     PyObject* call(const Given& given) const override {
-        S s{};
-        return fill(&s, fields_.size(), given) ? PyLong_FromLongLong(run_(s)) : nullptr;
+        Arguments a;
+        return fill(&a, fields_.size(), given) ? PyLong_FromLongLong(size_(a.s)) : nullptr;
+    }
+};
+
+class CudaFunction : public PythonFunction {
+    decltype(Function::launch) launch_;
+
+public:
+    explicit CudaFunction(const Function& function)
+        : PythonFunction(function, {{"device", offsetof(Arguments, place), Kind::kInt, kAny, kNone},
+                                    {"stream", offsetof(Arguments, stream), Kind::kPointer, kAny, kNone}}),
+          launch_(function.launch) {}
+
+    PyObject* call(const Given& given) const override {
+        Arguments a;
+        if (!fill(&a, fields_.size(), given)) return nullptr;
+        return run_without_gil(name_, [&] { return launch_(a.s, a.place, a.stream); });
     }
 };
 
 // function([address_of,] **arguments)
 PyObject* call_function(PyObject* self, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
-    const auto* function = static_cast<Function*>(PyCapsule_GetPointer(self, kCapsule));
+    const auto* function = static_cast<PythonFunction*>(PyCapsule_GetPointer(self, kCapsule));
     if (positional > 1 || (positional && !PyCallable_Check(values[0])))
         return PyErr_Format(PyExc_TypeError, "%s() takes arguments by name", function->method.ml_name);
     return function->call({names, values + positional, positional ? values[0] : nullptr});
@@ -239,6 +264,7 @@ PyObject* call_bound(PyObject* self, PyObject* args, PyObject* kwargs) {
     int threads = 0;
     if (kwargs || !PyArg_ParseTuple(args, "i", &threads))
         return PyErr_Format(PyExc_TypeError, "%s: a bound call takes the number of threads", bound.name);
+    if (threads < 1) return refuse_threads(bound.name, threads);
     return run_without_gil(bound.name, [&] { return bound.run(threads); });
 }
 
@@ -259,7 +285,8 @@ PyObject* bind_function(PyObject*, PyObject* const* values, Py_ssize_t positiona
     PyObject* self = positional == 1 && PyCFunction_Check(values[0]) ? PyCFunction_GET_SELF(values[0]) : nullptr;
     if (!self || !PyCapsule_IsValid(self, kCapsule))
         return PyErr_Format(PyExc_TypeError, "bind() takes one native function and its arguments by name");
-    BoundCall* call = static_cast<Function*>(PyCapsule_GetPointer(self, kCapsule))->bind({names, values + 1, nullptr});
+    const auto* function = static_cast<PythonFunction*>(PyCapsule_GetPointer(self, kCapsule));
+    BoundCall* call = function->bind({names, values + 1, nullptr});
     auto* object = call ? PyObject_New(BoundObject, bound_type) : nullptr;
     if (object) object->call = call;
     else delete call;
@@ -289,26 +316,12 @@ py::list isas() {
     return rows;
 }
 
-// puts native functions into a module, which keeps them for ever
-struct Definer {
-    py::module_& m;
-
-    template <typename S, typename P, typename Q>
-    void operator()(const char* name, Use use, int (*run)(const S&, P, Q)) const {
-        define(name, new Kernel<S, P, Q>(name, use, run));
-    }
-    template <typename S>
-    void operator()(const char* name, Use use, int64_t (*run)(const S&)) const {
-        define(name, new Size<S>(name, use, run));
-    }
-
-private:
-    void define(const char* name, Function* f) const {
-        f->method = {name, (PyCFunction)(void (*)())call_function, METH_FASTCALL | METH_KEYWORDS, nullptr};
-        const auto self = py::reinterpret_steal<py::object>(PyCapsule_New(f, kCapsule, nullptr));
-        m.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(&f->method, self.ptr()));
-    }
-};
+// puts a native function into a module, which keeps it for ever
+void define(py::module_& m, const char* name, PythonFunction* f) {
+    f->method = {name, (PyCFunction)(void (*)())call_function, METH_FASTCALL | METH_KEYWORDS, nullptr};
+    const auto self = py::reinterpret_steal<py::object>(PyCapsule_New(f, kCapsule, nullptr));
+    m.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(&f->method, self.ptr()));
+}
 
 }  // namespace
 }  // namespace edm
@@ -325,10 +338,13 @@ PYBIND11_MODULE(_C, m) {
     bound_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&bound_spec));
     if (!bound_type) throw py::error_already_set();
     m.attr("bind") = py::reinterpret_steal<py::object>(PyCFunction_New(&bind_method, nullptr));
-    cpu_functions(Definer{m});
-    size_functions(Definer{m});
+    const Functions functions = functions_of(0);
+    for (int i = 0; i < functions.count; ++i) {
+        const Function& f = functions.first[i];
+        define(m, f.name, f.run ? static_cast<PythonFunction*>(new CpuFunction(i)) : new SizeFunction(f));
+    }
 #ifdef EDM_WITH_CUDA
-    cuda_functions(Definer{m});
-    cuda_size_functions(Definer{m});
+    for (const Function& f : kCudaFunctions)
+        define(m, f.name, f.launch ? static_cast<PythonFunction*>(new CudaFunction(f)) : new SizeFunction(f));
 #endif
 }

@@ -1,7 +1,7 @@
 // conv2d: y = (weight * x + bias + residual) scale, square kernel 1 or 3, zero padding, channels last.
 #pragma once
 
-#include "common.h"
+#include "arguments.h"
 
 namespace edm {
 
@@ -25,6 +25,18 @@ struct Conv2d {
     const void* balance_ptr;      // paired and unpacked: as conv2d_pack_cpu leaves it
 };
 
+template <>
+inline std::vector<Field> fields<Conv2d>() {
+    using S = Conv2d;
+    return {MUST(kForward, dtype), MUST(kAny, algorithm), MUST(kForward, y_ptr), MUST(kForward, x_ptr),
+            MUST(kForward, weight_ptr), MAY(kForward, bias_ptr), MAY(kForward, residual_ptr),
+            MUST(kAny, n), MUST(kAny, h), MUST(kAny, w), FIELD(kAny, kNone, in, "inputs"),
+            FIELD(kForward, kNone, out, "outputs"), MUST(kAny, kernel), MUST(kAny, padding), MAY(kForward, bias_rows),
+            MUST(kForward, y_pitch), MUST(kForward, x_pitch), MAY(kForward, residual_pitch), MUST(kForward, scale),
+            MAY(kForward, workspace_ptr), MAY(kForward, transposed), MAY(kForward, affine_ptr), MAY(kForward, silu),
+            MAY(kForward, balance_ptr)};
+}
+
 struct Conv2dPack {
     int dtype;
     int algorithm;
@@ -33,6 +45,14 @@ struct Conv2dPack {
     int64_t out, in, kernel;
     bool transposed;              // pack the adjoint, as if weight[i, o] had been flipped in both axes: (in, out) swap
 };
+
+template <>
+inline std::vector<Field> fields<Conv2dPack>() {
+    using S = Conv2dPack;
+    return {MUST(kForward, dtype), MUST(kAny, algorithm), MUST(kForward, packed_ptr), MUST(kForward, weight_ptr),
+            FIELD(kAny, kNone, out, "outputs"), FIELD(kAny, kNone, in, "inputs"), MUST(kAny, kernel),
+            MAY(kAny, transposed)};
+}
 
 // The gradient of a 3x3 weight by tiles of F(4x4, 3x3): a sum over tiles of products in the transformed space.
 struct Conv2dBwd {
@@ -43,6 +63,14 @@ struct Conv2dBwd {
     void* workspace_ptr;          // conv2d_bwd_workspace floats
     int64_t n, h, w, in, out, padding;
 };
+
+template <>
+inline std::vector<Field> fields<Conv2dBwd>() {
+    using S = Conv2dBwd;
+    return {MUST(kBackward, dtype), MUST(kBackward, dweight_ptr), MUST(kBackward, x_ptr), MUST(kBackward, dy_ptr),
+            MUST(kBackward, workspace_ptr), MUST(kAny, n), MUST(kAny, h), MUST(kAny, w),
+            FIELD(kAny, kNone, in, "inputs"), FIELD(kAny, kNone, out, "outputs"), MUST(kAny, padding)};
+}
 
 int64_t conv2d_bwd_workspace(const Conv2dBwd& s);
 int conv2d_bwd_cpu(const Conv2dBwd& s, int isa, int threads);

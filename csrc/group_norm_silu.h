@@ -1,7 +1,7 @@
 // group_norm_silu: u = (x - mean) rstd weight + bias; m = shift + u (scale + 1); y = m sigmoid(m), and its backward.
 #pragma once
 
-#include "common.h"
+#include "arguments.h"
 
 namespace edm {
 
@@ -28,8 +28,17 @@ struct GroupNormSilu {
                                         // y = m or m sigmoid(m), m = (x - mean) a + b
 };
 
-int group_norm_silu_fwd_cpu(const GroupNormSilu& s, int isa, int threads);
-int group_norm_silu_bwd_cpu(const GroupNormSilu& s, int isa, int threads);
+template <>
+inline std::vector<Field> fields<GroupNormSilu>() {
+    using S = GroupNormSilu;
+    return {MUST(kAny, dtype), MUST(kAny, x_ptr), BOTH(kCuda, kForward, y_ptr),
+            BOTH(kForward | kBackward, kCuda, stats_ptr), MUST(kAny, weight_ptr), MUST(kAny, bias_ptr),
+            MAY(kAny, scale_ptr), MAY(kAny, shift_ptr), MUST(kBackward, dy_ptr), MUST(kBackward, dx_ptr),
+            MUST(kBackward, dparams_ptr), MUST(kAny, n), MUST(kAny, c), MUST(kAny, space), MUST(kAny, groups),
+            MAY(kAny, scale_rows), MAY(kAny, shift_rows), MUST(kAny, eps), MUST(kAny, silu), MUST(kAny, channels_last),
+            MUST(kForward | kCuda, x_pitch), MAY(kCuda, workspace_ptr), MAY(kForward, affine_ptr)};
+}
+
 int group_norm_silu_fwd_cuda(const GroupNormSilu& s, int device, void* stream);
 int64_t group_norm_silu_fwd_workspace_cuda(const GroupNormSilu& s);  // as the sizes and the alignment of x and y ask
 

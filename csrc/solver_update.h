@@ -2,7 +2,7 @@
 // contraction.
 #pragma once
 
-#include "common.h"
+#include "arguments.h"
 
 namespace edm {
 
@@ -19,12 +19,20 @@ struct SolverUpdate {
     int64_t size;                                // elements of every array; all lie in one order
 };
 
+template <>
+inline std::vector<Field> fields<SolverUpdate>() {
+    using S = SolverUpdate;
+    return {MUST(kAny, dtype), MUST(kAny, y_ptr), MAY(kAny, d_ptr), MUST(kAny, base_ptr), MAY(kAny, x_ptr),
+            MAY(kAny, D_ptr), MAY(kAny, noise_ptr), LIST(kAny, terms_ptr, num_terms), LIST(kAny, weights, num_weights),
+            MUST(kAny, p), MUST(kAny, q), MUST(kAny, t), MUST(kAny, a), MUST(kAny, h), MUST(kAny, w), MUST(kAny, c),
+            MUST(kAny, size)};
+}
+
 inline bool fits(const SolverUpdate& s) {
     return s.num_terms >= 0 && s.num_terms <= kMaxTerms && s.num_terms == s.num_weights && s.size >= 0 &&
            !s.x_ptr == !s.D_ptr && (!s.D_ptr || s.d_ptr || !s.size);
 }
 
-int solver_update_fwd_cpu(const SolverUpdate& s, int isa, int threads);
 int solver_update_fwd_cuda(const SolverUpdate& s, int device, void* stream);
 
 }  // namespace edm

@@ -1,7 +1,7 @@
 // upfirdn: y[i] = gain sum_k x[factor i - padding + k] f[k] (down), or its adjoint (up), per axis, zeros outside.
 #pragma once
 
-#include "common.h"
+#include "arguments.h"
 
 namespace edm {
 
@@ -16,7 +16,14 @@ struct Upfirdn {
     int64_t x_pitch;                  // channels last: elements from pixel to pixel of x, c or more
 };
 
-int upfirdn_fwd_cpu(const Upfirdn& s, int isa, int threads);
+template <>
+inline std::vector<Field> fields<Upfirdn>() {
+    using S = Upfirdn;
+    return {MUST(kAny, dtype), MUST(kAny, y_ptr), MUST(kAny, x_ptr), MUST(kAny, f_ptr), MUST(kAny, n), MUST(kAny, c),
+            MUST(kAny, h), MUST(kAny, w), MUST(kAny, out_h), MUST(kAny, out_w), MUST(kAny, taps), MUST(kAny, factor),
+            MUST(kAny, padding), MUST(kAny, gain), MUST(kAny, up), MUST(kAny, channels_last), MUST(kAny, x_pitch)};
+}
+
 int upfirdn_fwd_cuda(const Upfirdn& s, int device, void* stream);
 
 }  // namespace edm

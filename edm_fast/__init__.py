@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "checkpoint",
     "save": "checkpoint",
+    "from_pretrained": "checkpoint",
+    "push_to_hub": "checkpoint",
     "accelerate": "plan",
     "edm_sampler": "sampling",
     "ablation_sampler": "sampling",
@@ -63,7 +65,9 @@ if TYPE_CHECKING:  # what __getattr__ gives, for programs that read types
     from edm_fast import training as training
     from edm_fast.backend import explain as explain
     from edm_fast.backend import use_backend as use_backend
+    from edm_fast.checkpoint import from_pretrained as from_pretrained
     from edm_fast.checkpoint import load as load
+    from edm_fast.checkpoint import push_to_hub as push_to_hub
     from edm_fast.checkpoint import save as save
     from edm_fast.errors import UserError as UserError
     from edm_fast.plan import accelerate as accelerate

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ class Implementation:
     `reason` says in one phrase why it cannot take a call, `slower` why it could but would be no faster; a backend that
     was requested by name is not asked the latter. Its error against float64 stays within `budget` times that of the
     reference, and a floor of four roundings.
+
+    CPU plans run it by lower(result, args, scratch), the call bound to float32 memory, images channels last, and called
+    with the number of threads; `scratch` has the shape that scratch(args) tells.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Implementation:
     slower: Callable[[Any], str | None] | None = None
     differentiable: bool = False
     budget: float = 2.0
+    lower: Callable[..., Callable[[int], None]] | None = None
+    scratch: Callable[[Any], tuple[int, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +164,7 @@ class Op:
 
     `arguments` is the record, a NamedTuple, that a call and every function of the op take. `check(args)` raises
     UserError on bad input before anything runs; implementations get checked input only. `like(args)`, if given, is an
-    empty tensor as the result would be, for inputs that hold no numbers.
+    empty tensor as the result would be, for inputs that hold no numbers; `cases()` gives the rows of its case table.
     """
 
     def __init__(
@@ -170,12 +175,13 @@ class Op:
         check: Callable[[Any], None],
         *implementations: Implementation,
         like: Callable[[Any], torch.Tensor] | None = None,
+        cases: Callable[[], Iterable[Any]] = tuple,
     ) -> None:
         self.name = name
         self.arguments = arguments
         self.reference = reference
         self.check = check
-        self.like = like
+        self.like, self.cases = like, cases
         names = [implementation.name for implementation in implementations]
         last = Implementation("reference", "any", reference, differentiable=True)
         self.implementations = {i.name: i for i in (*implementations, last)}

@@ -13,6 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the hub
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers import golden_cases, triton_interpreter  # noqa: E402

@@ -13,6 +13,7 @@ import pytest
 from edm_fast import native, use_backend
 from edm_fast.cli import main
 from helpers import peers
+from helpers.hub_folder import Hub
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -31,6 +32,8 @@ def test_python(name, tmp_path, monkeypatch, capsys):
         peers.expect("azula")
         peers.expect("diffusers")
     monkeypatch.chdir(tmp_path)
+    if name == "checkpoints.md":
+        Hub(tmp_path / "hub", monkeypatch)
     names = {"__name__": "__main__"}
     for number, code in enumerate(PYTHON.findall(PAGES[name])):
         with use_backend("auto"):

@@ -77,6 +77,10 @@ def test_a_bad_status_is_an_exception():
     with pytest.raises(RuntimeError, match="bad argument"):
         numbers = dict(dtype=0, y=0, base=0, size=0, **ONES)
         native.lib.solver_update_fwd_cpu(**numbers, isa=99, threads=1)  # no such instruction set
+    for call in (lambda: native.lib.solver_update_fwd_cpu(**numbers, isa=0, threads=0), lambda: bound(0)):
+        bound = native.lib.bind(native.lib.solver_update_fwd_cpu, **numbers, isa=0)
+        with pytest.raises(RuntimeError, match="solver_update_fwd_cpu: 0 threads; expected 1 or more"):
+            call()
 
 
 RESAMPLING = dict(

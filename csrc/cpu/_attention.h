@@ -1,4 +1,4 @@
-// What the driver of attention and its kernels share.
+// The memory in which attention packs its operands.
 #pragma once
 
 #include <cmath>
@@ -10,6 +10,8 @@ namespace edm {
 
 constexpr int64_t kQueries = 128, kKeys = 256, kPartTerms = 128;  // of one part of a sum; multiples of kPanel
 constexpr int64_t kWeightPitch = row_pitch(kKeys), kTurnedPitch = row_pitch(kQueries);
+
+inline bool fits(const Attention& s) { return s.n >= 0 && s.heads > 0 && s.channels > 0 && s.pixels >= 0; }
 
 inline float scale_of(const Attention& s) { return float(1 / std::sqrt(double(s.channels))); }
 
@@ -43,13 +45,6 @@ struct BackwardScratch {
         return 2 * padded(s.pixels) * s.channels + s.pixels * (padded(s.channels) + 2 * pitch) +
                kQueries * (5 * pitch + 2 * kWeightPitch) + 2 * kKeys * kTurnedPitch;
     }
-};
-
-// of one instruction set; blocks are queries [first, last) of one (image, head) pair
-struct AttentionKernels {
-    void (*pack_keys)(const Attention& s, int64_t pair, float* scratch);
-    void (*attend)(const Attention& s, int64_t pair, int64_t first, int64_t last, float* scratch);
-    void (*differentiate)(const Attention& s, int64_t pair, float* scratch);
 };
 
 }  // namespace edm

@@ -8,7 +8,6 @@
 #include <algorithm>
 
 #include "../group_norm_silu.h"
-#include "simd/isas.h"
 
 namespace edm {
 
@@ -51,19 +50,9 @@ void for_items(const GroupNormSilu& s, int threads, F&& body) {
 
 inline bool rows_fit(const void* p, int64_t rows, int64_t n) { return p ? rows == 1 || rows == n : rows == 0; }
 
-inline bool sizes_fit(const GroupNormSilu& s, int isa) {
-    return s.n > 0 && s.c > 0 && s.space > 0 && s.groups > 0 && s.c % s.groups == 0 && available(isa) &&
+inline bool sizes_fit(const GroupNormSilu& s) {
+    return s.n > 0 && s.c > 0 && s.space > 0 && s.groups > 0 && s.c % s.groups == 0 &&
            rows_fit(s.scale_ptr, s.scale_rows, s.n) && rows_fit(s.shift_ptr, s.shift_rows, s.n);
 }
-
-// of one instruction set, for work items [begin, end); `most`: the most channels of an item. P: (2, n, c), output of
-// the backward: sums over the pixels.
-template <typename T>
-struct NormKernels {
-    void (*forward)(const GroupNormSilu& s, int64_t begin, int64_t end);
-    void (*forward_last)(const GroupNormSilu& s, int64_t most, int64_t begin, int64_t end);
-    void (*backward)(const GroupNormSilu& s, double* P, int64_t most, int64_t begin, int64_t end);
-    void (*backward_last)(const GroupNormSilu& s, double* P, int64_t most, int64_t begin, int64_t end);
-};
 
 }  // namespace edm

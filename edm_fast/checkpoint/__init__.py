@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from edm_fast.checkpoint import _hub
+from edm_fast.checkpoint._card import CARD_NAME, SAMPLER_NAME, hub_files
 from edm_fast.checkpoint._digest import add_weights, weights_digest
 from edm_fast.checkpoint._notes import CheckpointWarning, other_attributes
 from edm_fast.checkpoint._rebuild import rebuild
@@ -17,7 +21,14 @@ from edm_fast.checkpoint._records import CheckpointError, damaged
 from edm_fast.checkpoint._source import map_file, recognise
 from edm_fast.checkpoint._writable import destination, plain_copy
 from edm_fast.checkpoint.export import save_pkl
-from edm_fast.checkpoint.native import NativeFile, read_state, save_native, save_state_file
+from edm_fast.checkpoint.native import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    NativeFile,
+    read_state,
+    save_native,
+    save_state_file,
+)
 from edm_fast.checkpoint.published import (
     PublishedFile,
     averages,
@@ -36,12 +47,16 @@ __all__ = [
     "add_weights",
     "demo_path",
     "destination",
+    "find_sampler",
+    "from_pretrained",
+    "hub_files",
     "inspect",
     "load",
     "load_state_file",
     "load_tensors",
     "load_training_state",
     "load_values",
+    "push_to_hub",
     "save",
     "save_pkl",
     "save_state_file",
@@ -62,8 +77,10 @@ def load(
 
     `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (with
     key="net" for the trained weights), a safetensors file or folder of `save`, a state_dict of torch.save or
-    safetensors (with `preset`, the name of the published model whose weights they are: see networks.PRESETS), or the
-    http(s) address of a file. Recognised by content. `key`: which network of a file that holds several.
+    safetensors, also of guided-diffusion, score_sde or deepinv (with `preset`, the name of the published model whose
+    weights they are, see networks.PRESETS, or a .json file with class_name and init_kwargs as in config.json), the
+    http(s) address of a file, or USER/REPO or USER/REPO@REVISION on the Hugging Face hub. Recognised by content.
+    `key`: which network of a file that holds several.
     CheckpointWarning if the network may not be the one its author had.
     """
     path, name = _locate(path_or_url, sha256)
@@ -100,8 +117,42 @@ def demo_path() -> Path:
     return path
 
 
-def save(net: torch.nn.Module, path: PathLike) -> None:
-    """Write a network: NAME.safetensors, NAME.pkl (see `save_pkl`), else a folder in the Hugging Face hub layout.
+def from_pretrained(repo: str, device: torch.device | str | None = None, revision: str | None = None) -> _Precond:
+    """`load` of a repository of the Hugging Face hub, USER/REPO, at a branch, tag or commit.
+
+    Needs huggingface_hub (pip install edm-fast[hub]), which keeps its cache and knows its user. config.json and
+    model.safetensors are fetched and nothing else, so that nothing of a repository is ever executed.
+    """
+    name = repo if revision is None else f"{repo}@{revision}"
+    return load(_hub.download(name, (CONFIG_NAME, WEIGHTS_NAME)), device)
+
+
+def push_to_hub(
+    net: torch.nn.Module,
+    repo: str,
+    *,
+    license: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    sampler: Any = None,
+    private: bool | None = None,
+    message: str = "Upload by edm-fast",
+) -> str:
+    """Write a network to a repository of the Hugging Face hub, USER/REPO, as one commit; its address.
+
+    The repository is made if it is new. A model card goes with the network if the repository has none: license is an
+    identifier of the hub's, training what training_options.json holds, sampler what `load_sampler` gave for it; its
+    file goes along, for `load_sampler(repo)`. UserError before anything is sent for what `save` refuses.
+    """
+    plain = plain_copy(net)
+    others = hub_files(plain, repo.partition("@")[0], license, training, sampler)
+    with tempfile.TemporaryDirectory() as folder:
+        save_native(plain, Path(folder) / "net", True, others)
+        return _hub.upload(repo, Path(folder) / "net", private, message, once=[CARD_NAME])
+
+
+def save(net: torch.nn.Module, path: PathLike, others: Mapping[str, str] | None = None) -> None:
+    """Write a network: NAME.safetensors, NAME.pkl (see `save_pkl`), else a folder in the Hugging Face hub layout, with
+    `others`, texts by name of file, in it.
 
     Compiled, data-parallel and accelerated networks are written as the network inside. UserError before anything is
     written for an ending of another kind of file, or if the network would not load again: a class that is not one of
@@ -111,7 +162,7 @@ def save(net: torch.nn.Module, path: PathLike) -> None:
     if form == "pkl":
         save_pkl(net, path)
     else:
-        save_native(plain_copy(net), Path(user_path(path)), folder=form == "folder")
+        save_native(plain_copy(net), Path(user_path(path)), form == "folder", others)
 
 
 def load_tensors(path_or_url: PathLike, sha256: str | None = None) -> dict[str, torch.Tensor]:
@@ -201,6 +252,14 @@ def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:
         return {"format": file.format, "networks": networks, "entries": file.entries()}
 
 
+def find_sampler(name: PathLike) -> Path:
+    """The sampler file of "demo", of a repository of the Hugging Face hub, or at a path."""
+    if name == DEMO:
+        return demo_path().with_suffix(".sampler.json")
+    path = user_path(name)
+    return _hub.download(path, (SAMPLER_NAME,)) / SAMPLER_NAME if _hub.is_repository(path) else Path(path)
+
+
 def _open(path: Path) -> PublishedFile | NativeFile:
     """Any checkpoint, recognised by content."""
     if path.is_dir():
@@ -217,6 +276,8 @@ def _locate(path_or_url: PathLike, sha256: str | None) -> tuple[Path, str]:
         name = user_path(path_or_url, url=True)
     except UserError as error:
         raise CheckpointError(str(error)) from None
+    if _hub.is_repository(name):
+        return fetch(_hub.download(name, (CONFIG_NAME, WEIGHTS_NAME)), sha256=sha256), name
     if not is_url(name) and not Path(name).exists():
         raise CheckpointError(f"{name}: no such file or folder")
     path = fetch(name, sha256=sha256)

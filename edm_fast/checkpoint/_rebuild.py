@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ from torch.overrides import TorchFunctionMode
 
 from edm_fast import networks
 from edm_fast.checkpoint._globals import PRECONDITIONERS
+from edm_fast.checkpoint._layouts import NEW_ORDER, ORDER, Source, find_sources
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.errors import UserError
+from edm_fast.files import user_path
 from edm_fast.networks._precond import _Precond
 
 Shape = tuple[int, ...]
 
 MAX_LIST = 64
+MAX_PRESET = 1 << 20
 WRAPPERS = {"module", "_orig_mod"}  # DataParallel and its like; torch.compile
 SCALING = {"mul", "__mul__", "__rmul__", "sub", "__sub__", "add", "__add__", "div", "__truediv__"}
 
@@ -63,9 +67,9 @@ def rebuild(stored: StoredNetwork, preset: str | None = None) -> _Precond:
 
     Nothing large is allocated before the comparison: a small file cannot ask for a large network. Returned in eval
     mode, without gradients, on the CPU, in float32, but where half-precision weights are part of an EDM2 network.
-    `preset`: the published model whose weights a state_dict holds.
+    `preset`: the published model whose weights a state_dict holds, or a .json file that says how it is built.
     """
-    class_name, init_kwargs = configuration(stored, preset)
+    class_name, init_kwargs, new_order = configuration(stored, preset)
     shapes = stored.shapes
     check_limits(class_name, init_kwargs, len(shapes))
     try:
@@ -78,31 +82,62 @@ def rebuild(stored: StoredNetwork, preset: str | None = None) -> _Precond:
         raise CheckpointError(f"its {class_name} cannot be built: {reason}") from None
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     names = own_names(shapes, wanted)
-    compare_shapes(wanted, {name: shapes[theirs] for name, theirs in names.items()})
-    tensors = {name: stored.read(names[name]) for name in wanted}
+    sources = find_sources(net, names, shapes, new_order) if stored.class_name is None else None
+    if sources is None:
+        if stored.class_name is None and not wanted.keys() & names.keys():
+            first = quote(next(iter(shapes), ""))
+            raise CheckpointError(f"its tensors have names of no layout that is known, the first is {first}")
+        compare_shapes(wanted, {name: shapes[theirs] for name, theirs in names.items()})
+        sources = {name: Source((names[name],)) for name in wanted}
+    tensors = {name: source.make(*map(stored.read, source.names)) for name, source in sources.items()}
     keeps = {torch.float32, torch.float16} if net.half_weights else {torch.float32}
     tensors = {name: t if t.dtype in keeps else t.to(torch.float32) for name, t in tensors.items()}
-    net.load_state_dict(tensors, strict=True, assign=True)
+    # what other projects do not store are filters and tables, which are made with the network
+    net.load_state_dict(tensors, strict=tensors.keys() == wanted.keys(), assign=True)
     if any(t.is_meta for t in (*net.parameters(), *net.buffers())):
         raise CheckpointError(f"its {class_name} has weights that the file does not hold")
     return net.eval().requires_grad_(False)
 
 
-def configuration(stored: StoredNetwork, preset: str | None) -> tuple[str, Mapping[str, Any]]:
-    """Class name and keywords: the file's own, or those of a published model."""
-    if preset is not None and preset not in networks.PRESETS:
-        raise CheckpointError(f"unknown preset {quote(preset)}; expected one of {', '.join(sorted(networks.PRESETS))}")
+def configuration(stored: StoredNetwork, preset: str | None) -> tuple[str, Mapping[str, Any], bool | None]:
+    """Class name and keywords: the file's own, those of a published model, or those of a .json file; and the order of
+    attention of guided-diffusion, see `_layouts`.
+    """
+    if preset is not None and not preset.endswith(".json") and preset not in networks.PRESETS:
+        known = ", ".join(sorted(networks.PRESETS))
+        raise CheckpointError(f"unknown preset {quote(preset)}; expected one of {known}, or a .json file")
     if stored.class_name is not None:
         if preset is not None:
             raise CheckpointError(f"says itself how its {stored.class_name} is built; expected no preset")
-        return stored.class_name, stored.init_kwargs
+        return stored.class_name, stored.init_kwargs, None
+    if preset is not None and preset.endswith(".json"):
+        return read_preset(preset)
     if preset is None:
         raise CheckpointError(
-            f"a state_dict of {len(stored.shapes)} tensors without edm-fast's configuration; expected the name of the "
-            "published model they belong to: load(..., preset=NAME), or edm-fast convert --preset=NAME "
-            "(other networks: networks.build(...), load_state_dict(...), then edm_fast.save)"
+            f"a state_dict of {len(stored.shapes)} tensors without edm-fast's configuration; expected the name of "
+            "the published model they belong to, or of a .json file that says how to build theirs: "
+            "load(..., preset=NAME), or edm-fast convert --preset=NAME"
         )
-    return networks.PRESETS[preset]
+    return *networks.PRESETS[preset], NEW_ORDER.get(preset)
+
+
+def read_preset(path: str) -> tuple[str, dict[str, Any], bool | None]:
+    """As `configuration`, of a JSON file such as the config.json of a network."""
+    try:
+        with open(user_path(path), encoding="utf-8") as file:
+            found = json.loads(file.read(MAX_PRESET))
+    except OSError as error:
+        raise CheckpointError(f"preset {path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        found = None
+    kinds = {"class_name": str, "init_kwargs": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise CheckpointError(
+            f'preset {path} is no JSON object with "class_name" and "init_kwargs", as in a config.json'
+        )
+    if not isinstance(order := found.get(ORDER), bool | None):
+        raise CheckpointError(f'preset {path} has "{ORDER}" {order!r}; expected true or false')
+    return found["class_name"], found["init_kwargs"], order
 
 
 def clean_name(name: str) -> str:

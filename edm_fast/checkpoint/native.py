@@ -21,6 +21,7 @@ import safetensors
 import torch
 
 from edm_fast import __version__
+from edm_fast.checkpoint._card import CARD_NAME
 from edm_fast.checkpoint._rebuild import StoredNetwork
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.checkpoint._source import describe_folder
@@ -43,8 +44,9 @@ KINDS |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool:
 FLOATS = ("F32", "F16", "BF16", "F64")  # all become float32, but for the half-precision weights of EDM2
 
 
-def save_native(net: torch.nn.Module, path: Path, folder: bool) -> None:
-    """Write a plain network of this package (see `_writable`): one file, or a folder of two, whole or not at all."""
+def save_native(net: torch.nn.Module, path: Path, folder: bool, others: Mapping[str, str] | None = None) -> None:
+    """Write a plain network of this package (see `_writable`): one file, or a folder of two and the `others`, texts by
+    name, whole or not at all."""
     config = make_config(net)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(config)}
     if not folder:
@@ -56,6 +58,8 @@ def save_native(net: torch.nn.Module, path: Path, folder: bool) -> None:
             write_safetensors(file, net.state_dict(), metadata)
         with atomic_write(inside / CONFIG_NAME, "w") as file:
             file.write(json.dumps(config, indent=2) + "\n")
+        for name, text in (others or {}).items():
+            (inside / name).write_text(text, encoding="utf-8")
 
 
 def save_state_file(path: Path, net: torch.nn.Module, state: Mapping[str, Any]) -> None:
@@ -80,7 +84,8 @@ def read_state(path: Path, tensors: bool = True) -> Any:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into. At the end it becomes `path`, or its files take their places there; the rest stays."""
+    """A folder to write into. At the end it becomes `path`, or its files take their places there. The rest stays, and
+    so does a model card, which somebody may have written."""
     if path.exists() and not path.is_dir():
         raise UserOSError(f"{path} is a file; expected the name of a folder, NAME.safetensors or NAME.pkl")
     for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -97,8 +102,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.replace(inside, target)
                 return
         with _alone_in(target):
-            for name in (CONFIG_NAME, WEIGHTS_NAME):
-                os.replace(inside / name, target / name)
+            for new in inside.iterdir():
+                if new.name != CARD_NAME or not (target / CARD_NAME).exists():
+                    os.replace(new, target / new.name)
 
 
 @contextlib.contextmanager

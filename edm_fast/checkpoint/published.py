@@ -68,15 +68,29 @@ class PublishedFile:
         return [key for key in self.keys() if _is_module(self.objects[key]) or self._readable(key)]
 
     def _readable(self, key: str) -> bool:
-        record = _unwrapped(self.objects[key])
+        record = self._record(key)
         return _is_network(record) or _is_state_dict(record, self.budget)
+
+    def _record(self, key: str) -> Any:
+        """What stands under a key; of the average of score_sde, a list in the order of the parameters, a state_dict."""
+        record, model = _unwrapped(self.objects[key]), self.objects.get("model")
+        averages = record.get("shadow_params") if isinstance(record, dict) else None
+        if not isinstance(averages, list) or not _is_state_dict(model, self.budget):
+            return record
+        # neither levels nor frequencies are parameters
+        fixed = {name for name in model if name.endswith(("sigmas", "all_modules.0.W"))}
+        named = dict(zip([name for name in model if name not in fixed], averages))
+        same = len(named) == len(averages) == len(model) - len(fixed)
+        if not same or not all(isinstance(found, TensorRecord) for found in averages):
+            return record
+        return {name: named.get(name, tensor) for name, tensor in model.items()}
 
     def network(self, key: str) -> StoredNetwork:
         if key not in self.objects:
             names = ", ".join(quote(k) for k in self.keys() if self._readable(k))
             choose = " (choose with key=..., or --key)" if names else ""
             raise CheckpointError(f"holds no {quote(key)}; networks in it: {names or 'none'}{choose}")
-        record = _unwrapped(self.objects[key])
+        record = self._record(key)
         if _is_state_dict(record, self.budget):
             return self._stored(*self._own_configuration(), record)
         if not _is_network(record):

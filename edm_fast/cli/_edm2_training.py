@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
+from edm_fast.cli._options import Count
 from edm_fast.errors import UserError
 from edm_fast.networks.presets import edm2_training
 
 KI = 1024
-ONLY_EDM2 = ("preset", "decay", "P_mean", "P_std", "ema_std")
+# as published, where they are not typed; tick, snap and dump are 128 Ki, 8 Mi and 128 Mi images
+DEFAULTS = {"cond": True, "fp16": True, "seed": 0, "tick": 128, "snap": 64, "dump": 1024}
+INTERVALS = ("status", "snapshot", "checkpoint")
+ONLY_EDM2 = ("preset", "decay", "P_mean", "P_std", "ema_std", *INTERVALS)
 NAMES = {"precond": "--precond", "augment": "--augment", "ema": "--ema"}  # what EDM2 has nothing for
 
 
@@ -21,12 +26,31 @@ def checked(opts: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
         return opts
     for name in (name for name in NAMES if name in typed and opts[name] not in (0, "edm")):
         raise UserError(f"{NAMES[name]} does not go with --arch=edm2")
-    settings = edm2_training(opts["preset"])
+    settings = {**DEFAULTS, **edm2_training(opts["preset"])}
     opts = {**opts, **{name: value for name, value in settings.items() if name not in typed}, "augment": 0}
     opts["cres"] = opts["cres"] or [1, 2, 3, 4]
+    ticks = f"--tick={opts['tick']}, in 1024 images,"
+    if {*INTERVALS} & {*typed}:
+        opts = {**opts, **_ticks(opts, typed)}
+        ticks = f"the largest common part of --status, --snapshot and --checkpoint, {opts['tick']:g} Ki,"
     if opts["tick"] * KI % opts["batch"]:
-        raise UserError(f"--tick={opts['tick']}, in 1024 images, is no multiple of --batch={opts['batch']}")
+        raise UserError(f"{ticks} is no multiple of --batch={opts['batch']}")
     return opts
+
+
+def _ticks(opts: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
+    """tick, snap and dump that give the intervals in images; one of 0 is left out, and a tick may come more often."""
+    for name in (name for name in ("tick", "snap", "dump") if name in typed):
+        raise UserError(f"--{name} does not go with --status, --snapshot and --checkpoint; expected one or the other")
+    usual = (opts["tick"] * KI, opts["tick"] * KI * opts["snap"], opts["tick"] * KI * opts["dump"])
+    status, snapshot, checkpoint = (opts[name] if name in typed else n for name, n in zip(INTERVALS, usual))
+    tick = math.gcd(status, snapshot, checkpoint) or total_images(opts["duration"])
+    return {"tick": tick / KI, "snap": snapshot // tick, "dump": checkpoint // tick}
+
+
+def total_images(duration: float) -> int:
+    """A Count is of images, another number of 2^20 of them."""
+    return int(duration) if isinstance(duration, Count) else max(round(duration * KI), 1) * KI
 
 
 def changes(opts: dict[str, Any]) -> dict[str, Any]:
@@ -42,5 +66,5 @@ def changes(opts: dict[str, Any]) -> dict[str, Any]:
         "lr_kwargs": {"ref_lr": opts["lr"], "ref_batches": opts["decay"], "rampup_Mimg": rampup},
         "ema_kwargs": {"class_name": "PowerFunctionEMA", "stds": opts["ema_std"]},
         "kimg_per_tick": opts["tick"] * KI / 1000,
-        "total_kimg": max(round(opts["duration"] * KI), 1) * KI / 1000,
+        "total_kimg": total_images(opts["duration"]) / 1000,
     }

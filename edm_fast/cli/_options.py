@@ -47,6 +47,37 @@ def int_list_text(numbers: Iterable[int]) -> str:
     return ",".join("-".join(map(str, run)) for run in runs)
 
 
+UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+class Count(int):
+    """A number of images that was typed with a unit."""
+
+
+def parse_images(text: str) -> int:
+    """ "128Ki" -> 131072, of class Count; "1000" -> 1000"""
+    match = re.fullmatch(r"(\d{1,18})(Ki|Mi|Gi)?", text)
+    if match is None:
+        raise UserError(f"{text!r} is no number of images; expected an integer such as 1000, 128Ki, 8Mi or 2Gi")
+    return Count(int(match[1]) * UNITS[match[2]]) if match[2] else int(match[1])
+
+
+def parse_batch(text: str) -> int:
+    """parse_images() of 1 and more."""
+    number = parse_images(text)
+    if number < 1:
+        raise UserError(f"{text!r} is no batch; expected an integer from 1 on")
+    return number
+
+
+def parse_duration(text: str) -> float:
+    """Million images, or with a unit a Count."""
+    found = parse_images(text) if text.endswith(tuple(UNITS)) else POSITIVE.convert(text, None, None)
+    if not found:
+        raise UserError(f"{text!r} is no length; expected a number above 0")
+    return found
+
+
 def command_line(ctx: click.Context, *words: str, unrecorded: Collection[str] = ()) -> str:
     """The command as it was typed, without the parameters `unrecorded`, which change no number."""
     parts = ["edm-fast", *words]
@@ -127,3 +158,6 @@ NON_NEGATIVE = Float(0)
 NON_NEGATIVE_OR_INF = Float(0, inf=True)
 FINITE = Float()
 PROBABILITY = Float(0, max=1)
+IMAGES = Parsed(parse_images)
+BATCH = Parsed(parse_batch)
+DURATION = Parsed(parse_duration)

@@ -101,9 +101,8 @@ def _option(name: str) -> str:
 
 def check_guidance(options: dict[str, Any]) -> None:
     """UserError for what decides how to guide without --guidance."""
-    for name, option in (("gnet", "--gnet"), ("guidance_interval", "--guidance-interval")):
-        if options[name] is not None and options["guidance"] is None:
-            raise UserError(f"{option} needs --guidance, the weight")
+    if options["guidance_interval"] is not None and options["guidance"] is None:
+        raise UserError("--guidance-interval needs --guidance, the weight")
 
 
 def solver_for(options: dict[str, Any], net: Any) -> Solver:

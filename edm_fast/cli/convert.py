@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from edm_fast.checkpoint.native import WEIGHTS_NAME
 from edm_fast.cli import _options as opt
 from edm_fast.errors import UserError
 from edm_fast.files import same_file
+from edm_fast.sampling import load_sampler
 
 MAX_LINE = 1000
 
@@ -23,7 +25,24 @@ MAX_LINE = 1000
 @click.argument("dest", metavar="[DST]", type=opt.OUTPUT_PATH, required=False)
 @click.option("--inspect", "inspect_only", help="Print the structure of SRC and write nothing", is_flag=True)
 @click.option("--key", help="Which network of SRC  [default: ema, or the only one]", metavar="NAME")
-@click.option("--preset", help="Published model, if SRC is a state_dict of it  [default: none]", metavar="NAME")
+@click.option(
+    "--preset",
+    help="Published model, or a .json file that says how to build it, if SRC is a state_dict  [default: none]",
+    metavar="NAME",
+)
+@click.option(
+    "--sampler",
+    help="Sampler file of the network, for a folder  [default: none]",
+    metavar="FILE",
+    type=opt.INPUT_PATH,
+)
+@click.option("--license", help="Of the model card, as the hub calls it: apache-2.0  [default: none]", metavar="ID")
+@click.option(
+    "--training-options",
+    help="Of the run, for the model card  [default: training_options.json beside SRC]",
+    metavar="FILE",
+    type=opt.INPUT_PATH,
+)
 @click.option("--sha256", help="Expected digest of SRC  [default: not checked]", metavar="HEX")
 @click.option("--overwrite", help="Replace DST if it exists", is_flag=True)
 def command(
@@ -32,6 +51,9 @@ def command(
     inspect_only: bool,
     key: str | None,
     preset: str | None,
+    sampler: str | None,
+    license: str | None,
+    training_options: str | None,
     sha256: str | None,
     overwrite: bool,
 ) -> None:
@@ -40,12 +62,13 @@ def command(
     SRC is a published .pkl, a training-state .pt, a safetensors file or folder, or the http(s) address of a file; it is
     recognised by content. A state_dict (of torch.save or safetensors) needs --preset. DST ending in .safetensors
     becomes a single file, in .pkl the published structure; a name without such an ending becomes a folder in the
-    Hugging Face hub layout. Other endings (.pt, .onnx) are refused.
+    Hugging Face hub layout, with a model card; one that is there stays. Other endings (.pt, .onnx) are refused.
 
     \b
     edm-fast convert network-snapshot-200000.pkl my-model.safetensors
     edm-fast convert --inspect network-snapshot-200000.pkl
     edm-fast convert --preset=edm-cifar10-32x32-cond-vp state_dict.pt my-model.safetensors
+    edm-fast convert --license=apache-2.0 --sampler=net.sampler.json network-snapshot-200000.pkl my-model
     """
     if (dest is None) != inspect_only:
         raise click.UsageError("expected SRC and DST, or --inspect and SRC")
@@ -54,6 +77,9 @@ def command(
     if dest is not None:
         form = checkpoint.destination(dest)
         refuse_overwrite(source, dest, overwrite)
+    for name, value in (("sampler", sampler), ("license", license), ("training-options", training_options)):
+        if value is not None and (dest is None or form != "folder"):
+            raise UserError(f"--{name} goes into a folder; expected DST without an ending such as .safetensors")
     content = checkpoint.inspect(source, sha256=sha256)
     networks = content["networks"]
     if dest is None and key is not None and key not in networks:
@@ -66,9 +92,31 @@ def command(
     if form == "pkl":
         kwargs = content["entries"].get("dataset_kwargs")
         checkpoint.save_pkl(net, dest, dataset_kwargs=kwargs if isinstance(kwargs, dict) else None)
+    elif form == "folder":
+        training = read_options(source, training_options)
+        tuned = None if sampler is None else load_sampler(sampler, net)
+        others = checkpoint.hub_files(net, f"USER/{os.path.basename(os.path.abspath(dest))}", license, training, tuned)
+        checkpoint.save(net, dest, others)
     else:
         checkpoint.save(net, dest)
     click.echo(f"wrote {dest}")
+
+
+def read_options(source: str, path: str | None) -> dict[str, Any] | None:
+    """The options of the training run: of the file that is named, or else of one beside the source."""
+    beside = os.path.join(os.path.dirname(source), "training_options.json")
+    if path is None and not (os.path.exists(source) and os.path.isfile(beside)):
+        return None
+    try:
+        with open(path or beside, encoding="utf-8") as file:
+            found = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path or beside} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path or beside} holds no JSON object; expected the options of a training run")
+    return found
 
 
 def default_key(networks: Mapping[str, Any]) -> str:

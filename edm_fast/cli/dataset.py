@@ -58,7 +58,7 @@ def command() -> None:
 @click.option(
     "--transform",
     help="Crop every image  [default: no cropping]",
-    type=click.Choice(["center-crop", "center-crop-wide"]),
+    type=click.Choice([*conversion.TRANSFORMS]),
 )
 @click.option(
     "--resolution",

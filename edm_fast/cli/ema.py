@@ -28,16 +28,19 @@ def command() -> None:
 
 @command.command()
 @click.option("--indir", metavar="DIR", type=opt.INPUT_PATH, required=True, help="Folder of the snapshots.")
-@click.option("--prefix", metavar="TEXT", help="Of snapshots with this name.  [default: all]")
+@click.option("--prefix", "--inprefix", metavar="TEXT", help="Of snapshots with this name.  [default: all]")
 @click.option("--instd", metavar="LIST", type=WIDTHS, help="Of snapshots of these widths.  [default: all]")
 @click.option(
     "--std",
+    "--outstd",
     "stds",
     metavar="LIST",
     type=WIDTHS,
     help="Widths to make, as in 0.05,0.1 or 0.01,0.02,...,0.1.  [default: none]",
 )
-@click.option("--kimg", metavar="INT", type=opt.POSITIVE_INT, help="Time, in thousand images.  [default: latest]")
+@click.option(
+    "--kimg", "--outkimg", metavar="INT", type=opt.POSITIVE_INT, help="Time, in thousand images.  [default: latest]"
+)
 @click.option("--outdir", metavar="DIR", type=opt.OUTPUT_PATH, help="Where to write.  [default: none]")
 @click.option("--outprefix", metavar="TEXT", default="phema", show_default=True, help="How file names begin.")
 @click.option(
@@ -49,7 +52,7 @@ def command() -> None:
     help="Of the files.",
 )
 @click.option("--batch", metavar="INT", type=opt.POSITIVE_INT, default=8, show_default=True, help="Made at a time.")
-@click.option("--skip-existing", is_flag=True, help="Leave out what is there already.")
+@click.option("--skip-existing", "--skip", is_flag=True, help="Leave out what is there already.")
 @click.option("--list", "list_only", is_flag=True, help="Print the snapshots and write nothing.")
 def reconstruct(
     indir: str,

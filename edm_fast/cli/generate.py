@@ -20,8 +20,8 @@ from click.core import ParameterSource
 
 from edm_fast import __version__, distributed
 from edm_fast.checkpoint import DEMO, add_weights
+from edm_fast.cli import _edm2_presets, _sampler
 from edm_fast.cli import _options as opt
-from edm_fast.cli import _sampler
 from edm_fast.cli._device import named_device, own_gpu, resolve_device
 from edm_fast.cli._image_files import FORMATS, ImageFiles
 from edm_fast.cli._networks import PRECISIONS, load_network, precision_that_runs, prepared, way_to_draw
@@ -48,10 +48,17 @@ from edm_fast.sampling.solvers import registry
 @click.command()
 @click.option(
     "--network",
+    "--net",
     "network_pkl",
     metavar="PATH|URL",
     type=opt.INPUT_PATH_OR_URL,
     help="Checkpoint.  [default: the demo model inside]",
+)
+@click.option(
+    "--preset",
+    metavar="NAME",
+    type=opt.Parsed(_edm2_presets.parse_preset),
+    help="Published EDM2 networks with their guidance, such as edm2-img64-s-fid, to download.  [default: none]",
 )
 @click.option("--outdir", metavar="DIR", type=opt.OUTPUT_PATH, required=True, help="Where to write the images.")
 @click.option("--seeds", metavar="LIST", type=opt.INT_LIST, default="0-63", show_default=True, help="As in 1,2,5-10.")
@@ -197,7 +204,7 @@ def command(**options: Any) -> None:
     """
     source = click.get_current_context().get_parameter_source
     options["explicit"] = {name for name in options if source(name) is not ParameterSource.DEFAULT}
-    check_options(options)
+    options = check_options(options)
     if options["check"]:
         sys.exit(not check_images(options))
     alone = bool(options["shard"][2])
@@ -211,8 +218,12 @@ def command(**options: Any) -> None:
     distributed.shutdown()
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """UserError for what can be told wrong before anything is loaded."""
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with those of --preset. UserError for what can be told wrong before anything is loaded."""
+    if options["gnet"] is not None and options["guidance"] is None and options["preset"] is None:
+        click.echo("note: --gnet without --guidance, the weight, is of no effect", err=True)
+    _edm2_presets.expect_pixels(options["preset"])
+    options = _edm2_presets.settled(options)
     if not options["seeds"]:
         raise UserError("--seeds is an empty list; expected integers or ranges such as 0-63, the lower end first")
     low, high = options["sigma_min"], options["sigma_max"]
@@ -227,6 +238,7 @@ def check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--{name} shows all images; expected no --shard, but --skip-existing when all are there")
     check_overviews(options)
     image_files(options)
+    return options
 
 
 def fingerprint(net: torch.nn.Module, gnet: Any, device: torch.device, options: dict[str, Any], solver: Solver) -> str:

@@ -20,7 +20,10 @@ from edm_fast.cli import _edm2_training
 from edm_fast.cli._console_log import console_log
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._options import (
+    BATCH,
+    DURATION,
     FINITE,
+    IMAGES,
     INPUT_PATH,
     INPUT_PATH_OR_URL,
     INT_LIST,
@@ -30,6 +33,7 @@ from edm_fast.cli._options import (
     POSITIVE,
     POSITIVE_INT,
     PROBABILITY,
+    Count,
 )
 from edm_fast.cli._widths import WIDTHS
 from edm_fast.errors import UserError, UserOSError
@@ -105,8 +109,8 @@ def resume_settings(opts: dict[str, Any]) -> dict[str, Any]:
 
 
 def kimg(million_images: float) -> float:
-    """Thousands of images, to the image; an integer where it is whole, as published."""
-    images = round(million_images * 1e6)
+    """Thousands of images, to the image; an integer where it is whole, as published. A Count is one of images."""
+    images = million_images if isinstance(million_images, Count) else round(million_images * 1e6)
     return images // 1000 if images % 1000 == 0 else images / 1000
 
 
@@ -127,12 +131,12 @@ def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolder
         "total_kimg": max(kimg(opts["duration"]), 1),
         "ema_halflife_kimg": kimg(opts["ema"]),
         "batch_size": opts["batch"],
-        "batch_gpu": opts["batch_gpu"],
+        "batch_gpu": opts["batch_gpu"] or None,
         "loss_scaling": opts["ls"],
         "cudnn_benchmark": opts["bench"],
         "kimg_per_tick": opts["tick"],
-        "snapshot_ticks": opts["snap"],
-        "state_dump_ticks": opts["dump"],
+        "snapshot_ticks": opts["snap"] or None,
+        "state_dump_ticks": opts["dump"] or None,
         "seed": common_seed(opts["seed"]),
     }
     if opts["arch"] == "edm2":
@@ -221,12 +225,14 @@ def length_line(settings: dict[str, Any], duration: float) -> str:
 
 def print_summary(settings: dict[str, Any], found: str, run_dir: str, duration: float, minutes: float) -> None:
     """What the run will do, for people; everything else is in training_options.json. found: about the data set."""
-    states = f"a training state every {settings['state_dump_ticks']} ticks"
-    states += f" and every {minutes:g} minutes" if minutes else ""
+    snapshots, dumps = (settings[name] for name in ("snapshot_ticks", "state_dump_ticks"))
+    wanted = [f"every {dumps} ticks"] * bool(dumps) + [f"every {minutes:g} minutes"] * bool(minutes)
+    states = f"a training state {' and '.join(wanted)}" if wanted else "no training states"
+    states = f"a snapshot every {snapshots}, {states}" if snapshots else f"no snapshots, {states}"
     print(f"Run folder: {run_dir} ({distributed.world_size()} process(es); settings: training_options.json)")
     print(f"Data: {settings['dataset_kwargs']['path']}: {found}")
     print(f"Length: {length_line(settings, duration)}")
-    print(f"Ticks: every {settings['kimg_per_tick']} kimg; a snapshot every {settings['snapshot_ticks']}, {states}")
+    print(f"Ticks: every {settings['kimg_per_tick']} kimg; {states}")
     print(flush=True)
 
 
@@ -273,7 +279,7 @@ def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, A
     help="With --arch=edm2: published settings, which options change",
     type=click.Choice(EDM2_TRAININGS),
     metavar="NAME",
-    default="edm2-img64-s",
+    default="edm2-img512-s",
 )
 @click.option("--decay", help="Batches at full rate, with --arch=edm2  [default: by preset]", type=NON_NEGATIVE)
 @click.option("--P_mean", "P_mean", help="Mean of ln sigma, with --arch=edm2  [default: by preset]", type=FINITE)
@@ -281,10 +287,17 @@ def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, A
 @click.option(
     "--ema-std", help="Widths of the averages, with --arch=edm2", metavar="LIST", type=WIDTHS, default="0.05,0.1"
 )
-@click.option("--duration", help="Length, in million images", metavar="MIMG", type=POSITIVE, default=200.0)
-@click.option("--batch", help="Batch size of all processes together", metavar="INT", type=POSITIVE_INT, default=512)
-@click.option("--batch-gpu", help="Largest batch of one backward pass  [default: no limit]", type=POSITIVE_INT)
-@click.option("--cbase", help="Channel multiplier  [default: by architecture]", metavar="INT", type=POSITIVE_INT)
+@click.option("--status", help="--tick as published, with --arch=edm2  [default: 128Ki]", metavar="IMAGES", type=IMAGES)
+@click.option("--snapshot", help="--snap, in the same way  [default: 8Mi]", metavar="IMAGES", type=IMAGES)
+@click.option("--checkpoint", help="--dump, in the same way  [default: 128Mi]", metavar="IMAGES", type=IMAGES)
+@click.option("--duration", help="Length, in million images", metavar="MIMG", type=DURATION, default=200.0)
+@click.option("--batch", help="Batch size of all processes together", metavar="INT", type=BATCH, default=512)
+@click.option(
+    "--batch-gpu", help="Largest batch of one backward pass, 0 = no limit  [default: 0]", type=NON_NEGATIVE_INT
+)
+@click.option(
+    "--cbase", "--channels", help="Channel multiplier  [default: by architecture]", metavar="INT", type=POSITIVE_INT
+)
 @click.option("--cres", help="Channels per resolution, e.g. 1,2,2  [default: by architecture]", type=INT_LIST)
 @click.option("--num-blocks", help="Residual blocks per resolution  [default: by architecture]", type=POSITIVE_INT)
 @click.option("--lr", help="Learning rate", metavar="FLOAT", type=POSITIVE, default=1e-3)
@@ -331,9 +344,10 @@ def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, A
 def command(**opts: Any) -> None:
     """Train a network with the recipe of Karras et al. 2022, or with --arch=edm2 that of Karras et al. 2024.
 
-    EDM2 counts in 1024 images (--tick) and 2^20 images (--duration), so that names of snapshots tell their time. Where
-    they are not typed --batch, --lr, --dropout, --duration and --cbase are those of --preset. Each snapshot has a file
-    for each width of --ema-std; edm-fast ema reconstruct makes averages of other widths.
+    EDM2 counts in 1024 images (--tick) and 2^20 images (--duration), so that names of snapshots tell their time;
+    lengths may also be typed as published, such as --duration=512Mi, --status=64Ki. Where they are not typed --batch,
+    --lr, --dropout, --duration and --cbase are those of --preset, and --cond=1, --fp16=1, --seed=0, --tick=128,
+    --snap=64, --dump=1024. Each snapshot has a file for each width of --ema-std; edm-fast ema reconstruct makes others.
 
     SIGTERM, SIGUSR1 and SIGHUP, to any process, write a training state after the next step and end all processes with
     exit code 0; so does Ctrl-C, with 130 (a second one stops at once). --resume=auto with the same options goes on to

@@ -1,4 +1,4 @@
-"""Crops and resizing of the dataset conversion. Images (H, W) or (H, W, 3) uint8; Pillow's Lanczos filter."""
+"""Crops and resizing of the dataset conversion. Images (H, W) or (H, W, 3) uint8; mostly Pillow's Lanczos filter."""
 
 from __future__ import annotations
 
@@ -48,11 +48,33 @@ def center_crop_wide(image: np.ndarray, width: int, height: int) -> np.ndarray |
     return canvas
 
 
+def center_crop_dhariwal(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The centre of the image, as RGB, with its shorter side resized to width = height, as for ADM.
+
+    Halved by 2x2 means while the shorter side has at least twice the length, then resized with Pillow's bicubic filter.
+    Dhariwal and Nichol 2021.
+    """
+    picture = PIL.Image.fromarray(to_rgb(image))
+    while min(picture.size) >= 2 * width:
+        picture = picture.resize((picture.width // 2, picture.height // 2), PIL.Image.Resampling.BOX)
+    scale = width / min(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return np.asarray(picture)[top : top + height, left : left + width]
+
+
+TRANSFORMS: dict[str, Callable[[np.ndarray, int, int], np.ndarray | None]] = {
+    "center-crop": center_crop,
+    "center-crop-wide": center_crop_wide,
+    "center-crop-dhariwal": center_crop_dhariwal,
+}
+
+
 def transform_by_name(name: str | None, resolution: tuple[int, int] | None) -> Transform:
     """image -> image for `--transform` and `--resolution` (width, height)."""
-    functions = {None: resize, "center-crop": center_crop, "center-crop-wide": center_crop_wide}
-    if name not in functions:
-        raise UserError(f"unknown transform {name!r}; expected center-crop or center-crop-wide")
+    if name not in (None, *TRANSFORMS):
+        raise UserError(f"unknown transform {name!r}; expected one of {', '.join(TRANSFORMS)}")
     if resolution is None and name is not None:
         raise UserError(f"the transform {name} needs a resolution; expected --resolution=WxH")
     if resolution is None:
@@ -62,4 +84,7 @@ def transform_by_name(name: str | None, resolution: tuple[int, int] | None) -> T
         raise UserError(f"resolution {width}x{height}; expected a width and a height from 1 to {MAX_SIDE}")
     if name == "center-crop-wide" and height > width:
         raise UserError(f"center-crop-wide at {width}x{height} is not wide; expected a width of at least the height")
-    return lambda image: functions[name](image, width, height)
+    if name == "center-crop-dhariwal" and height != width:
+        raise UserError(f"center-crop-dhariwal at {width}x{height}; expected a width equal to the height")
+    transform = resize if name is None else TRANSFORMS[name]
+    return lambda image: transform(image, width, height)

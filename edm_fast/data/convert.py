@@ -15,6 +15,7 @@ import numpy as np
 from edm_fast.data._listing import Shape, fault, shape_text
 from edm_fast.data._output import check_dest, encode_labels, member_name, output_at
 from edm_fast.data._sources import open_source
+from edm_fast.data._transforms import TRANSFORMS as TRANSFORMS
 from edm_fast.data._transforms import transform_by_name
 from edm_fast.errors import UserError
 from edm_fast.networks.sides import side_note
@@ -34,7 +35,7 @@ def convert(
 ) -> int:
     """Convert `source` to `dest`; the number of images written.
 
-    transform: None (resize only), "center-crop" or "center-crop-wide"; resolution: (width, height).
+    transform: None (resize only) or a name of TRANSFORMS; resolution: (width, height).
     progress(items, count) may wrap the loop; report(line) is told what was found, and of entries left out.
     """
     apply = transform_by_name(transform, resolution)

@@ -16,16 +16,11 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from edm_fast import backend
 from edm_fast.native import Algorithm
-from edm_fast.ops.attention import AttentionArgs
-from edm_fast.ops.attention.cpu import lower as lower_attention
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
-from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
-from edm_fast.ops.group_norm_silu.cpu import lower as lower_norm
-from edm_fast.ops.upfirdn import UpfirdnArgs
-from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
 from edm_fast.plan import _algorithms, _gradients
 from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._batches import MANY
@@ -191,13 +186,8 @@ class _Builder:
             return self.convolution(node)
         if is_concatenation(node):
             return self.concatenation(node)
-        if len(node.output.shape) == 4:
-            if isinstance(node.args, GroupNormSiluArgs):
-                return self.norm(node.args, node.output)
-            if isinstance(node.args, UpfirdnArgs):
-                return self.resampling(node)
-            if isinstance(node.args, (AttentionArgs, SeparateQKVArgs)):
-                return self.attention(node)
+        if len(node.output.shape) == 4 and native_code(node) is not None:
+            return self.lowered(node, node.output)
         if convolution(node) is not None:  # no algorithm works
             op: Any = node.function
             node = Node(op.reference, node.args, node.outputs)
@@ -251,7 +241,7 @@ class _Builder:
             x = node.first.args.x
             if node.rule == "norm":
                 affine, silu = Value((shape.n, 3 * shape.channels)), bool(node.first.args.silu)
-                before = self.norm(node.first.args, affine)
+                before = self.lowered(node.first, affine)
         algorithm = self.algorithms[node.second if isinstance(node, Fused) else node]
         self.chosen.append((shape, algorithm))
         packed = self.weights(conv.weight, Packing(algorithm) if algorithm.packed else None)
@@ -288,33 +278,25 @@ class _Builder:
         more = [*(v for v in (total, workspace) if v is not None), *(before.writes if before is not None else [])]
         return Task(reads, [y, *more], bind)
 
-    def norm(self, norm: Any, result: Value) -> Task:
-        """The normalised image, or, as a `result` of 2 dimensions, the numbers by which a convolution normalises it."""
-        norm = map_tensors(self.weights, norm)
-        stats = Value((3, norm.x.shape[0], norm.groups))
+    def lowered(self, node: Node, result: Value) -> Task:
+        """An op of images bound to the native code that has it; `result` is its output, or what it leaves in place of
+        one."""
+        how, args = native_code(node), map_tensors(self.weights, node.args)
+        scratch = Value(how.scratch(node.args)) if how.scratch else None
+        separate = {"separate": True} if isinstance(node.args, SeparateQKVArgs) else {}
 
         def bind(view: View) -> BoundCall:
-            return lower_norm(view(result), view(stats), map_values(view, norm))
+            memory = None if scratch is None else view(scratch)
+            return how.lower(view(result), map_values(view, args), memory, **separate)
 
-        return Task([v for v in (norm.x, norm.scale, norm.shift) if v is not None], [result, stats], bind)
+        return Task(node.inputs(), [result] if scratch is None else [result, scratch], bind)
 
-    def resampling(self, node: Node) -> Task:
-        x, f, up, down, padding = node.args
-        f = self.weights(f)
 
-        def bind(view: View) -> BoundCall:
-            return lower_upfirdn(view(node.output), view(x), f, up > 1, max(up, down), padding)
-
-        return Task([x], node.outputs, bind)
-
-    def attention(self, node: Node) -> Task:
-        qkv, heads = node.args
-        separate = isinstance(node.args, SeparateQKVArgs)
-
-        def bind(view: View) -> BoundCall:
-            return lower_attention(view(node.output), view(qkv), heads, separate)
-
-        return Task([qkv], node.outputs, bind)
+def native_code(node: AnyNode) -> Any:
+    """The implementation whose `lower` binds the op that a node is, or None."""
+    function = backend.ops()["attention"] if isinstance(node.args, SeparateQKVArgs) else getattr(node, "function", None)
+    found = function.implementations.get("cpu") if isinstance(function, backend.Op) else None
+    return found if found is not None and found.lower is not None else None
 
 
 def add(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None, threads: int) -> None:

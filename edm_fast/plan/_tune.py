@@ -28,6 +28,7 @@ from edm_fast.errors import BROKEN, UserError, one_line
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
 from edm_fast.ops.conv2d.cpu import pack
+from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.ops.upfirdn.cpu import lower as lower_upfirdn
 from edm_fast.plan._algorithms import ALLOWED, Shape, fits, workspace
 from edm_fast.plan._capture import Captured
@@ -127,7 +128,7 @@ def measure(shape: Shape, algorithms: list[Algorithm], cold: bool = True) -> dic
     own, wide, double = shape.after_doubling(), x, []
     if shape.doubled:
         wide = torch.empty(own.n, own.channels, own.h, own.w, memory_format=torch.channels_last, **like)
-        double = [lower_upfirdn(wide, x, box, up=True, factor=2, padding=0)]
+        double = [lower_upfirdn(wide, UpfirdnArgs(x, box, up=2), None)]
     memory: list[torch.Tensor] = []  # that the calls read and write by address
 
     def prepared(a: Algorithm) -> Callable[[], None]:

@@ -425,7 +425,6 @@ BAD = {
     "levels and steps": (["--levels=9,1,0", "--steps=18"], "num_steps is 18; with these 3 levels it is 2"),
     "rho of levels without": (["--levels=logsnr", "--rho=5"], "--rho does not go with --levels=logsnr"),
     "levels and sigma_max": (["--levels=9,1,0", "--sigma_max=9"], "--sigma_max does not go with a list"),
-    "gnet without guidance": (["--gnet={gray}"], "--gnet needs --guidance"),
     "interval without guidance": (["--guidance-interval=1,2"], "--guidance-interval needs --guidance"),
     "interval of one": (["--guidance=2", "--guidance-interval=1"], "'1' is not LO,HI"),
     "interval upside down": (["--guidance=2", "--guidance-interval=2,1"], "sigma_lo < sigma_hi"),

@@ -68,6 +68,7 @@ def test_what_the_command_refuses(tmp_path):
     for name, options, message in (
         ("latent_cond", [], "images of 4 channels (latents need the decoder"),
         ("rgb_cond", ["--guidance=2"], "--guidance of an EDM2 network needs --gnet"),
+        ("rgb_cond", [f"--gnet={tmp_path / 'none.pkl'}", "--class=99"], "note: --gnet without --guidance, the weight,"),
     ):
         network = g.path(entry, f"edm2/checkpoints/{name}.pkl")
         args = ["generate", f"--network={network}", f"--outdir={tmp_path}", "--device=cpu", *options]

@@ -31,7 +31,7 @@ PATHS = {
     "ema reconstruct": ["--indir", "--outdir"],
     "dataset convert": ["--source", "--dest"],
     "dataset check": ["path"],
-    "convert": ["source", "dest"],
+    "convert": ["source", "dest", "--sampler", "--training-options"],
     "study design": ["--outdir", "--data"],
     "study precision": ["--network", "--outdir"],
     "study quality": ["--network", "--outdir", "--data", "--detector"],

@@ -18,11 +18,19 @@ def data(tmp_path):
 
 def test_from_data_to_an_average_of_another_width(tmp_path, data):
     out, duration = tmp_path / "runs", f"--duration={2 / 1024}"
-    args = [f"--outdir={out}", f"--data={data}", "--cond=1", duration, "--snap=1", "--seed=1", "--workers=0", *TINY]
+    args = [
+        f"--outdir={out}",
+        f"--data={data}",
+        "--preset=edm2-img64-s",
+        duration,
+        "--snap=1",
+        "--workers=0",
+        *TINY,
+    ]
     result = run("train", *args, "--preview=0")
     assert result.exit_code == 0, result.output
     (folder,) = out.iterdir()
-    assert folder.name == "00000-digits-cond-edm2-edm-gpus1-batch128-fp32"
+    assert folder.name == "00000-digits-cond-edm2-edm-gpus1-batch128-fp16"
     stored = [f"network-snapshot-000000{k}-0.{std}.safetensors" for k in (0, 1, 2) for std in ("050", "100")]
     assert sorted(path.name for path in folder.glob("network*")) == stored
     settings = json.loads((folder / "training_options.json").read_text())

@@ -1,7 +1,7 @@
 // What the tests call: the launchers of csrc/cuda with plain arguments, and kernels that try the emulation itself.
 // One translation unit, so that all of it shares one emulated device.
-#include "../../csrc/arguments.h"
 #include "../../csrc/cuda/errors.cu"
+#include "../../csrc/cuda/functions.h"
 #include "../../csrc/cuda/group_norm_silu.cu"
 #include "../../csrc/cuda/solver_update.cu"
 #include "../../csrc/cuda/upfirdn.cu"
@@ -27,16 +27,6 @@ __global__ void _block_sum(float* sums, const float* x, int fault) {
     partial[threadIdx.x / 32] = -1;
 }
 
-template <typename S>
-int run(int (*function)(const S&, int, void*), Use use, const NamedValues& values, int device) {
-    return function(filled<S>(use, values), device, nullptr);
-}
-
-template <typename S>
-int64_t run(int64_t (*function)(const S&), Use use, const NamedValues& values) {
-    return function(filled<S>(use, values));
-}
-
 }  // namespace
 }  // namespace edm
 
@@ -59,20 +49,19 @@ int block_sum(float* sums, const float* x, int threads, int fault, int device) {
     return guard.status();
 }
 
-// The status of a function of csrc/arguments.h, or the size that it tells. Each of its `count` arguments has a name
-// and a number or an address.
+// The status of a function of csrc/cuda/functions.h, or the size that it tells. Each of its `count` arguments has a
+// name and a number or an address.
 int64_t call(const char* function, int count, const char* const* names, const double* numbers, void* const* addresses,
              int device) {
     NamedValues values;
     for (int i = 0; i < count; ++i) values.emplace_back(names[i], value_of(numbers[i], addresses[i]));
     int64_t result = -1;
     try {
-        cuda_functions([&](const std::string& name, Use use, auto kernel) {
-            if (name == function) result = run(kernel, use, values, device);
-        });
-        cuda_size_functions([&](const std::string& name, Use use, auto kernel) {
-            if (name == function) result = run(kernel, use, values);
-        });
+        for (const Function& f : kCudaFunctions) {
+            if (f.name != std::string(function)) continue;
+            const auto s = filled(f, values);
+            result = f.launch ? f.launch(s.data(), device, nullptr) : f.size(s.data());
+        }
     } catch (const std::invalid_argument& error) {
         std::fprintf(stderr, "%s: %s\n", function, error.what());
     }

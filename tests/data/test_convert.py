@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from edm_fast.data import ImageFolderDataset, _cifar, _output, _sources
-from edm_fast.data._transforms import center_crop, center_crop_wide, transform_by_name
+from edm_fast.data._transforms import center_crop, center_crop_dhariwal, center_crop_wide, transform_by_name
 from edm_fast.data.convert import convert, write_dataset
 from edm_fast.errors import UserError
 
@@ -274,6 +274,17 @@ def test_center_crop_wide_pastes_on_black():
     assert center_crop_wide(picture(8, 32), 16, 8) is None  # ch = 4 rows are too few
 
 
+def test_center_crop_dhariwal_halves_then_resizes():
+    """Of an image constant in blocks: the means of 2x2 are exact, and the bicubic filter is not reached."""
+    blocks = picture(8, 16)
+    large = blocks.repeat(4, axis=0).repeat(4, axis=1)  # 32 x 64: twice halved to 8 x 16
+    np.testing.assert_array_equal(center_crop_dhariwal(large, 8, 8), blocks[:, 4:12])
+    odd = center_crop_dhariwal(picture(50, 31), 12, 12)
+    halved = PIL.Image.fromarray(picture(50, 31)).resize((15, 25), PIL.Image.Resampling.BOX)
+    small = np.asarray(halved.resize((12, 20), PIL.Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(odd, small[4:16])
+
+
 def test_bad_transforms():
     for name, resolution, message in [
         ("crop", (8, 8), "unknown transform"),
@@ -281,6 +292,7 @@ def test_bad_transforms():
         (None, (0, 8), "from 1 to 8192"),
         (None, (100000, 100000), "from 1 to 8192"),
         ("center-crop-wide", (8, 16), "not wide"),
+        ("center-crop-dhariwal", (16, 8), "equal to the height"),
     ]:
         with pytest.raises(UserError, match=message):
             transform_by_name(name, resolution)

@@ -1,10 +1,12 @@
 """Calls of conv2d with every argument, and their gradients: for the tests of all its backends."""
 
+import functools
 import math
 
 import torch
 
 from edm_fast import testing
+from helpers import op_checks
 
 
 def case_inputs(
@@ -21,14 +23,4 @@ def case_inputs(
     return tuple(testing.laid_out(t, layout if t.ndim == 4 else "contiguous") for t in tensors), kwargs
 
 
-def all_gradients(function):
-    """Of the same arguments: y, and the gradients of a fixed weighted sum of it with respect to every tensor."""
-
-    def run(*args, **kwargs):
-        fresh = [t.detach().requires_grad_() for t in args]
-        with torch.enable_grad():
-            y = function(*fresh, **kwargs)
-            weights = torch.cos(torch.arange(y.numel(), device=y.device)).reshape(y.shape).to(y)
-            return y.detach(), *torch.autograd.grad(y, fresh, weights)
-
-    return run
+all_gradients = functools.partial(op_checks.gradients, "conv2d")

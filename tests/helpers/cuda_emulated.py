@@ -109,7 +109,7 @@ class Emulated:
         self.lib.emulate(self.order, 2)
 
     def call(self, function, dtype, **arguments):
-        """A function of csrc/arguments.h; its status, or the size that it tells."""
+        """A function of csrc/cuda/functions.h; its status, or the size that it tells."""
         values = [("dtype", CODES[dtype])]
         for name, value in arguments.items():
             values += [(name, item) for item in (value if isinstance(value, (list, tuple)) else [value])]

@@ -39,6 +39,19 @@ def write_dataset(path, count=12, size=4, channels=1, classes=3, seed=0):
     return path
 
 
+def write_latents(path, count=4, size=8, classes=2, seed=0):
+    """A zip of random means and deviations (8, size, size), as of encoded images."""
+    random = np.random.RandomState(seed)
+    names = [f"{i:03d}.npy" for i in range(count)]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            data = io.BytesIO()
+            np.save(data, random.uniform(size=(8, size, size)).astype(np.float32))
+            archive.writestr(name, data.getvalue())
+        archive.writestr("dataset.json", json.dumps({"labels": [[name, i % classes] for i, name in enumerate(names)]}))
+    return path
+
+
 def read_stats(run_dir):
     return [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
 

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/arguments.h"
+#include "../../csrc/cpu/_kernels.h"
 #include "../../csrc/cpu/simd/isas.h"
 #include "../helpers/filled.h"
 
@@ -30,17 +30,10 @@ struct Buffer {
     char* data() { return reinterpret_cast<char*>(memory.data()); }
 };
 
-template <typename S>
-int run(int (*function)(const S&, int, int), Use use, const NamedValues& values, int isa) {
-    return function(filled<S>(use, values), isa, kThreads);
-}
-
-int run(const std::string& function, const NamedValues& values, int isa) {
-    int status = -1;
-    cpu_functions([&](const std::string& name, Use use, auto kernel) {
-        if (name == function) status = run(kernel, use, values, isa);
-    });
-    return status;
+int run(const std::string& name, const NamedValues& values, int isa) {
+    for (const Function& function : functions_of(isa))
+        if (name == function.name) return function.run(filled(function, values).data(), kThreads);
+    return -1;
 }
 
 // how far the worst element lies from what is expected; 0 where the bits are the same

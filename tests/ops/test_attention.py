@@ -9,7 +9,7 @@ from edm_fast import backend, native, testing
 from edm_fast.errors import UserError
 from edm_fast.ops import attention
 from edm_fast.ops.attention.cpu import lower
-from edm_fast.ops.attention.reference import attention_weights
+from edm_fast.ops.attention.reference import AttentionArgs, attention_weights
 from helpers import op_checks
 
 reference = op_checks.forced("attention", "reference")
@@ -114,18 +114,6 @@ def drawn(n, heads, size, h, w, layout="contiguous", scale=1.0):
 
 # (n, heads, head size, h, w): around the sizes of vectors, panels, blocks of queries and steps of keys
 SHAPES = [(2, 3, 5, 3, 7), (1, 1, 33, 5, 13), (2, 1, 16, 4, 8), (1, 2, 48, 9, 29), (1, 1, 129, 8, 8), (1, 2, 3, 19, 27)]
-
-
-@pytest.mark.parametrize("name", op_checks.backends("attention"))
-@pytest.mark.parametrize("case", op_checks.cases("attention"))
-def test_backend_keeps_the_budget(name, case):
-    op_checks.forward("attention", name, case, torch.float32)
-
-
-@pytest.mark.parametrize("name", op_checks.backends("attention", gradient=True))
-@pytest.mark.parametrize("case", op_checks.cases("attention"))
-def test_gradients_keep_the_budget(name, case):
-    op_checks.gradient("attention", name, case, torch.float32)
 
 
 @needs_native
@@ -328,7 +316,7 @@ def test_a_call_of_plans(heads, separate):
     rows, size = 3 * heads * 5, (2, 3, 4)  # rows of qkv; (N, H, W)
     qkv = torch.randn(*size, rows + 7, generator=generator).permute(0, 3, 1, 2)[:, :rows]
     a = torch.full((*size, heads * 5 + 2), math.nan).permute(0, 3, 1, 2)[:, : heads * 5]
-    lower(a, qkv, heads, separate)(1)
+    lower(a, AttentionArgs(qkv, heads), None, separate)(1)
     if separate:
         qkv = qkv.unflatten(1, (3, heads, 5)).permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
     torch.testing.assert_close(a, reference(qkv, heads))

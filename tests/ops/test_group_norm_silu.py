@@ -1,5 +1,7 @@
 """group_norm_silu: the reference against its definition, derivatives, and every backend against the reference."""
 
+import functools
+
 import pytest
 import torch
 
@@ -56,17 +58,7 @@ def test_derivatives():
     )
 
 
-def all_gradients(function):
-    """Of the same arguments: y, and the gradients of a fixed weighted sum of it with respect to every tensor."""
-
-    def run(*args, **kwargs):
-        fresh = [t.detach().requires_grad_() if torch.is_tensor(t) else t for t in (*args, *kwargs.values())]
-        with torch.enable_grad():
-            y = function(*fresh[: len(args)], **dict(zip(kwargs, fresh[len(args) :])))
-            weights = torch.cos(torch.arange(y.numel())).reshape(y.shape).to(y)
-            return y.detach(), *torch.autograd.grad(y, [t for t in fresh if torch.is_tensor(t)], weights)
-
-    return run
+all_gradients = functools.partial(op_checks.gradients, "group_norm_silu")
 
 
 def on_cpu(*args, **kwargs):
@@ -104,20 +96,6 @@ def test_one_scale_serves_every_image():
     assert torch.autograd.gradcheck(
         lambda scale, shift: group_norm_silu(x, torch.ones(4), torch.zeros(4), 2, scale=scale, shift=shift), pair
     )
-
-
-@pytest.mark.parametrize("name", op_checks.backends("group_norm_silu"))
-@pytest.mark.parametrize("case", op_checks.cases("group_norm_silu"))
-def test_backend_keeps_the_budget(name, case):
-    op_checks.forward("group_norm_silu", name, case, torch.float32)
-
-
-@pytest.mark.parametrize("name", op_checks.backends("group_norm_silu", gradient=True))
-@pytest.mark.parametrize("case", op_checks.cases("group_norm_silu"))
-def test_gradients_keep_the_budget(name, case):
-    function = all_gradients(op_checks.forced("group_norm_silu", name))
-    inputs = case.inputs(torch.float32, op_checks.BACKENDS[name])
-    testing.check(function, all_gradients(reference), inputs)
 
 
 @needs_native

@@ -52,22 +52,6 @@ def test_a_constant_image_stays_constant():
 
 
 @needs_native
-@pytest.mark.parametrize("name", op_checks.backends("upfirdn"))
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", op_checks.cases("upfirdn"))
-def test_backend_keeps_the_budget(name, dtype, case):
-    op_checks.forward("upfirdn", name, case, dtype)
-
-
-@needs_native
-@pytest.mark.parametrize("name", op_checks.backends("upfirdn"))
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", op_checks.cases("upfirdn", real=False))
-def test_gradient_keeps_the_budget(name, dtype, case):
-    op_checks.gradient("upfirdn", name, case, dtype)
-
-
-@needs_native
 @pytest.mark.parametrize("case", op_checks.cases("upfirdn"))
 def test_instruction_sets_and_threads_agree(case):
     (x, f), kwargs = case.inputs(torch.float32)

@@ -1,4 +1,6 @@
-// Attention: one block of queries, and what is packed for it. attention.cpp cuts the work.
+// Cuts attention into (image, head) times blocks of queries; a block goes over the keys in steps, with a running
+// maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022), so that no matrix of pixels x pixels exists. How the
+// work is cut depends on the sizes of one image alone: neither threads nor the batch change a bit.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +9,7 @@
 #include "../../attention.h"
 #include "../_attention.h"
 #include "../_layout.h"
+#include "../_scratch.h"
 #include "../simd/vector.h"
 #include "exp.h"
 #include "matmul.h"
@@ -227,5 +230,31 @@ static void differentiate(const Attention& s, int64_t pair, float* scratch) {
     unpack_pixels(b.dv, b.pitch, &one, 0, view_qkv(s, s.dqkv_ptr, pair, 2, s.pixels), 0);
 }
 
-constexpr AttentionKernels attention_kernels{pack_keys, attend, differentiate};
+static int attention_fwd(const Attention& s, int threads) {
+    if (s.dtype != kFloat32) return kBadType;
+    if (!fits(s)) return kBadArgument;
+    if (s.n == 0 || s.pixels == 0) return kOk;
+    const int64_t blocks = (s.pixels + kQueries - 1) / kQueries, floats = ForwardScratch::floats(s);
+    parallel_for(s.n * s.heads * blocks, 1, threads, [&](int64_t begin, int64_t end) {
+        float* scratch = scratch_of(floats);
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t pair = item / blocks, block = item % blocks;
+            if (item == begin || block == 0) pack_keys(s, pair, scratch);
+            attend(s, pair, s.pixels * block / blocks, s.pixels * (block + 1) / blocks, scratch);
+        }
+    });
+    return kOk;
+}
+
+static int attention_bwd(const Attention& s, int threads) {
+    if (s.dtype != kFloat32) return kBadType;
+    if (!fits(s)) return kBadArgument;
+    if (s.n == 0 || s.pixels == 0) return kOk;
+    if (!s.a_ptr || !s.stats_ptr || !s.da_ptr || !s.dqkv_ptr) return kBadArgument;
+    parallel_for(s.n * s.heads, 1, threads, [&](int64_t begin, int64_t end) {
+        float* scratch = scratch_of(BackwardScratch::floats(s));
+        for (int64_t pair = begin; pair < end; ++pair) differentiate(s, pair, scratch);
+    });
+    return kOk;
+}
 EDM_END

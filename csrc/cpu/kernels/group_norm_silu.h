@@ -171,4 +171,20 @@ static void forward_last(const GroupNormSilu& s, int64_t most, int64_t begin, in
             pixel(y, x, mean, a, b, slab.width, s.silu);
     }
 }
+
+template <typename T>
+static int normalise_groups(const GroupNormSilu& s, int threads) {
+    for_items(s, threads, [&](int64_t most, int64_t begin, int64_t end) {
+        if (s.channels_last) forward_last<T>(s, most, begin, end);
+        else forward<T>(s, begin, end);
+    });
+    return kOk;
+}
+
+static int group_norm_silu_fwd(const GroupNormSilu& s, int threads) {
+    if (!sizes_fit(s) || (s.channels_last && s.x_pitch < s.c)) return kBadArgument;
+    if (s.affine_ptr ? !s.channels_last : !s.y_ptr) return kBadArgument;
+    if (s.dtype == kFloat32) return normalise_groups<float>(s, threads);
+    return s.dtype == kFloat64 ? normalise_groups<double>(s, threads) : kBadType;
+}
 EDM_END

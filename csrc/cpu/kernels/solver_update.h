@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "../../solver_update.h"
-#include "../_kernels.h"
 #include "../simd/isas.h"
 
 EDM_BEGIN
@@ -60,5 +59,12 @@ static void update(const SolverUpdate& s, int64_t begin, int64_t end) {
     }
 }
 
-constexpr SolverUpdateKernels solver_update_kernels{update<float>, update<double>};
+static int solver_update_fwd(const SolverUpdate& s, int threads) {
+    if (!fits(s)) return kBadArgument;
+    if (s.dtype != kFloat64 && s.dtype != kFloat32) return kBadType;
+    const auto run = s.dtype == kFloat64 ? update<double> : update<float>;
+    // fewer elements are not worth a thread
+    parallel_for(s.size, 4096, threads, [&](int64_t begin, int64_t end) { run(s, begin, end); });
+    return kOk;
+}
 EDM_END

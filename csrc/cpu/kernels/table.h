@@ -1,4 +1,4 @@
-// The last line of a file for an instruction set: compiles the kernels for it, and lists them.
+// The last line of a file for an instruction set: compiles the kernels for it, and lists its functions.
 #pragma once
 
 #include "../_kernels.h"
@@ -12,12 +12,27 @@
 #include "upfirdn.h"
 
 EDM_BEGIN
-template <typename T>
-constexpr NormKernels<T> norm_kernels{forward<T>, forward_last<T>, backward<T>, backward_last<T>};
-
 extern const Kernels kernels;  // not in this file alone
-constexpr Kernels kernels{
-    attention_kernels,    conv2d_kernels,        conv2d_bwd_kernels,     norm_kernels<float>,
-    norm_kernels<double>, solver_update_kernels, upfirdn_kernels<float>, upfirdn_kernels<double>,
+constexpr Kernels kernels{conv2d_kernels, conv2d_bwd_kernels};
+
+static int conv2d_pack(const Conv2dPack& s, int threads) { return conv2d_pack_cpu(s, EDM_ISAS(EDM_PLACE_OF), threads); }
+static int conv2d_fwd(const Conv2d& s, int threads) { return conv2d_fwd_cpu(s, EDM_ISAS(EDM_PLACE_OF), threads); }
+static int conv2d_bwd(const Conv2dBwd& s, int threads) { return conv2d_bwd_cpu(s, EDM_ISAS(EDM_PLACE_OF), threads); }
+
+constexpr Function function_list[] = {
+    FUNCTION(attention_fwd, "_cpu", kForward),
+    FUNCTION(attention_bwd, "_cpu", kBackward),
+    FUNCTION(conv2d_pack, "_cpu", kForward),
+    FUNCTION(conv2d_packed_size, "", kSize),
+    FUNCTION(conv2d_fwd, "_cpu", kForward),
+    FUNCTION(conv2d_fwd_workspace, "", kSize),
+    FUNCTION(conv2d_bwd, "_cpu", kBackward),
+    FUNCTION(conv2d_bwd_workspace, "", kSize),
+    FUNCTION(group_norm_silu_fwd, "_cpu", kForward),
+    FUNCTION(group_norm_silu_bwd, "_cpu", kBackward),
+    FUNCTION(solver_update_fwd, "_cpu", kForward),
+    FUNCTION(upfirdn_fwd, "_cpu", kForward),
 };
+extern const Functions functions;
+constexpr Functions functions{function_list, sizeof(function_list) / sizeof(Function)};
 EDM_END

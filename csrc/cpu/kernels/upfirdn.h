@@ -1,5 +1,6 @@
-// Factor 2 with 2 or 4 taps: rows padded in a small buffer; channels as vectors when they are last. Sums run over
-// filter rows, then columns, uncontracted: one result on every instruction set and thread count.
+// Factor 2 with 2 or 4 taps: rows padded in a small buffer; channels as vectors when they are last. Anything else takes
+// the general loop. Sums run over filter rows, then columns, uncontracted: one result on every instruction set and
+// thread count.
 #pragma once
 
 #include <algorithm>
@@ -7,10 +8,15 @@
 #include <vector>
 
 #include "../../upfirdn.h"
-#include "../_upfirdn.h"
 #include "../simd/isas.h"
 
 EDM_BEGIN
+template <typename T>
+struct FilterTask {
+    const Upfirdn& s;
+    const T* f;  // (taps, taps), gain included
+};
+
 // One image row into a buffer that starts at column `first` (often negative), zeros outside the image.
 template <typename T>
 EDM_INLINE void padded_row(T* EDM_RESTRICT to, const T* row, int64_t w, int64_t first, int64_t n) {
@@ -195,8 +201,70 @@ static void last_rows(const FilterTask<T>& task, int64_t begin, int64_t end) {
     }
 }
 
+static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+// any filter, factor and layout: the formula itself; begin, end count rows (n, c, out_h)
 template <typename T>
-constexpr UpfirdnKernels<T> upfirdn_kernels{
-    {{down_planes<T, 2>, down_planes<T, 4>}, {up_planes<T, 2>, up_planes<T, 4>}},
-    {{last_rows<T, 2, false>, last_rows<T, 4, false>}, {last_rows<T, 2, true>, last_rows<T, 4, true>}}};
+static void general(const FilterTask<T>& task, int64_t begin, int64_t end) {
+    const Upfirdn& s = task.s;
+    const int64_t sc = s.channels_last ? 1 : s.h * s.w, sw = s.channels_last ? s.x_pitch : 1;
+    const int64_t oc = s.channels_last ? 1 : s.out_h * s.out_w, ow = s.channels_last ? s.c : 1;
+    for (int64_t line = begin; line < end; ++line) {
+        const int64_t i = line % s.out_h, c = line / s.out_h % s.c, n = line / s.out_h / s.c;
+        const T* x = static_cast<const T*>(s.x_ptr) + n * s.h * s.w * (s.channels_last ? s.x_pitch : s.c) + c * sc;
+        T* y = static_cast<T*>(s.y_ptr) + n * s.c * s.out_h * s.out_w + c * oc + i * s.out_w * ow;
+        const int64_t first = s.up ? floor_div(i + s.padding, s.factor) : s.factor * i - s.padding;
+        for (int64_t j = 0; j < s.out_w; ++j) {
+            const int64_t left = s.up ? floor_div(j + s.padding, s.factor) : s.factor * j - s.padding;
+            T sum = T(0);
+            for (int64_t a = 0;; ++a) {
+                const int64_t r = s.up ? first - a : first + a, ky = s.up ? i + s.padding - s.factor * r : a;
+                if (ky >= s.taps) break;
+                if (r < 0 || r >= s.h) continue;
+                for (int64_t b = 0;; ++b) {
+                    const int64_t col = s.up ? left - b : left + b, kx = s.up ? j + s.padding - s.factor * col : b;
+                    if (kx >= s.taps) break;
+                    if (col >= 0 && col < s.w) sum += x[(r * s.w + col) * sw] * task.f[ky * s.taps + kx];
+                }
+            }
+            y[j * ow] = sum;
+        }
+    }
+}
+
+// for work items [begin, end): planes of an image, or, channels last, rows (n, out_h) of pixels
+template <typename T>
+using Filter = void (*)(const FilterTask<T>& task, int64_t begin, int64_t end);
+
+// the first index tells whether they are for up-sampling, the second whether there are four taps or two
+template <typename T>
+constexpr Filter<T> filter_planes[2][2] = {{down_planes<T, 2>, down_planes<T, 4>}, {up_planes<T, 2>, up_planes<T, 4>}};
+template <typename T>
+constexpr Filter<T> filter_rows[2][2] = {{last_rows<T, 2, false>, last_rows<T, 4, false>},
+                                         {last_rows<T, 2, true>, last_rows<T, 4, true>}};
+
+template <typename T>
+static int resample(const Upfirdn& s, int threads) {
+    std::vector<T> f(s.taps * s.taps);
+    for (int64_t k = 0; k < s.taps * s.taps; ++k) f[k] = static_cast<const T*>(s.f_ptr)[k] * T(s.gain);
+    const FilterTask<T> task{s, f.data()};
+    const bool special = s.factor == 2 && (s.taps == 2 || s.taps == 4);
+    const auto& filters = s.channels_last ? filter_rows<T> : filter_planes<T>;
+    const auto body = special ? filters[s.up][s.taps == 4] : general<T>;
+    // work items: image planes, rows of all channels, or rows of one channel
+    const int64_t items = !special ? s.n * s.c * s.out_h : s.channels_last ? s.n * s.out_h : s.n * s.c;
+    const int64_t total = s.n * s.c * s.out_h * s.out_w;
+    const int64_t grain = total ? std::max<int64_t>(1, 8192 * items / total) : 1;
+    parallel_for(items, grain, threads, [&](int64_t begin, int64_t end) { body(task, begin, end); });
+    return kOk;
+}
+
+static int upfirdn_fwd(const Upfirdn& s, int threads) {
+    if (s.taps < 1 || s.factor < 1 || s.padding < 0) return kBadArgument;
+    if (s.n < 0 || s.c < 0 || s.h < 1 || s.w < 1 || s.out_h < 1 || s.out_w < 1) return kBadArgument;
+    if (s.channels_last && s.x_pitch < s.c) return kBadArgument;
+    if (s.dtype == kFloat32) return resample<float>(s, threads);
+    if (s.dtype == kFloat64) return resample<double>(s, threads);
+    return kBadType;
+}
 EDM_END

@@ -42,6 +42,10 @@
 
 namespace edm {
 
+#define EDM_PLACE(NAME, ...) NAME##_place,
+enum IsaPlace : int { EDM_ISAS(EDM_PLACE) kIsaCount };  // in the list
+#undef EDM_PLACE
+
 struct Isa {
     const char* name;
     bool available;
@@ -64,6 +68,7 @@ int best_isa();
 #define EDM_SECOND_(FIRST, SECOND, ...) SECOND
 #define EDM_IF_CHOSEN(NAME) EDM_SECOND(EDM_ROW_##NAME, EDM_DROP)
 #define EDM_NAME_OF(NAME, ...) EDM_IF_CHOSEN(NAME)(NAME)
+#define EDM_PLACE_OF(NAME, ...) EDM_IF_CHOSEN(NAME)(NAME##_place)
 #define EDM_TARGET_OF(NAME, TARGET, ...) EDM_IF_CHOSEN(NAME)(TARGET)
 #define EDM_REGISTERS_OF(NAME, TARGET, AVAILABLE, REGISTERS, ...) EDM_IF_CHOSEN(NAME)(REGISTERS)
 

@@ -6,10 +6,10 @@ import torch
 
 from edm_fast.backend import Op
 from edm_fast.ops.attention.cpu import cpu
-from edm_fast.ops.attention.reference import AttentionArgs, check, like, reference
+from edm_fast.ops.attention.reference import AttentionArgs, cases, check, like, reference
 from edm_fast.ops.attention.triton import triton
 
-_op = Op("attention", AttentionArgs, reference, check, triton, cpu, like=like)
+_op = Op("attention", AttentionArgs, reference, check, triton, cpu, like=like, cases=cases)
 
 
 def attention(qkv: torch.Tensor, num_heads: int = 1) -> torch.Tensor:

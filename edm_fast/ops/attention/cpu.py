@@ -43,9 +43,9 @@ def _channels_last(
     )
 
 
-def lower(a: torch.Tensor, qkv: torch.Tensor, heads: int, separate: bool) -> Callable[[int], None]:
-    """The call from qkv to a, float32 images channels last, bound to their memory; `separate` as above."""
-    n, channels, h, w = a.shape
+def lower(a: torch.Tensor, args: AttentionArgs, scratch: None, separate: bool = False) -> Callable[[int], None]:
+    """The call bound to the memory of float32 images channels last; `separate` as above."""
+    (n, channels, h, w), (qkv, heads) = a.shape, args
     (to, a_pitch), (source, pitch) = native.window(a), native.window(qkv)
     sizes = _channels_last(n, heads, channels // heads, h * w, pitch, a_pitch, separate)
     return native.bind("attention_fwd_cpu", qkv=source, a=to, **sizes)
@@ -76,4 +76,4 @@ def reason(args: AttentionArgs) -> str | None:
 
 
 forward = _kernel.on_kernel("cpu", "cpu", _forward, _backward)
-cpu = Implementation("cpu", "cpu", forward, reason, differentiable=True)
+cpu = Implementation("cpu", "cpu", forward, reason, differentiable=True, lower=lower)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from edm_fast.backend import transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
+from edm_fast.ops._cases import LAYOUTS, Case
 
 
 class AttentionArgs(NamedTuple):
@@ -74,3 +76,30 @@ def like(args: AttentionArgs) -> torch.Tensor:
     qkv = args.qkv
     n, channels, *size = qkv.shape
     return torch.empty((n, channels // 3, *size), dtype=qkv.dtype, device=qkv.device)
+
+
+def _attention(n: int, c: int, h: int, w: int, heads: int, **kwargs: Any) -> Callable:
+    return lambda make: ((make(n, 3 * heads * c, h, w, **kwargs), heads), {})
+
+
+def cases() -> Iterator[Case]:
+    def case(name: str, *sizes: int, use: str = "odd", **kwargs: Any) -> Case:
+        return Case(name, _attention(*sizes, **kwargs), use)
+
+    yield case("cifar10_16", 8, 256, 16, 16, 1, use="real")
+    yield case("cifar10_8", 8, 256, 8, 8, 1, use="real")
+    yield case("adm_32", 2, 64, 32, 32, 6, use="real")
+    yield case("adm_16", 2, 64, 16, 16, 9, use="real")
+    yield case("adm_8", 2, 64, 8, 8, 12, use="real")
+    for layout in LAYOUTS:
+        yield case(f"odd_{layout}", 2, 5, 3, 7, 3, layout=layout)
+        yield case(f"wide_{layout}", 1, 131, 5, 7, 1, layout=layout)
+        yield case(f"many_keys_{layout}", 1, 7, 19, 17, 2, layout=layout)
+        yield case(f"large_logits_{layout}", 2, 16, 6, 6, 2, layout=layout, scale=12.0)  # e^x of them overflows
+    yield case("one_channel", 2, 1, 4, 5, 3)
+    yield case("one_pixel", 2, 4, 1, 1, 2)
+    yield case("batch_0", 0, 4, 3, 3, 2)
+    yield Case("small", _attention(2, 32, 8, 8, 1), "small")
+    for c, size, heads in ((256, 16, 1), (64, 32, 6), (64, 16, 9), (64, 8, 12)):
+        large = _attention(64, c, size, size, heads, layout="channels_last")
+        yield Case(f"64x{heads}x{c}x{size**2}", large, "large")

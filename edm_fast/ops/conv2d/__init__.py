@@ -6,10 +6,10 @@ import torch
 
 from edm_fast.backend import Op
 from edm_fast.ops.conv2d.cpu import cpu
-from edm_fast.ops.conv2d.reference import Conv2dArgs, check, fresh, reference
+from edm_fast.ops.conv2d.reference import Conv2dArgs, cases, check, fresh, reference
 from edm_fast.ops.conv2d.triton import triton
 
-_op = Op("conv2d", Conv2dArgs, reference, check, triton, cpu, like=fresh)
+_op = Op("conv2d", Conv2dArgs, reference, check, triton, cpu, like=fresh, cases=cases)
 
 
 def conv2d(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from edm_fast.backend import transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
+from edm_fast.ops._cases import LAYOUTS, Call, Case, Make
 
 
 class Conv2dArgs(NamedTuple):
@@ -71,3 +74,41 @@ def fresh(args: Conv2dArgs) -> torch.Tensor:
     """Memory for the result, channels last."""
     shape = (args.x.shape[0], args.weight.shape[0], *args.size())
     return torch.empty(shape, dtype=args.x.dtype, device=args.x.device, memory_format=torch.channels_last)
+
+
+def _conv(shape: tuple[int, ...], out: int, k: int, *tail: str, layout: str = "contiguous", **kwargs: Any) -> Callable:
+    def build(make: Make) -> Call:
+        n, c, h, w = shape
+        tensors = {
+            "bias": lambda: make(out),
+            "emb": lambda: make(n, out),
+            "residual": lambda: make(n, out, h, w, layout=layout),
+        }
+        weight = make(out, c, k, k, scale=1 / math.sqrt(c * k * k))
+        return (make(*shape, layout=layout), weight), {**{name: tensors[name]() for name in tail}, **kwargs}
+
+    return build
+
+
+def cases() -> Iterator[Case]:
+    half = math.sqrt(0.5)
+    yield Case("cifar10_32", _conv((8, 256, 32, 32), 256, 3, "bias"), "real")
+    yield Case("cifar10_16_residual", _conv((8, 256, 16, 16), 256, 3, "bias", "residual", scale=half), "real")
+    yield Case("cifar10_8", _conv((8, 256, 8, 8), 256, 3, "bias"), "real")
+    yield Case("cifar10_16_skip", _conv((8, 512, 16, 16), 256, 3, "bias"), "real")
+    yield Case("cifar10_16_qkv", _conv((8, 256, 16, 16), 768, 1, "bias"), "real")
+    yield Case("cifar10_32_skip", _conv((8, 512, 32, 32), 256, 1, "bias"), "real")
+    for channels, size in ((192, 64), (384, 32), (576, 16), (768, 8)):
+        tail = ("bias", "residual")
+        yield Case(f"adm_{channels}_{size}", _conv((1, channels, size, size), channels, 3, *tail), "real")
+    yield Case("demo_32_32", _conv((8, 32, 32, 32), 32, 3, "bias"), "real")
+    yield Case("demo_64_16", _conv((8, 64, 16, 16), 64, 3, "bias", "residual", scale=half), "real")
+    for layout in LAYOUTS:
+        yield Case(f"all_{layout}", _conv((2, 5, 7, 9), 6, 3, "bias", "emb", "residual", layout=layout, scale=half))
+    yield Case("k1", _conv((2, 5, 7, 9), 4, 1))
+    yield Case("padding_0", _conv((2, 3, 6, 5), 4, 3, "bias", padding=0))
+    yield Case("batch_0", _conv((0, 3, 6, 5), 4, 3, "bias"))
+    yield Case("small", _conv((2, 32, 8, 8), 32, 3, "bias", "residual", scale=half), "small")
+    for c, size, out, k in ((256, 32, 256, 3), (256, 16, 256, 3), (512, 16, 256, 1)):
+        large = _conv((64, c, size, size), out, k, "bias", layout="channels_last")
+        yield Case(f"64x{c}x{size}x{size} to {out}, {k}x{k}", large, "large")

@@ -7,10 +7,10 @@ import torch
 from edm_fast.backend import Op
 from edm_fast.ops.group_norm_silu.cpu import cpu
 from edm_fast.ops.group_norm_silu.cuda import cuda
-from edm_fast.ops.group_norm_silu.reference import GroupNormSiluArgs, check, like, reference
+from edm_fast.ops.group_norm_silu.reference import GroupNormSiluArgs, cases, check, like, reference
 from edm_fast.ops.group_norm_silu.triton import triton
 
-_op = Op("group_norm_silu", GroupNormSiluArgs, reference, check, triton, cuda, cpu, like=like)
+_op = Op("group_norm_silu", GroupNormSiluArgs, reference, check, triton, cuda, cpu, like=like, cases=cases)
 
 
 def group_norm_silu(

@@ -14,7 +14,7 @@ from edm_fast.ops.group_norm_silu.reference import GroupNormSiluArgs
 
 def _statistics(args: GroupNormSiluArgs) -> torch.Tensor:
     """(3, N, groups): of each group the mean, what its rounding to the dtype of x lost, and 1 / sqrt(var + eps)."""
-    return args.x.new_empty((3, args.x.shape[0], args.groups))
+    return args.x.new_empty(scratch(args))
 
 
 def _forward(args: GroupNormSiluArgs) -> _kernel.Pair:
@@ -27,7 +27,12 @@ def _forward(args: GroupNormSiluArgs) -> _kernel.Pair:
     return y, stats
 
 
-def lower(result: torch.Tensor, stats: torch.Tensor, args: GroupNormSiluArgs) -> Callable[[int], None]:
+def scratch(args: GroupNormSiluArgs) -> tuple[int, ...]:
+    """The shape of the statistics."""
+    return 3, args.x.shape[0], args.groups
+
+
+def lower(result: torch.Tensor, args: GroupNormSiluArgs, stats: torch.Tensor) -> Callable[[int], None]:
     """The call bound to float32 memory: to an image channels last, as x is, or to the (N, 3C) numbers by which a
     convolution of x normalises it (csrc/group_norm_silu.h)."""
     source, pitch = native.window(args.x)
@@ -67,4 +72,4 @@ def reason(args: GroupNormSiluArgs) -> str | None:
 
 
 forward = _kernel.on_kernel("cpu", "cpu", _forward, _backward, _statistics)
-cpu = Implementation("cpu", "cpu", forward, reason, differentiable=True)
+cpu = Implementation("cpu", "cpu", forward, reason, differentiable=True, lower=lower, scratch=scratch)

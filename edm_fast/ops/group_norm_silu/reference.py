@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
+from edm_fast.ops._cases import LAYOUTS, Call, Case, Make
 
 
 class GroupNormSiluArgs(NamedTuple):
@@ -53,3 +55,27 @@ def check(args: GroupNormSiluArgs) -> None:
 
 def like(args: GroupNormSiluArgs) -> torch.Tensor:
     return torch.empty(args.x.shape, dtype=args.x.dtype, device=args.x.device)
+
+
+def _norm(shape: tuple[int, ...], groups: int, layout: str = "contiguous", adaptive: bool = False, **kwargs: Any):
+    def build(make: Make) -> Call:
+        n, c = shape[:2]
+        rest = {"scale": make(n, c), "shift": make(n, c), **kwargs} if adaptive else kwargs
+        return (make(*shape, layout=layout), make(c), make(c), groups), rest
+
+    return build
+
+
+def cases() -> Iterator[Case]:
+    for channels, size in ((256, 32), (512, 16), (256, 8)):
+        yield Case(f"cifar10_{channels}_{size}", _norm((8, channels, size, size), 32, eps=1e-6), "real")
+    yield Case("adm_384_16", _norm((2, 384, 16, 16), 32, adaptive=True), "real")
+    for layout in LAYOUTS:
+        yield Case(f"odd_{layout}", _norm((3, 12, 5, 7), 4, layout))
+        yield Case(f"adaptive_{layout}", _norm((3, 12, 5, 7), 4, layout, adaptive=True, silu=False))
+    yield Case("one_pixel", _norm((2, 8, 1, 1), 2))
+    yield Case("no_space", _norm((4, 8), 4))
+    yield Case("batch_0", _norm((0, 8, 4, 4), 2))
+    yield Case("small", _norm((2, 32, 8, 8), 8), "small")
+    for c, size in ((128, 32), (256, 32), (256, 16), (512, 16), (256, 8)):
+        yield Case(f"64x{c}x{size}x{size}", _norm((64, c, size, size), 32, "channels_last", eps=1e-6), "large")

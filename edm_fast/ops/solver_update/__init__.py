@@ -10,10 +10,10 @@ import torch
 from edm_fast.backend import Op
 from edm_fast.ops.solver_update.cpu import cpu
 from edm_fast.ops.solver_update.cuda import cuda
-from edm_fast.ops.solver_update.reference import Scalar, SolverUpdateArgs, check, reference
+from edm_fast.ops.solver_update.reference import Scalar, SolverUpdateArgs, cases, check, reference
 from edm_fast.ops.solver_update.triton import triton
 
-_op = Op("solver_update", SolverUpdateArgs, reference, check, cuda, triton, cpu)
+_op = Op("solver_update", SolverUpdateArgs, reference, check, cuda, triton, cpu, cases=cases)
 
 
 def solver_update(

@@ -7,10 +7,10 @@ import torch
 from edm_fast.backend import Op
 from edm_fast.ops.upfirdn.cpu import cpu
 from edm_fast.ops.upfirdn.cuda import cuda
-from edm_fast.ops.upfirdn.reference import UpfirdnArgs, check, like, reference
+from edm_fast.ops.upfirdn.reference import UpfirdnArgs, cases, check, like, reference
 from edm_fast.ops.upfirdn.triton import triton
 
-_op = Op("upfirdn", UpfirdnArgs, reference, check, cuda, triton, cpu, like=like)
+_op = Op("upfirdn", UpfirdnArgs, reference, check, cuda, triton, cpu, like=like, cases=cases)
 
 
 def upfirdn(x: torch.Tensor, f: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0) -> torch.Tensor:

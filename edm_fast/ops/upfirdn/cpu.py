@@ -22,16 +22,13 @@ def reason(args: UpfirdnArgs) -> str | None:
     return native.cpu_reason() or _kernel.reason(args)
 
 
-def lower(
-    y: torch.Tensor, x: torch.Tensor, f: torch.Tensor, up: bool, factor: int, padding: int
-) -> Callable[[int], None]:
+def lower(y: torch.Tensor, args: UpfirdnArgs, scratch: None) -> Callable[[int], None]:
     """The call from x to y, float32 images (N, C, H, W) channels last, bound to their memory and that of f (k, k)."""
-    assert f.ndim == 2 and f.shape[0] == f.shape[1]
+    x, f, up, down, padding = args
     (to, _), (source, pitch) = native.window(y), native.window(x)
-    gain = float(factor**2 if up else 1)
-    how = dict(up=up, factor=factor, padding=padding, gain=gain, channels_last=True, x_pitch=pitch)
+    how = dict(up=up > 1, factor=max(up, down), padding=padding, gain=float(up**2), channels_last=True, x_pitch=pitch)
     return native.bind("upfirdn_fwd_cpu", y=to, x=source, f=f.data_ptr(), **_kernel.sizes(y, x, f), **how)
 
 
 forward = _kernel.on_kernel("cpu", "cpu", _kernel.native_kernel)
-cpu = Implementation("cpu", "cpu", forward, reason, differentiable=True)
+cpu = Implementation("cpu", "cpu", forward, reason, differentiable=True, lower=lower)

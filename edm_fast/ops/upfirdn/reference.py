@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from edm_fast.errors import UserError
 from edm_fast.ops import _check
+from edm_fast.ops._cases import LAYOUTS, Case, Make
 
 
 class UpfirdnArgs(NamedTuple):
@@ -52,3 +54,44 @@ def check(args: UpfirdnArgs) -> None:
 def like(args: UpfirdnArgs) -> torch.Tensor:
     x = args.x
     return torch.empty((*x.shape[:2], *args.size()), dtype=x.dtype, device=x.device)
+
+
+def _filter(make: Make, taps: list[int]) -> torch.Tensor:
+    f = torch.tensor(taps, dtype=torch.float64)
+    return (torch.outer(f, f) / f.sum() ** 2).to(make(1))
+
+
+def _upfirdn(shape: tuple[int, ...], taps: list[int], layout: str = "contiguous", **kwargs: int) -> Callable:
+    return lambda make: ((make(*shape, layout=layout), _filter(make, taps)), kwargs)
+
+
+def cases() -> Iterator[Case]:
+    for taps, padding in (([1, 1], 0), ([1, 3, 3, 1], 1)):
+        k = len(taps)
+        for layout in ("contiguous", "channels_last"):
+            down, up = {"down": 2, "padding": padding}, {"up": 2, "padding": padding}
+            for size in (32, 16):
+                half = size // 2
+                name = f"cifar10_k{k}_{layout}"
+                yield Case(f"{name}_{size}_to_{half}", _upfirdn((8, 256, size, size), taps, layout, **down), "real")
+                yield Case(f"{name}_{half}_to_{size}", _upfirdn((8, 256, half, half), taps, layout, **up), "real")
+        for layout in LAYOUTS:
+            for h, w in ((7, 9), (2, 33), (1, 1), (12, 6)):
+                for extra in range(3):
+                    for kwargs in ({"down": 2}, {"up": 2}):
+                        p = padding + extra
+                        if min(h, w) + 2 * p < k or ("up" in kwargs and 2 * (min(h, w) - 1) + k - 2 * p < 1):
+                            continue
+                        name = f"k{k}_{next(iter(kwargs))}_{layout}_{h}x{w}_p{p}"
+                        yield Case(name, _upfirdn((2, 5, h, w), taps, layout, padding=p, **kwargs))
+    for kwargs in ({"down": 3}, {"up": 3}, {"padding": 1}):
+        yield Case(f"k3_general_{kwargs}", _upfirdn((2, 3, 7, 8), [1, 2, 1], "contiguous", **kwargs))
+        yield Case(f"k6_general_{kwargs}", _upfirdn((1, 3, 9, 8), [1, 5, 10, 10, 5, 1], "channels_last", **kwargs))
+    yield Case("tall_blocks", _upfirdn((1, 2, 301, 128), [1, 3, 3, 1], padding=1, down=2))
+    yield Case("batch_0", _upfirdn((0, 3, 8, 8), [1, 1], down=2))
+    yield Case("small", _upfirdn((2, 32, 8, 8), [1, 3, 3, 1], down=2, padding=1), "small")
+    for taps in ([1, 1], [1, 3, 3, 1]):
+        for way, size in (("down", 32), ("up", 16)):
+            kwargs = {way: 2, "padding": len(taps) // 2 - 1}
+            large = _upfirdn((64, 256, size, size), taps, "channels_last", **kwargs)
+            yield Case(f"64x256x{size}x{size} {way}, {len(taps)} taps", large, "large")

@@ -11,12 +11,11 @@ import inspect
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
-from edm_fast.checkpoint import DEMO, demo_path, weights_digest
+from edm_fast.checkpoint import find_sampler, weights_digest
 from edm_fast.errors import UserError, UserOSError, near, one_line
-from edm_fast.files import atomic_write, user_path
+from edm_fast.files import atomic_write
 from edm_fast.sampling.solvers._sample import sample
 
 FORMAT = "edm-fast sampler 1"
@@ -47,6 +46,12 @@ class TunedSampler:
                 f"the sampler was tuned for {self.checkpoint['name']}, whose weights have the digest "
                 f"{self.checkpoint['digest']}; these weights have {digest}; expected the sampler file of this network"
             )
+
+    def text(self) -> str:
+        """The file's content. UserError if it would not be read again."""
+        found = {"format": FORMAT, **dataclasses.asdict(self)}
+        _checked(found)
+        return json.dumps(found, indent=1) + "\n"
 
     def describe(self) -> str:
         """One line: what it costs and how far it is from the truth."""
@@ -90,10 +95,12 @@ FIELDS: dict[str, dict[str, type]] = {
 
 
 def load_sampler(path: str | os.PathLike[str], net: Any = None) -> TunedSampler:
-    """Read a sampler file; "demo" names that of the demo model. UserError for a damaged file or, with `net`, for one
-    that was made for other weights."""
+    """Read a sampler file; "demo" names that of the demo model, USER/REPO that of a network on the Hugging Face hub.
+
+    UserError for a damaged file or, with `net`, for one that was made for other weights.
+    """
     name = str(path)
-    file = Path(str(demo_path()).removesuffix(".safetensors") + SUFFIX) if path == DEMO else Path(user_path(path))
+    file = find_sampler(path)
     try:
         with open(file, "rb") as stream:
             data = stream.read(MAX_BYTES)
@@ -114,10 +121,9 @@ def load_sampler(path: str | os.PathLike[str], net: Any = None) -> TunedSampler:
 
 def save_sampler(path: str | os.PathLike[str], tuned: TunedSampler) -> None:
     """Write a sampler file, whole or not at all."""
-    found = {"format": FORMAT, **dataclasses.asdict(tuned)}
-    _checked(found)
+    text = tuned.text()
     with atomic_write(path, "w", kind="json") as file:
-        file.write(json.dumps(found, indent=1) + "\n")
+        file.write(text)
 
 
 def _checked(found: Any) -> TunedSampler:

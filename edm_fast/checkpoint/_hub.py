@@ -1,0 +1,82 @@
+"""Repositories of the Hugging Face hub, through huggingface_hub (the extra [hub]).
+
+Only safetensors and JSON are ever asked for: whatever else a repository holds is neither fetched nor read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from edm_fast.checkpoint._records import CheckpointError
+from edm_fast.checkpoint._writable import FILE_ENDING
+from edm_fast.errors import BROKEN, UserError, one_line
+
+NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-][\w./-]*))?", re.ASCII)
+READ = (".safetensors", ".json")
+EXTRA = "pip install 'edm-fast[hub]'"
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` may be USER/REPO or USER/REPO@REVISION: it has no ending of a file, and no folder USER is here."""
+    return (
+        bool(NAME.fullmatch(name)) and not FILE_ENDING.fullmatch(Path(name).suffix) and not Path(name).parent.exists()
+    )
+
+
+def download(name: str, files: Collection[str]) -> Path:
+    """The folder of the hub's cache that holds these files of a repository, all of one commit.
+
+    CheckpointError if one of them is not there, or huggingface_hub is not.
+    """
+    assert all(file.endswith(READ) for file in files)
+    repo, revision = _parts(name)
+    folder = Path()
+    for file in files:
+        try:
+            folder = Path(_library(name).hf_hub_download(repo, file, revision=revision)).parent
+        except UserError:
+            raise
+        except BROKEN as error:
+            what = "no such file or folder, and no repository of the Hugging Face hub that can be read"
+            raise CheckpointError(f"{name}: {what} ({file}: {one_line(error)[:200]})") from None
+        revision = folder.name  # the commit, so that the next file is of the same one
+    return folder
+
+
+def upload(name: str, folder: Path, private: bool | None, message: str, once: Collection[str] = ()) -> str:
+    """Make the repository if it is new, and put the files of a folder into it as one commit; those called `once` only
+    if it has none of that name. The address of the commit.
+    """
+    repo, revision = _parts(name)
+    library = _library(name)
+    api = library.HfApi(library_name="edm-fast")
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        kept = [file for file in once if api.file_exists(repo, file, revision=revision)]
+        done = api.upload_folder(
+            repo_id=repo, folder_path=folder, revision=revision, commit_message=message, ignore_patterns=kept
+        )
+    except BROKEN as error:
+        raise UserError(f"{name}: cannot be written to the Hugging Face hub ({one_line(error)[:200]})") from None
+    return str(getattr(done, "commit_url", done))
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise UserError(f"{name!r} is no name of a repository; expected USER/REPO or USER/REPO@REVISION")
+    return found[1], found[2]
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except BROKEN as error:
+        raise CheckpointError(
+            f"{name}: no such file or folder; repositories of the Hugging Face hub need huggingface_hub ({EXTRA}), "
+            f"which cannot be imported: {one_line(error)[:100]}"
+        ) from None
