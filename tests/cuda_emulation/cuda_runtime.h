@@ -1,7 +1,8 @@
 // CUDA on the host, as far as csrc/cuda needs it: kernels are compiled as C++ and run block by block. The threads of a
 // block are coroutines (ucontext) that stop at barriers and shuffles; a barrier that not all threads of a block, or a
 // shuffle that not all lanes of its mask reach, is an error of the launch. Threads take turns in an order that
-// emulation::order sets, so that a result that depends on it shows a race.
+// emulation::order sets, so that a result that depends on it shows a race. Two accesses to a byte of shared memory, one
+// of them a write, by two threads of a block with no barrier between them are an error of the launch, too (races.h).
 #pragma once
 
 #include <ucontext.h>
@@ -23,6 +24,7 @@
 #define __forceinline__ inline
 #define __shared__ static  // one block at a time
 #define __launch_bounds__(...)
+#define UNWATCHED __attribute__((no_sanitize("thread")))
 
 struct dim3 {
     unsigned x, y, z;
@@ -71,12 +73,16 @@ inline std::vector<Thread> threads;
 inline ucontext_t scheduler;
 inline const std::function<void()>* body;
 inline unsigned current;
-inline int order = 0;  // 0: threads in order, 1: in reverse, 2: the odd ones first
+inline int order = 0;     // 0: threads in order, 1: in reverse, 2: the odd ones first
+inline int planted = -1;  // index of the error that tests have switched on
 inline int device = 0, devices = 2, launches = 0;
 inline std::vector<int> launch_devices;
 inline cudaError_t last_error = cudaSuccess;
 inline std::string trouble;
 inline std::vector<char> dynamic_shared;
+inline const char* race = nullptr;
+inline bool inside = false;  // a thread runs
+inline unsigned epoch = 0;  // one more with each barrier and each block
 
 inline void run_thread() {
     (*body)();
@@ -117,10 +123,18 @@ inline bool release(unsigned count) {
     for (unsigned i = 0; i < count; ++i)
         all = all && threads[i].state == kAtBarrier && threads[i].place == threads[0].place;
     for (unsigned i = 0; all && i < count; ++i) threads[i].state = kReady, any = true;
+    epoch += all;
     return any;
 }
 
+UNWATCHED inline void turn(Thread& thread) {
+    inside = true;
+    swapcontext(&scheduler, &thread.context);
+    inside = false;
+}
+
 inline void run_block(unsigned count) {
+    ++epoch;
     if (threads.size() < count) threads.resize(count);
     for (unsigned i = 0; i < count; ++i) {
         Thread& t = threads[i];
@@ -137,7 +151,7 @@ inline void run_block(unsigned count) {
         for (unsigned i = 0; i < count; ++i) {
             current = order == 0 ? i : order == 1 ? count - 1 - i : i < count / 2 ? 2 * i + 1 : 2 * (i - count / 2);
             threadIdx = dim3(current, 0, 0);
-            if (threads[current].state == kReady) swapcontext(&scheduler, &threads[current].context);
+            if (threads[current].state == kReady) turn(threads[current]);
             done += threads[current].state == kDone;
         }
         if (done == count) return;
@@ -219,7 +233,8 @@ inline cudaError_t cudaGetLastError() {
     return error;
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
-    return error == cudaErrorLaunchFailure ? emulation::trouble.c_str() : "emulated error";
+    if (error != cudaErrorLaunchFailure) return "emulated error";
+    return emulation::trouble.empty() ? emulation::race : emulation::trouble.c_str();
 }
 
 template <typename... Args, typename... Given>

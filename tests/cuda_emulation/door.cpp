@@ -5,6 +5,7 @@
 #include "../../csrc/cuda/group_norm_silu.cu"
 #include "../../csrc/cuda/solver_update.cu"
 #include "../../csrc/cuda/upfirdn.cu"
+#include "cuda_emulation/races.h"
 #include "helpers/filled.h"
 
 namespace edm {
@@ -24,7 +25,7 @@ __global__ void _block_sum(float* sums, const float* x, int fault) {
     for (int i = 0; i < int(blockDim.x) / 32; ++i) total += partial[i];
     sums[threadIdx.x] = total;
     __syncthreads();
-    partial[threadIdx.x / 32] = -1;
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = -1;
 }
 
 }  // namespace
@@ -37,7 +38,9 @@ extern "C" {
 void emulate(int order, int devices) {
     emulation::order = order, emulation::devices = devices, emulation::device = 0, emulation::launches = 0;
     emulation::launch_devices.clear(), emulation::last_error = cudaSuccess;
+    emulation::race = nullptr, emulation::trouble.clear();
 }
+void plant(int index) { emulation::planted = index; }
 int current_device() { return emulation::device; }
 int launches() { return emulation::launches; }
 int launch_device(int i) { return emulation::launch_devices[i]; }

@@ -1,4 +1,4 @@
-"""Triton's interpreter, with the same results on every machine, and faster."""
+"""Triton's interpreter, with the same results on every machine, faster, and with an eye on every address."""
 
 import dataclasses
 import types
@@ -15,6 +15,7 @@ def prepare():
     index_of_one_number(interpreter)
     sum_in_one_order(interpreter)
     patch_once(interpreter)
+    check_addresses(interpreter)
     skip_overflow_checks(interpreter.interpreter_builder)
 
 
@@ -38,6 +39,65 @@ def sum_in_one_order(interpreter):
         return np.einsum("...ij,...jk->...ik", a, b)
 
     interpreter.np = types.SimpleNamespace(**{**vars(np), "matmul": matmul})
+
+
+def check_addresses(interpreter):
+    """An address that a mask lets through must lie in a tensor of the launch. Elsewhere a GPU would read or overwrite
+    what is another's, mostly without a word, as here."""
+    memory, launch, live = interpreter._interpreter, interpreter.GridExecutor._init_args_hst, []
+
+    def init_args_hst(self, args, kwargs):
+        found = launch(self, args, kwargs)
+        live[:] = _extents([*found[0], *found[1].values()])
+        return found
+
+    def load(addresses, mask, other, dtype):
+        _check("loads", addresses, mask, np.dtype(dtype).itemsize, live)
+        return memory.load(addresses, mask, other, dtype)
+
+    def store(addresses, values, mask):
+        _check("stores", addresses, mask, values.itemsize, live)
+        return memory.store(addresses, values, mask)
+
+    def refused(*args):
+        raise NotImplementedError("addresses of atomic operations are not checked yet")
+
+    checked = {"load": load, "store": store, "atomic_rmw": refused, "atomic_cas": refused}
+    interpreter._interpreter = types.SimpleNamespace(**{**vars(memory), **checked})
+    interpreter.GridExecutor._init_args_hst = init_args_hst
+
+
+def _extents(arguments):
+    """First address and end of the tensors among arguments, in order; those that overlap as one."""
+    found = []
+    tensors = (x for x in arguments if hasattr(x, "data_ptr") and x.numel())
+    for tensor in sorted(tensors, key=lambda tensor: tensor.data_ptr()):
+        start = tensor.data_ptr()
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        end = start + (last + 1) * tensor.element_size()
+        if found and start < found[-1][1]:
+            start, end = found[-1][0], max(end, found.pop()[1])
+        found.append((start, end))
+    return found
+
+
+def _check(kind, addresses, mask, size, live):
+    if not mask.all():
+        addresses = addresses[mask]
+    if not addresses.size:
+        return
+    first, end = int(addresses.min()), int(addresses.max()) + size
+    if any(start <= first and end <= stop for start, stop in live):
+        return
+    inside = sum((addresses >= start) & (addresses + np.uint64(size) <= stop) for start, stop in live)
+    if not np.all(inside):
+        at = int(addresses[inside == 0].flat[0])
+        nearest, stop = min(live, key=lambda extent: max(extent[0] - at, at - extent[1]))
+        where = f"{nearest - at} before" if at < nearest else f"{at - stop} behind the end of"
+        raise IndexError(
+            f"{np.sum(inside == 0)} of {addresses.size} {kind} of {size} bytes lie outside of all tensors of a launch,"
+            f" the first of them {where} one of {stop - nearest} bytes"
+        )
 
 
 def patch_once(interpreter):
