@@ -109,10 +109,9 @@ def resume_settings(opts: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"--resume={opts['resume']} is not an existing file named training-state-<digits>.safetensors or .pt"
         )
-    if opts["arch"] == "edm2":  # published states have all averages
-        return {"resume_state_dump": opts["resume"]}
     snapshot = os.path.join(os.path.dirname(opts["resume"]), f"network-snapshot-{match[1]}.pkl")
-    return {"resume_pkl": snapshot, "resume_kimg": int(match[1]), "resume_state_dump": opts["resume"]}
+    beside = {"resume_pkl": snapshot, "resume_kimg": int(match[1])}  # states of EDM2 have the averages inside
+    return {**(beside if opts["arch"] != "edm2" else {}), "resume_state_dump": opts["resume"]}
 
 
 def kimg(million_images: float) -> float:

@@ -18,14 +18,10 @@ from edm_fast.training._run import Run
 from edm_fast.training._state import State, read_state, restore
 
 
-def stored_state(path: str | None) -> State | None:
-    """The dump at `path` if it is one of this project's."""
-    return None if path is None else read_state(path)
-
-
-def published_state(path: str | None) -> State | None:
-    """The published dump at `path`."""
-    return None if path is None else checkpoint.load_training_state(path)
+def read_dump(path: str | None) -> tuple[State | None, State | None]:
+    """(the dump at `path` if it is one of this project's, or else the published one), with None for what is not there."""
+    stored = None if path is None else read_state(path)
+    return stored, None if path is None or stored is not None else checkpoint.load_training_state(path)
 
 
 def data_position(stored: State | None, published: State | None) -> int:

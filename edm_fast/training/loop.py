@@ -20,7 +20,7 @@ from edm_fast.errors import UserError
 from edm_fast.training import _stop
 from edm_fast.training._folder import check_free
 from edm_fast.training._progress import Progress
-from edm_fast.training._resume import data_position, published_state, resume, stored_state
+from edm_fast.training._resume import data_position, read_dump, resume
 from edm_fast.training._run import Options, Run, start_run
 from edm_fast.training._stats import StatsWriter
 from edm_fast.training._step import train_step
@@ -68,13 +68,12 @@ def training_loop(
     ema_kwargs: Mapping[str, Any] | None = None,
     precision: str = "fp32",
 ) -> Run:
-    """Train; returns the finished run (net, ema, cur_nimg, ...).
+    """Train; returns the finished run (net, ema, cur_nimg, ...). precision: see `_precision`.
 
     network_kwargs need a `class_name` and, like the others, name classes bare or dotted. resume_state_dump continues a
     run exactly where this project's dump left it; with a published dump of EDM, resume_pkl is the snapshot beside it.
     With the class Precond the run is one of EDM2 (Karras et al. 2024): lr_kwargs are those of `inverse_sqrt_rate` in
     place of lr_rampup_kimg, ema_kwargs name the averages in place of the half-life, see `_recipes`.
-    precision: fp32, tf32, bf16 or fp16, see `_precision`.
     resume_pkl alone starts from the weights of a snapshot. preview_images: samples drawn beside a snapshot, 0 = none.
 
     Besides the dumps of state_dump_ticks, which stay, there is one every dump_minutes (0 = none), of which the newest
@@ -84,8 +83,7 @@ def training_loop(
     arguments = dict(locals())
     check_options(snapshot_format)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    stored = stored_state(resume_state_dump)
-    published = published_state(resume_state_dump) if stored is None else None
+    stored, published = read_dump(resume_state_dump)
     if stored is not None:
         arguments["seed"] = stored["seed"]
         arguments["ema_rampup_ratio"] = stored.get("ema_rampup_ratio", ema_rampup_ratio)
