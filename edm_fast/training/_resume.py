@@ -19,7 +19,7 @@ from edm_fast.training._state import State, read_state, restore
 
 
 def read_dump(path: str | None) -> tuple[State | None, State | None]:
-    """(the dump at `path` if it is one of this project's, or else the published one), with None for what is not there."""
+    """(the dump at `path` if it is one of this project's, otherwise the published one); None for what is not there."""
     stored = None if path is None else read_state(path)
     return stored, None if path is None or stored is not None else checkpoint.load_training_state(path)
 
