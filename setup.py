@@ -8,6 +8,7 @@ import re
 import runpy
 import sys
 from glob import glob
+from sysconfig import get_platform
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -23,7 +24,7 @@ SOURCES = '-DEDM_SOURCES="' + runpy.run_path("edm_fast/_checkout.py")["digest"](
 class BuildExt(build_ext):
     def finalize_options(self):
         # a folder that stays: pip gives its own, which does not
-        self.objects = self.build_temp or f"build/native-{sys.implementation.cache_tag}"
+        self.objects = self.build_temp or f"build/native-{get_platform()}-{sys.implementation.cache_tag}"
         super().finalize_options()
 
     def build_extension(self, ext):

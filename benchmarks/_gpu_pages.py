@@ -14,7 +14,9 @@ from typing import Any
 TERMINAL = 10_000  # characters
 MEMBER, ARCHIVE = 3_000_000, 15_000_000  # bytes of a file in the archive, and of all of it
 EVALUATIONS = 35  # of the network, in 18 steps of Heun's method
+PLANS = ("accelerate-fp16", "accelerate-bf16")  # what is predicted
 OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
+PREDICTED = Path(__file__).parent / "results/predicted-gpu.json"  # seconds, of gpu_predict.py
 TARGETS = {"networks": ("networks", "autotune"), "training": ("training",), "sampling": ("sampling",)}
 Part = dict[str, Any]
 Parts = dict[str, Part]
@@ -46,6 +48,19 @@ def slug(parts: Parts) -> str:
     return facts(parts).get("slug", "unknown")
 
 
+def predicted(parts: Parts) -> dict[str, float]:
+    """Seconds by network and batch, or op and layer, of the chip that was measured, if it is one of those."""
+    try:
+        known = json.loads(PREDICTED.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return next((seconds for chip, seconds in known.items() if chip in slug(parts).lower()), {})
+
+
+def beside(seconds: float | None, unit: float) -> str:
+    return f"{seconds / unit:9.3f} predicted" if seconds else ""
+
+
 def rows(parts: Parts, target: str) -> list[Part]:
     return [row for name in TARGETS[target] for row in parts.get(name, {}).get("rows", [])]
 
@@ -70,13 +85,14 @@ def losses(parts: Parts) -> Iterator[str]:
 
 def network_lines(parts: Parts, target: str) -> Iterator[str]:
     """Milliseconds, images per second, speed as a multiple of the reference and of torch.compile, error, TFLOP/s."""
-    found, known = rows(parts, target), facts(parts)
+    found, known, expected = rows(parts, target), facts(parts), predicted(parts)
     compiled = {(r["network"], r["batch"]): r["median_s"] for r in found if r["row"] == "compile-fp16" and "ratio" in r}
     for row in found:
         where = f"{row['network'].removeprefix('edm-')[:22]:22s}{row['batch']:4d} {row['row'][:27]:27s}"
         if "ratio" not in row:
             yield f"{where} cannot run: {row.get('reason', '')[:60]}"
             continue
+        place = f"{row['network']}, batch {row['batch']}" if row["row"] in PLANS and target == "networks" else ""
         peer = compiled.get((row["network"], row["batch"]))
         flops = known.get("flops", {}).get(row["network"], 0) if target != "training" else 0
         rate = flops * row["batch"] * (EVALUATIONS if target == "sampling" else 1) / row["median_s"] / 1e12
@@ -85,18 +101,22 @@ def network_lines(parts: Parts, target: str) -> Iterator[str]:
             + (f"{peer / row['median_s']:6.2f} of compile" if peer else " " * 17)
             + f" {row['error']:.0e}"
             + (f"{rate:6.0f} TFLOP/s" if rate else "")
+            + beside(expected.get(place), 1e-3)
         )
 
 
-def op_lines(part: Part, kinds: tuple[str, ...] = ("forward", "with backward")) -> Iterator[str]:
-    for row in part.get("rows", []):
+def op_lines(parts: Parts, kinds: tuple[str, ...] = ("forward", "with backward")) -> Iterator[str]:
+    expected = predicted(parts)
+    for row in parts.get("ops", {}).get("rows", []):
         if row["kind"] not in kinds:
             continue
         where = f"{row['op'][:15]:15s} {row['layer'][:26]:26s} {row['kind'][:7]:7s} {row['backend'][:20]:20s}"
         if "median_s" in row:
             share = f"{row['of_ceiling']:5.0%}" if "of_ceiling" in row else " " * 5
+            own = row["backend"] == "triton" and row["kind"] == "forward"
+            seconds = expected.get(f"{row['op']}, {row['layer']}") if own else None
             bits = "" if row.get("bit_stable") is not False else " OTHER BITS"
-            yield f"{where}{row['median_s'] * 1e6:9.1f} us {row['ratio']:6.2f}x {share}{bits}"
+            yield f"{where}{row['median_s'] * 1e6:9.1f} us {row['ratio']:6.2f}x {share}{bits}" + beside(seconds, 1e-6)
 
 
 def sweep_lines(part: Part, most: int) -> Iterator[str]:
@@ -131,7 +151,7 @@ def terminal(parts: Parts, faults: Iterable[str]) -> str:
     known = facts(parts)
     ceilings = ", ".join(f"{key} {value:.3g}" for key, value in known.get("ceilings", {}).items())
     sections = [
-        ("ops, us", op_lines(parts.get("ops", {}), ("forward",)), 4000),
+        ("ops, us", op_lines(parts, ("forward",)), 4000),
         ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 6), 3500),
         ("kernels", kernel_lines(parts.get("profile", {}), 7), 1600),
         ("training", network_lines(parts, "training"), 700),
@@ -157,7 +177,7 @@ def page(parts: Parts, faults: Iterable[str]) -> str:
     sections: list[tuple[str, Iterable[str]]] = [
         ("Parts", [*status(parts), *dict.fromkeys(faults)]),
         *((name.capitalize(), network_lines(parts, name)) for name in TARGETS),
-        (f"Ops (share of the ceilings {ceilings})", op_lines(parts.get("ops", {}))),
+        (f"Ops (share of the ceilings {ceilings})", op_lines(parts)),
         ("Sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 100)),
         ("Kernels", kernel_lines(parts.get("profile", {}), 40)),
         ("Not measured", losses(parts)),

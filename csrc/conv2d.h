@@ -23,6 +23,7 @@ struct Conv2d {
     const void* affine_ptr;       // unpacked, or null: as group_norm_silu_fwd_cpu leaves it; the norm of x is convolved
     bool silu;                    // the SiLU of the norm
     const void* balance_ptr;      // paired and unpacked: as conv2d_pack_cpu leaves it
+    double clip;                  // the largest size of y; 0: any
 };
 
 template <>
@@ -34,7 +35,7 @@ inline std::vector<Field> fields<Conv2d>() {
             FIELD(kForward, kNone, out, "outputs"), MUST(kAny, kernel), MUST(kAny, padding), MAY(kForward, bias_rows),
             MUST(kForward, y_pitch), MUST(kForward, x_pitch), MAY(kForward, residual_pitch), MUST(kForward, scale),
             MAY(kForward, workspace_ptr), MAY(kForward, transposed), MAY(kForward, affine_ptr), MAY(kForward, silu),
-            MAY(kForward, balance_ptr)};
+            MAY(kForward, balance_ptr), MAY(kForward, clip)};
 }
 
 struct Conv2dPack {

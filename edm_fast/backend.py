@@ -159,6 +159,11 @@ def recording(recorder: Callable[..., Any] | None) -> Iterator[None]:
         _recorder.reset(token)
 
 
+def _formula_reason() -> str | None:
+    """Why nothing but the formula in plain torch can take any call now, or None."""
+    return "torch.func and forward-mode derivatives need the plain formula" if transformed() else None
+
+
 class Op:
     """A function with one definition (`reference`) and several implementations, by name in order of preference.
 
@@ -204,15 +209,16 @@ class Op:
         request = _requested.get(self.name, _requested[None])
         if request == "auto":
             reasons: dict[str, str] = {}
+            formula = _formula_reason()
             for name, implementation in self.implementations.items():
-                reason = self._reason(implementation, args)
+                reason = self._reason(implementation, args, formula)
                 if reason is None and implementation.slower is not None:
                     reason = implementation.slower(args)
                 if reason is None:
                     return implementation, reasons
                 reasons[name] = reason
         found = self.implementations.get(_checked(request, ENVIRONMENT))
-        reason = "this op has no such implementation" if found is None else self._reason(found, args)
+        reason = "this op has no such implementation" if found is None else self._reason(found, args, _formula_reason())
         if found is None or reason is not None:
             raise BackendError(
                 f"{self.name}: backend {request!r} was requested, but {reason}; "
@@ -220,15 +226,15 @@ class Op:
             )
         return found, self._others[request]
 
-    def _reason(self, implementation: Implementation, args: Any) -> str | None:
+    def _reason(self, implementation: Implementation, args: Any, formula: str | None) -> str | None:
         if implementation.reason is None:
             return None
-        if not implementation.differentiable and torch.is_grad_enabled():
+        reason = formula or implementation.reason(args)
+        # last, as most implementations are of another device
+        if reason is None and not implementation.differentiable and torch.is_grad_enabled():
             if any(t.requires_grad for t in tensors(args)):
                 return "it has no backward and a gradient is needed"
-        if transformed():
-            return "torch.func and forward-mode derivatives need the plain formula"
-        return implementation.reason(args)
+        return reason
 
     def __call__(self, args: Any) -> Any:
         self.check(args)

@@ -8,7 +8,7 @@ import torch
 
 from edm_fast.kernels import _conv2d_products, _conv2d_prologue, _conv2d_tail, _conv2d_winograd
 from edm_fast.kernels._conv2d_blocks import blocks, weight_blocks
-from edm_fast.kernels._launch import Variant
+from edm_fast.kernels._launch import CHIPS, EVERY_CHIP, Variant
 
 FLOAT8 = torch.float8_e4m3fn
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", FLOAT8: "fp8e4nv"}
@@ -27,6 +27,7 @@ def _fwd(
     part: bool = False,
     rows: int = 1,
     area: int = 1024,
+    chips: tuple[str, ...] = CHIPS,
 ) -> Variant:
     ieee = dtype == torch.float32 and precision == "ieee"
     b = blocks(pixels, outputs, inputs, kernel**2, dtype, ieee, phases, area if affine else 0)
@@ -57,6 +58,7 @@ def _fwd(
         matrix_products=not ieee,
         wide_loads=inputs % 16 == 0,
         float8=float8,
+        chips=chips,
     )
 
 
@@ -81,14 +83,15 @@ def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precisio
     return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not ieee, wide)
 
 
-def _winograd_input(channels: int, affine: bool) -> Variant:
+def _winograd_input(channels: int, affine: bool, dtype: str = "fp16") -> Variant:
     m, n = _conv2d_winograd.block_of(channels)
     ints = ("affine_images", "images", "height", "width", "tiles_high", "tiles_wide", "channels", "padding")
-    pointers = {"tiles_ptr": "*fp16", "x_ptr": "*fp16", **({"affine_ptr": "*fp32"} if affine else {})}
+    pointers = {"tiles_ptr": "*fp16", "x_ptr": f"*{dtype}", **({"affine_ptr": "*fp32"} if affine else {})}
     constants: dict[str, Any] = {"SILU": affine, "EVEN": channels % n == 0, "BLOCK_M": m, "BLOCK_N": n}
     constants |= {} if affine else {"affine_ptr": None}
     signature, aligned = {**pointers, **dict.fromkeys(ints, "i32")}, (*pointers, "height", "width", "channels")
-    return Variant(_conv2d_winograd._winograd_input, signature, constants, aligned, wide_loads=False)
+    kernel = _conv2d_winograd._winograd_input
+    return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=EVERY_CHIP)
 
 
 def _winograd_output(outputs: int, part: bool, dtype: str = "fp16") -> Variant:
@@ -99,7 +102,8 @@ def _winograd_output(outputs: int, part: bool, dtype: str = "fp16") -> Variant:
     signature = {**pointers, "scale": "fp32", **dict.fromkeys(ints, "i32")}
     constants: dict[str, Any] = {"ROWS": 2, "RESIDUAL": True, "PART": m if part else 0, "BLOCK_M": m, "BLOCK_N": n}
     aligned = (*pointers, "high", "wide", "outputs")
-    return Variant(_conv2d_winograd._winograd_output, signature, constants, aligned, wide_loads=False)
+    kernel = _conv2d_winograd._winograd_output
+    return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=EVERY_CHIP)
 
 
 def _winograd_products(tiles: int, outputs: int, inputs: int) -> Variant:
@@ -114,7 +118,7 @@ def _winograd_products(tiles: int, outputs: int, inputs: int) -> Variant:
     constants |= {"ONE_IMAGE": False, "PADDED": False, "BATCHED": True, "PRECISION": "ieee"}
     aligned = ("x_ptr", "weight_ptr", "partial_ptr", "height", "grid_height", "channels", "outputs")
     kernel = _conv2d_products._conv2d_fwd
-    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, matrix_products=True)
+    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, matrix_products=True, chips=EVERY_CHIP)
 
 
 def _others() -> dict[str, Variant]:
@@ -130,18 +134,27 @@ def _others() -> dict[str, Variant]:
     norm = dict.fromkeys(("affine_ptr", "mean_ptr", "rstd_ptr"), f)
     norm |= dict.fromkeys(("weight_ptr", "bias_ptr", "scale_ptr", "shift_ptr"), t)
     norm |= dict.fromkeys(("images", "channels", "group", "pitch"), "i32")
-    tail, narrow = _conv2d_tail, {"wide_loads": False}
+    tail, narrow, every = _conv2d_tail, {"wide_loads": False}, {"chips": EVERY_CHIP}
+    alone = {name: kind for name, kind in reduce.items() if name != "splits"} | {"partial_ptr": t}
     return {
-        "reduce_fp16": Variant(tail._conv2d_reduce, reduce, constants, aligned),
+        "reduce_fp16": Variant(tail._conv2d_reduce, reduce, constants, aligned, **every),
+        "finish_fp16": Variant(tail._conv2d_reduce, alone, {**constants, "splits": 1}, aligned, **every),
         "reduce_weight_fp16": Variant(
             _conv2d_products._conv2d_reduce_weight,
             weights,
             {"TAPS": 9, "BLOCK": 1024},
             ("partial_ptr", "size", "channels"),
         ),
-        "statistics": Variant(tail._conv2d_statistics, sums, {"BLOCK_R": 32, "BLOCK_C": 8}, tuple(sums)[:3], **narrow),
+        "statistics": Variant(
+            tail._conv2d_statistics, sums, {"BLOCK_R": 32, "BLOCK_C": 8}, tuple(sums)[:3], **narrow, **every
+        ),
         "affine_fp16": Variant(
-            _conv2d_prologue._conv2d_affine, norm, {"BLOCK_C": 256, "ADAPTIVE": True}, tuple(norm)[:7], **narrow
+            _conv2d_prologue._conv2d_affine,
+            norm,
+            {"BLOCK_C": 256, "ADAPTIVE": True},
+            tuple(norm)[:7],
+            **narrow,
+            **every,
         ),
     }
 
@@ -151,7 +164,7 @@ def variants() -> dict[str, Variant]:
     half, bf16, single = torch.float16, torch.bfloat16, torch.float32
     b64 = 64 * 1024
     return {
-        "fwd_fp16_c256_b64_32": _fwd(b64, 256, 256),
+        "fwd_fp16_c256_b64_32": _fwd(b64, 256, 256, chips=EVERY_CHIP),
         "fwd_bf16_c256_b64_32": _fwd(b64, 256, 256, dtype=bf16),
         "fwd_tf32_c256_b64_32": _fwd(b64, 256, 256, dtype=single, precision="tf32"),
         "fwd_fp32_c256_b64_32": _fwd(b64, 256, 256, dtype=single),
@@ -178,8 +191,10 @@ def variants() -> dict[str, Variant]:
         "bwd_weight_fp32_c256_b64_32": _weight(b64, 256, 256, single),
         "winograd_input_fp16_c256": _winograd_input(256, False),
         "winograd_input_fp16_c256_prologue": _winograd_input(256, True),
+        "winograd_input_fp32_c256_prologue": _winograd_input(256, True, "fp32"),
         "winograd_products_c256_t832": _winograd_products(832, 256, 256),
         "winograd_output_fp16_c256": _winograd_output(256, False),
         "winograd_output_bf16_c256_statistics": _winograd_output(256, True, "bf16"),
+        "winograd_output_fp32_c256_statistics": _winograd_output(256, True, "fp32"),
         **_others(),
     }

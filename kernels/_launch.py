@@ -13,13 +13,15 @@ import triton
 # kernels defined in this process run in Triton's interpreter, on CPU tensors too (TRITON_INTERPRET=1)
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 and TF32 matrix products
+CHIPS = ("sm_80", "sm_90a")  # what kernels are compiled for in the tests: A100, H100 and H200
+EVERY_CHIP = (*CHIPS, "sm_89", "sm_100a", "sm_120a")  # RTX 40, B200, RTX 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One specialisation of a kernel as the networks launch it: what triton.compile needs to know, and what must come.
 
-    The tests compile all of them for several chips without a GPU, and compare registers, spills, shared memory and
+    The tests compile all of them for their chips without a GPU, and compare registers, spills, shared memory and
     instructions with a table.
 
     `signature` gives each run-time argument's type ("*fp16", "i64", "fp32"), `constants` the values of the constexprs
@@ -38,6 +40,7 @@ class Variant:
     fused_multiply_add: bool = (
         True  # False: products and sums round on their own (launched with enable_fp_fusion=False)
     )
+    chips: tuple[str, ...] = CHIPS
 
 
 def on_device(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -25,6 +25,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 def pytest_addoption(parser):
     parser.addoption("--isa", help="run native code on this instruction set, such as portable or avx2")
+    parser.addoption("--arm-objects", help="folder of objects compiled for 64-bit ARM, to check in place of new ones")
 
 
 def pytest_make_parametrize_id(val):

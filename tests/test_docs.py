@@ -31,6 +31,8 @@ def test_python(name, tmp_path, monkeypatch, capsys):
     if name == "interop.md":
         peers.expect("azula")
         peers.expect("diffusers")
+    if name == "accelerate.md":
+        peers.expect("diffusers")
     monkeypatch.chdir(tmp_path)
     if name == "checkpoints.md":
         Hub(tmp_path / "hub", monkeypatch)

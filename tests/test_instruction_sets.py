@@ -55,6 +55,15 @@ def compiled(folder, csrc=ROOT / "csrc"):
     return folder / "replay"
 
 
+def linked(folder, objects):
+    """The same with objects that were compiled for a wheel."""
+    own, out = SOURCES[-1], folder / "replay"
+    found = [path for path in Path(objects).rglob("*.o") if path.name != "bindings.cpp.o"]
+    assert len(found) == len(SOURCES) - 1, f"{objects} holds {len(found)} objects; expected {len(SOURCES) - 1}"
+    subprocess.run([COMPILER, *FLAGS, own, *found, "-o", out, "-ldl"], check=True)
+    return out
+
+
 def replay(program, record, isa):
     command = [EMULATOR, "-L", "/usr/aarch64-linux-gnu", program, record, isa]
     return subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -134,8 +143,9 @@ def record_convolutions(record):
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("replay"))
+def program(tmp_path_factory, request):
+    folder, objects = tmp_path_factory.mktemp("replay"), request.config.getoption("--arm-objects")
+    return linked(folder, objects) if objects else compiled(folder)
 
 
 @pytest.mark.parametrize("isa", HOSTS)

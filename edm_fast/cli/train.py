@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ from edm_fast.training import (
     clear_leftovers,
     deal_batch,
     describe_network,
+    forecast,
     latest_state,
     run_results,
     training_loop,
@@ -223,17 +226,18 @@ def length_line(settings: dict[str, Any], duration: float) -> str:
     return f"{line} ({'; '.join(notes)})" if notes else line
 
 
-def print_summary(settings: dict[str, Any], found: str, run_dir: str, duration: float, minutes: float) -> None:
-    """What the run will do, for people; everything else is in training_options.json. found: about the data set."""
+def summary(settings: dict[str, Any], data: str, expected: list[str], run_dir: str, duration: float) -> None:
+    """Print what the run will do; everything else is in training_options.json. data: about the data set."""
     snapshots, dumps = (settings[name] for name in ("snapshot_ticks", "state_dump_ticks"))
+    minutes = settings.get("dump_minutes", 10)
     wanted = [f"every {dumps} ticks"] * bool(dumps) + [f"every {minutes:g} minutes"] * bool(minutes)
     states = f"a training state {' and '.join(wanted)}" if wanted else "no training states"
     states = f"a snapshot every {snapshots}, {states}" if snapshots else f"no snapshots, {states}"
     print(f"Run folder: {run_dir} ({distributed.world_size()} process(es); settings: training_options.json)")
-    print(f"Data: {settings['dataset_kwargs']['path']}: {found}")
+    print(f"Data: {settings['dataset_kwargs']['path']}: {data}")
     print(f"Length: {length_line(settings, duration)}")
     print(f"Ticks: every {settings['kimg_per_tick']} kimg; {states}")
-    print(flush=True)
+    print(*expected, "", sep="\n", flush=True)
 
 
 def prepare_auto(run_dir: str) -> dict[str, Any]:
@@ -248,9 +252,9 @@ def prepare_auto(run_dir: str) -> dict[str, Any]:
     return {"resume_state_dump": str(path), "seed": seed}
 
 
-def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, Any], device: torch.device) -> None:
-    """Make the run folder, find the dump to go on from, and train; found: the line about the data set."""
-    auto, main = opts["resume"] == "auto", distributed.rank() == 0
+def launch(settings: dict[str, Any], tell: Callable[[], None], run_dir: str, auto: bool, device: torch.device) -> None:
+    """Make the run folder, find the dump to go on from, and train; tell: prints what will be done."""
+    main = distributed.rank() == 0
     if not auto:
         check_free(run_dir, settings.get("resume_state_dump"))
     with console_log(Path(run_dir)) if main else contextlib.nullcontext():
@@ -263,7 +267,7 @@ def launch(settings: dict[str, Any], found: str, run_dir: str, opts: dict[str, A
                     json.dump({**settings, "run_dir": run_dir}, file, indent=2)
             except OSError as error:
                 raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-            print_summary(settings, found, run_dir, opts["duration"], opts["dump_minutes"])
+            tell()
         distributed.barrier()
         training_loop(run_dir=run_dir, device=device, **settings)
 
@@ -371,16 +375,18 @@ def command(**opts: Any) -> None:
     network = describe_network(settings["network_kwargs"], dataset)
     run_dir = pick_run_dir(opts["outdir"], run_name(opts, dataset), opts["nosubdir"], opts["resume"] == "auto")
     run_dir = distributed.broadcast_object(run_dir)
+    expected = forecast(settings, dataset, run_dir) if distributed.rank() == 0 else []
+    tell = functools.partial(summary, settings, found, expected, run_dir, opts["duration"])
     if opts["dry_run"]:
         if distributed.rank() == 0:
             print("Settings:")
             print(json.dumps({**settings, "run_dir": run_dir}, indent=2))
             print(f"Network: {network}")
-            print_summary(settings, found, run_dir, opts["duration"], opts["dump_minutes"])
+            tell()
             print("Dry run; stopping.")
     else:
         try:
-            launch(settings, found, run_dir, opts, device)
+            launch(settings, tell, run_dir, opts["resume"] == "auto", device)
         except (Stopped, Interrupted):  # on all ranks
             distributed.shutdown()
             raise

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from edm_fast.errors import UserError
 from edm_fast.networks._inputs import check_size
 from edm_fast.ops import attention as attention_op
-from edm_fast.ops import conv2d, upfirdn
+from edm_fast.ops import conv2d, pixel_norm, upfirdn
 
 EPS = 1e-4
 
@@ -172,19 +172,17 @@ class Block(torch.nn.Module):
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         x = resample(x, self.resample_filter, self.resample_mode)
         if self.flavor == "enc":
-            x = normalize(x if self.conv_skip is None else self.conv_skip(x), dim=1)
-        y = self.conv_res0(F.silu(x), gain=1 / SILU)
+            x = pixel_norm(x if self.conv_skip is None else self.conv_skip(x))
+        y = self.conv_res0(pixel_norm(x, norm=False, silu=True), gain=1 / SILU)
         c = self.emb_linear(emb, gain=self.emb_gain) + 1
-        y = F.silu(y * c[:, :, None, None].to(y.dtype))
+        y = pixel_norm(y, c, norm=False, silu=True)
         y = F.dropout(y, p=self.dropout, training=self.training)
         if self.flavor == "dec" and self.conv_skip is not None:
             x = self.conv_skip(x)
         x = self.conv_res1.added_to(x, y, self.res_balance, gain=1 / SILU)
         if self.attn_qkv is not None and self.attn_proj is not None:
-            qkv = self.attn_qkv(x)
-            n, channels, *size = qkv.shape
-            heads = qkv.reshape(n, self.num_heads, -1, 3, *size)
-            y = attention_op(normalize(heads, dim=2).reshape(n, channels, *size), self.num_heads)
+            qkv = pixel_norm(self.attn_qkv(x), groups=self.num_heads, interleaved=3)
+            y = attention_op(qkv, self.num_heads)
             x = self.attn_proj.added_to(x, y, self.attn_balance)
         return x if self.clip_act is None else x.clip(-self.clip_act, self.clip_act)
 

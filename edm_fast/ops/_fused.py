@@ -17,7 +17,7 @@ from edm_fast.backend import transformed
 _library = torch.library.Library("edm_fast", "FRAGMENT")
 _OPTIONAL = torch.Tensor | None
 _TYPES: dict[Any, str] = {torch.Tensor: "Tensor", _OPTIONAL: "Tensor?", int: "int", float: "float", bool: "bool"}
-_TYPES[int | None] = "int?"
+_TYPES |= {int | None: "int?", float | None: "float?"}
 
 
 def torch_op(
@@ -113,6 +113,21 @@ def _differentiable_gradients(
     return Gradients
 
 
+def _divided(
+    args: Sequence[Any], readers: list[tuple[int, list[int]]], needs: Sequence[bool]
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """The tensors whose numbers a gradient needs, shape and dtype of the others, and the arguments without tensors."""
+    kept: list[Any] = []
+    shapes: list[Any] = []
+    rest = list(args)
+    for place, of in readers:
+        tensor, rest[place] = args[place], None
+        keep = True in [needs[i] for i in of]
+        kept.append(tensor if keep else None)
+        shapes.append(None if keep or tensor is None else (list(tensor.shape), tensor.dtype))
+    return kept, shapes, rest
+
+
 def differentiable(
     arguments: Any,
     reference: Callable[[Any], torch.Tensor],
@@ -132,6 +147,8 @@ def differentiable(
     fields = arguments._fields
     names = [name for name, hint in get_type_hints(arguments).items() if hint in (torch.Tensor, _OPTIONAL)]
     places, count = [fields.index(name) for name in names], len(names)
+    # of each tensor its place, and those of the arguments whose gradients need its numbers
+    readers = [(fields.index(name), [fields.index(field) for field in saved.get(name, ())]) for name in names]
 
     on_kernel = _in_order(gradients, names, places)
     Gradients = _differentiable_gradients(arguments, reference, places, on_kernel)
@@ -141,17 +158,14 @@ def differentiable(
         def forward(ctx: Any, *args: Any) -> torch.Tensor:
             found = forward(*args)
             results = found if isinstance(found, tuple) else (found,)
-            needed = {field for field, needs in zip(fields, ctx.needs_input_grad) if needs}
-            keeps = [not needed.isdisjoint(saved.get(name, ())) for name in names]
-            tensors = [(keep, args[place]) for keep, place in zip(keeps, places)]
-            ctx.save_for_backward(*[t if keep else None for keep, t in tensors], *results[0 if keeps_result else 1 :])
-            ctx.shapes = [None if keep or t is None else (list(t.shape), t.dtype) for keep, t in tensors]
-            ctx.rest = _replaced(args, places, [None] * count)
+            kept, ctx.shapes, ctx.rest = _divided(args, readers, ctx.needs_input_grad)
+            ctx.save_for_backward(*kept, *results[0 if keeps_result else 1 :])
             return results[0]
 
         @staticmethod
         def backward(ctx: Any, dy: torch.Tensor) -> Any:
-            kept, more = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+            unpacked = ctx.saved_tensors  # once: torch does it anew each time
+            kept, more = unpacked[:count], unpacked[count:]
             tensors = [
                 t if shape is None else dy.new_empty_strided(shape[0], [0] * len(shape[0]), dtype=shape[1])
                 for t, shape in zip(kept, ctx.shapes)

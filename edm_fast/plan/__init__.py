@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import os
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +17,8 @@ import torch
 
 from edm_fast import backend, native
 from edm_fast.errors import UserError
-from edm_fast.networks import UNet, build
-from edm_fast.networks._precond import PRECONDS, UNETS, _Precond
-from edm_fast.plan import _gpu
+from edm_fast.networks._precond import PRECONDS, _Precond
+from edm_fast.plan import _foreign, _gpu
 from edm_fast.plan._algorithms import ALLOWED
 from edm_fast.plan._batches import Inputs, by_name, in_parts, shape_fault, shapes_of, shapes_of_one, signature
 from edm_fast.plan._capture import EvaluatedShapes
@@ -29,8 +27,10 @@ from edm_fast.plan._gpu import GpuPlanner
 from edm_fast.plan._gpu_program import GpuProgram
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import Graph
+from edm_fast.plan._own import is_foreign, own_network
 from edm_fast.plan._pool import Pool, Shapes
 from edm_fast.plan._table import dropped
+from edm_fast.plan._torch_calls import as_ops
 from edm_fast.plan._trace import trace
 
 __all__ = ["accelerate"]
@@ -38,7 +38,6 @@ __all__ = ["accelerate"]
 NOTHING = contextlib.nullcontext()
 PRECISIONS = {"cpu": tuple(ALLOWED), "cuda": tuple(_gpu.PRECISIONS)}
 Program = CpuProgram | GpuProgram
-INSIDE = {"_orig_mod": "torch.compile", "module": "a parallel or averaged model"}  # where wrappers keep the network
 
 Run = Callable[[Inputs], torch.Tensor]  # evaluates the raw network
 StepFunction = Callable[..., Sequence[torch.Tensor]]  # a sampling step: a function of a denoiser, numbers and tensors
@@ -56,7 +55,9 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     in its order and layout; "fp32", "tf32", "bf16" and "fp16" run images in that type, channels last, and replay a CUDA
     graph unless `cuda_graph` is false, and one per step in the samplers of this package. cuDNN times its algorithms in
     each thread that makes a plan: the last bits of two may differ, unless torch.backends.cudnn.deterministic is set.
-    `net` is a network of this package or an instance of the published classes, in evaluation mode.
+    `net` is a network of this package or an instance of the published classes, in evaluation mode; on the CPU also any
+    torch module that is called as forward(x, t) or forward(x, t, labels), whose layers of torch become ops of this
+    package where they can (see docs/accelerate.md).
 
     Gradients with respect to images, levels and labels are those of autograd: where one of them requires gradients, the
     evaluation and its backward run on the same kernels, at least twice as long each as an evaluation alone, and hold
@@ -74,8 +75,11 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     after changing them. Threads may use the copy at the same time, each on a stream of its own; while graphs are
     recorded, in the first two calls of a kind, none of them may wait for the whole device (torch.cuda.synchronize).
     """
-    net = own_network(net)
-    model = net.raw.reference[0] if isinstance(net.raw, PlannedUNet) else net.raw
+    foreign = is_foreign(net)
+    if foreign and (fault := _foreign.fault(net)) is not None:
+        raise UserError(f"accelerate() got a network it cannot take: {fault}")
+    net = net if foreign else own_network(net)
+    model = net if foreign else net.raw.reference[0] if isinstance(net.raw, PlannedUNet) else net.raw
     device = next(model.parameters()).device
     if device.type not in PRECISIONS:
         raise UserError(f"accelerate() takes networks on the CPU or a CUDA device; this one is on {device}")
@@ -88,6 +92,8 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
         raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
     if net.training or model.training:
         raise UserError("the network is in training mode; expected net.eval() before accelerate()")
+    if foreign:
+        return _foreign.accelerated(net, PlannedUNet(_foreign.RawForeign(net), precision, packed_limit=packed_limit))
     fast = with_model(net, PlannedUNet(model, precision, cuda_graph, packed_limit))
     if device.type == "cuda":
         fast.use_fp16 = False  # the plan casts, to the type of its precision
@@ -99,37 +105,6 @@ def unaccelerated(device: torch.device) -> str | None:
     if set(backend.requested().values()) != {"auto"}:
         return "a backend was asked for by name (EDM_FAST_BACKEND), and a network has one or the other"
     return native.cpu_reason() if device.type == "cpu" else None
-
-
-def own_network(net: Any) -> _Precond:
-    """`net` as a network of this package: itself, or rebuilt if it is an instance of the published class."""
-    if isinstance(net, _Precond):
-        return net
-    name = type(net).__name__
-    kwargs = getattr(net, "init_kwargs", None)
-    if name not in PRECONDS or not isinstance(net, torch.nn.Module) or not isinstance(kwargs, dict):
-        raise UserError(f"accelerate() got an object of class {name}; expected {_expected(net)}")
-    own = build(name, {key: value for key, value in kwargs.items()})
-    try:
-        own.load_state_dict(net.state_dict())
-    except RuntimeError as error:
-        fault = str(error).strip().splitlines()[-1].strip()
-        raise UserError(
-            f"accelerate() got a {name} whose weights are not those its init_kwargs describe: {fault}"
-        ) from None
-    return own.train(net.training).requires_grad_(False)
-
-
-def _expected(other: Any) -> str:
-    """What should have been given in place of something that is no preconditioned network."""
-    if isinstance(other, (str, os.PathLike)):
-        return "a network: edm_fast.load(path)"
-    for name, what in INSIDE.items():
-        if isinstance(other, torch.nn.Module) and isinstance(getattr(other, name, None), torch.nn.Module):
-            return f"the network inside what {what} made, net.{name}"
-    if isinstance(other, (*UNETS.values(), UNet, PlannedUNet)):
-        return f"the network around it, one of {', '.join(PRECONDS)}"
-    return "a network of edm_fast or of the published classes"
 
 
 def planner(
@@ -265,7 +240,10 @@ class PlannedUNet(torch.nn.Module):
     def graph(self, shapes: Shapes) -> Graph:
         """What the network computes of inputs of these shapes."""
         found = self.graphs.pop(shapes, None)
-        return trace(self.reference[0], dict(shapes)) if found is None else found
+        if found is not None:
+            return found
+        graph = trace(self.reference[0], dict(shapes))
+        return as_ops(graph) if isinstance(self.reference[0], _foreign.RawForeign) else graph
 
     def run(self, inputs: Inputs) -> torch.Tensor:
         """The output for the inputs of one program."""

@@ -10,7 +10,7 @@ from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.plan._algorithms import Shape, packed_size
 from edm_fast.plan._graph import AnyNode, Fused, Graph, LinearArgs, Node
-from edm_fast.plan._rewrite import fuse_norm, fuse_upsampling, rewrite
+from edm_fast.plan._rewrite import fuse_gain, fuse_norm, fuse_upsampling, rewrite
 from edm_fast.plan._select import Candidate, fastest, within_memory
 
 Seconds = Callable[[Shape], Mapping[Algorithm, float]]  # of the algorithms to choose from
@@ -53,7 +53,7 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
         """Where the algorithm reads every pixel once or nearly so, and need not have it normalised before."""
         algorithm = algorithms.get(second)
         reads_once = algorithm is not None and not algorithm.packed and not algorithm.doubled
-        return fuse_norm(first, second) if reads_once else None
+        return fuse_norm(first, second) or fuse_gain(first, second) if reads_once else None
 
     graph = rewrite(graph, merge_upsampling)
     found = {}

@@ -26,9 +26,21 @@ from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._convolutions import Seconds, convolution, shape_of, with_algorithms
 from edm_fast.plan._gradients import DifferentiableProgram
-from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, SeparateQKVArgs, TorchArgs, Value, map_tensors, map_values
+from edm_fast.plan._graph import (
+    AnyNode,
+    Fused,
+    Graph,
+    Node,
+    SeparateQKVArgs,
+    TorchArgs,
+    Value,
+    is_concatenation,
+    map_tensors,
+    map_values,
+    parts_of,
+)
 from edm_fast.plan._memory import Place, Region, allocate
-from edm_fast.plan._rewrite import rewritten
+from edm_fast.plan._rewrite import fold_clip, rewrite, rewritten
 from edm_fast.plan._tune import MeasuredAlgorithms
 from edm_fast.plan._weights import Packing, Prepared, Weights
 
@@ -66,7 +78,7 @@ class CpuPlanner:
 
     def __call__(self, graph: Graph) -> CpuProgram:
         calls, weights = graph.op_calls(), Weights(_prepare, self.prepared)
-        graph, algorithms = with_algorithms(rewritten(graph), *self._terms(graph, self.precision))
+        graph, algorithms = with_algorithms(rewrite(rewritten(graph), fold_clip), *self._terms(graph, self.precision))
         return _Builder(algorithms, weights).program(graph, calls)
 
     def differentiable(self, graph: Graph) -> DifferentiableProgram:
@@ -259,6 +271,7 @@ class _Builder:
                 None if residual is None else view(residual),
                 scale=conv.scale,
                 silu=silu,
+                clip=conv.clip,
                 workspace=None if workspace is None else view(workspace),
                 affine=None if affine is None else view(affine),
                 balance=balance,
@@ -306,20 +319,6 @@ def add(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor | None, threads: i
 def in_turn(steps: list[BoundCall], threads: int) -> None:
     for step in steps:
         step(threads)
-
-
-def is_concatenation(node: AnyNode) -> bool:
-    """Images joined along their channels."""
-    if not isinstance(node, Node) or node.function is not torch.cat or len(node.output.shape) != 4:
-        return False
-    args, kwargs = node.args
-    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    return dim == 1 and all(isinstance(part, Value) for part in args[0])
-
-
-def parts_of(node: AnyNode) -> Sequence[Value]:
-    """What a concatenation joins."""
-    return node.args[0][0]
 
 
 def writes_anywhere(node: AnyNode) -> bool:

@@ -89,6 +89,16 @@ class Graph:
                 readers.setdefault(value, []).append(node)
         return readers
 
+    def producers(self) -> dict[Any, AnyNode]:
+        return {value: node for node in self.nodes for value in node.outputs}
+
+    def replaced(self, new: Mapping[AnyNode, Sequence[AnyNode]]) -> Graph:
+        """The graph with other nodes in the places of some, without those that nobody reads any more."""
+        graph = dataclasses.replace(self, nodes=[n for node in self.nodes for n in new.get(node, (node,))])
+        read = graph.readers() if new else {}
+        nodes = [node for node in graph.nodes if not new or any(value in read for value in node.outputs)]
+        return dataclasses.replace(graph, nodes=nodes)
+
     def op_calls(self) -> Counter[str]:
         """How often each op is called in one evaluation."""
         functions = (node.function for node in self.nodes if isinstance(node, Node))
@@ -132,6 +142,20 @@ def attention_of(qkv: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """(N, C, h, w) of q, k and v (3, N, heads, h w, channels of a head), by torch's fused kernels."""
     a = F.scaled_dot_product_attention(*qkv)
     return a.transpose(1, 2).reshape(len(a), h, w, -1).permute(0, 3, 1, 2)
+
+
+def is_concatenation(node: AnyNode) -> bool:
+    """Images joined along their channels."""
+    if not isinstance(node, Node) or node.function is not torch.cat or len(node.output.shape) != 4:
+        return False
+    args, kwargs = node.args
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    return dim == 1 and all(isinstance(part, Value) for part in args[0])
+
+
+def parts_of(node: AnyNode) -> Sequence[Value]:
+    """What a concatenation joins."""
+    return node.args[0][0]
 
 
 def last_uses(nodes: Sequence[AnyNode], output: Value) -> dict[AnyNode, list[Value]]:

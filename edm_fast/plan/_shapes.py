@@ -21,7 +21,9 @@ def result_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
     name = getattr(function, "__name__", "")
     if name == "cat" and not kwargs and len(args) == 2 and isinstance(args[1], int):
         return _joined(args[0], args[1])
-    if any(kwargs.values()) or not all(isinstance(value, (int, float, torch.Tensor)) for value in args):
+    if any(value is not None and value is not False for value in kwargs.values()):
+        return None
+    if not all(isinstance(value, (int, float, torch.Tensor)) for value in args):
         return None
     if name == "matmul" and len(args) == 2:
         return _product(*args)

@@ -115,7 +115,8 @@ class Recorder(TorchFunctionMode):
             return result
         if not all(isinstance(item, torch.Tensor) for item in tensors):
             return result
-        inplace = bool(args) and result is args[0] and writes
+        inplace = bool(args) and result is args[0] and (writes or bool(kwargs.get("inplace")))
+        kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}  # a new tensor holds the result
         if inplace and args[0]._is_view():
             raise UserError("a part of a tensor is written into; expected a new tensor, as of torch.where")
         self.writes += inplace

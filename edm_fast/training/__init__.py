@@ -6,6 +6,7 @@ from edm_fast.training._augment import AUGMENT, AUGMENT_LABELS, AugmentPipe
 from edm_fast.training._averages import PowerFunctionEMA, TraditionalEMA
 from edm_fast.training._build import describe_network
 from edm_fast.training._folder import check_free, clear_leftovers, run_results
+from edm_fast.training._forecast import forecast
 from edm_fast.training._reconstruct import (
     StoredAverage,
     images_of,
@@ -38,6 +39,7 @@ __all__ = [
     "deal_batch",
     "describe_network",
     "ema_beta",
+    "forecast",
     "images_of",
     "inputs_until",
     "inverse_sqrt_rate",

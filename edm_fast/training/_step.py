@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,9 +24,22 @@ def accumulate(run: Run) -> None:
             images, labels = next(run.batches)
             images = run.encoder.encode_latents(images.to(run.device, non_blocking=True))
             labels = labels.to(run.device, non_blocking=True)
-            loss = run.loss_fn(net=run.model, images=images, labels=labels, augment_pipe=run.augment_pipe)
+            with noise_levels(run.net) as levels:
+                loss = run.loss_fn(net=run.model, images=images, labels=labels, augment_pipe=run.augment_pipe)
             run.stats.report("Loss/loss", loss)
+            run.stats.report_by_noise("Loss/sigma", levels[-1], loss)
             loss.sum().mul(options.loss_scaling / per_rank).backward()
+
+
+@contextlib.contextmanager
+def noise_levels(net: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """A list that takes the noise levels of every call of net(x, sigma, ...) inside."""
+    levels: list[Tensor] = []
+    hook = net.register_forward_pre_hook(lambda _, inputs: levels.append(inputs[1]))
+    try:
+        yield levels
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def report_progress(run: Run, clock: Clock, tick_end: float) -> dict[str, dict[s
     if distributed.rank() == 0:
         for name, value in values.items():
             run.stats.report(name, value)
-    row = run.stats.collect(shared=["Loss/loss"])
+    row = run.stats.collect(shared=["Loss/loss", "Loss/sigma"])
     if distributed.rank() == 0:
         print(status_line(run, values, row["Loss/loss"]["mean"]), flush=True)
         if not np.isfinite(row["Loss/loss"]["mean"]):

@@ -1,4 +1,5 @@
-"""What the Triton kernels take on each chip: compiled ahead of time, no GPU needed, and read from the machine code.
+"""What the Triton kernels take on each chip: compiled ahead of time, no GPU needed, and read from the machine code; and
+a model of their main loops (machine_code.py).
 
     python tests/kernels/resources.py [OP ...]            prints the measurements as JSON
     python tests/kernels/resources.py --write [OP ...]    writes those of this Triton version into resources.json
@@ -25,21 +26,19 @@ import subprocess
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("resources.json")
 SOURCES = Path(__file__).with_name("sources.json")  # by Triton version and op, as digests
 SAMPLE = 6  # one of so many variants
-CHIPS = {"sm_80": 80, "sm_90a": 90}
-FLOAT8_CHIP = 89  # the first with float8 products
-NUMBERS = ("registers", "shared", "wide_loads", "matrix_products")
+NUMBERS = ("registers", "shared", "wide_loads", "matrix_products", "slots", "special", "loop")
 SLACK = 1.25  # of registers and shared memory, for Triton versions that the table does not list
 
 # LDG.E.128 and the asynchronous copies LDGSTS.E.BYPASS.128 and UTMALDG (TMA); HMMA, and HGMMA of whole warp groups
 WIDE_LOADS = re.compile(r"\b(?:LDG|LDGSTS)\.[A-Z0-9.]*128\b|\bUTMALDG\b|\bUBLKCP\b")
-MATRIX_PRODUCTS = re.compile(r"\b(?:HMMA|HGMMA|QGMMA|IMMA|IGMMA)\.")
-FLOAT8_PRODUCTS = re.compile(r"\bQGMMA\.")
+MATRIX_PRODUCTS = re.compile(r"\b(?:HMMA|HGMMA|QGMMA|QMMA|IMMA|IGMMA|UTC[A-Z]*MMA)\b")
+FLOAT8_PRODUCTS = re.compile(r"\b(?:QGMMA|QMMA|UTCQMMA)\b")
 FUSED = re.compile(r"\bfma\.rn(?:\.ftz)?\.f(?:32|64)\b")  # sums of bfloat16 on sm_80 are fma.rn.bf16 by one
 SPILLS = re.compile(r"\b(?:LDL|STL)\b")  # loads and stores of local memory
 
@@ -51,6 +50,22 @@ def load(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Chip(NamedTuple):
+    capability: int
+    shared: int  # bytes that a program may have
+
+
+CHIPS = {
+    "sm_80": Chip(80, 163 * 1024),
+    "sm_89": Chip(89, 99 * 1024),
+    "sm_90a": Chip(90, 227 * 1024),
+    "sm_100a": Chip(100, 227 * 1024),
+    "sm_120a": Chip(120, 99 * 1024),
+}
+FLOAT8_CHIP = 89  # the first with float8 products
+machine_code = load(Path(__file__).with_name("machine_code.py"))
 
 
 def operations() -> list[str]:
@@ -124,8 +139,9 @@ def compiled(variant: Any, chip: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
 
 
-def read(kernel: Any) -> dict[str, int]:
-    """Registers of a thread, bytes of its stack, accesses to local memory, shared bytes, and counts of instructions."""
+def read(kernel: Any, capability: int) -> dict[str, Any]:
+    """Registers of a thread, bytes of its stack, accesses to local memory, shared bytes, counts of instructions, and
+    the model of the main loop."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = os.path.join(folder, "kernel.cubin")
         Path(cubin).write_bytes(kernel.asm["cubin"])
@@ -142,6 +158,7 @@ def read(kernel: Any) -> dict[str, int]:
         "stack": stack,
         "spills": len(SPILLS.findall(code)),
         "fused_in_ptx": len(FUSED.findall(kernel.asm["ptx"])),
+        **machine_code.model(code, capability),
     }
 
 
@@ -150,7 +167,7 @@ def measure(job: tuple[str, str, str]) -> dict[str, Any]:
     source, name, chip = job
     variant = variants(source)[name]
     try:
-        found: dict[str, Any] = read(compiled(variant, CHIPS[chip]))
+        found: dict[str, Any] = read(compiled(variant, CHIPS[chip].capability), CHIPS[chip].capability)
     except Exception as error:  # one broken kernel must not hide the others
         found = {"error": f"{type(error).__name__}: {error}"[:2000]}
     rules = {key: getattr(variant, key) for key in ("matrix_products", "wide_loads", "float8", "fused_multiply_add")}
@@ -164,6 +181,8 @@ def faults(found: dict[str, Any], expected: dict[str, int] | None, exact: bool) 
     rules, wrong = found["rules"], []
     if found["spills"] or found["stack"]:
         wrong.append(f"{found['spills']} accesses to spilled registers, {found['stack']} bytes of stack")
+    if found["shared"] > (most := CHIPS[found["chip"]].shared):
+        wrong.append(f"{found['shared']} bytes of shared memory, of which the chip has {most}")
     if rules["matrix_products"] and not found["matrix_products"]:
         wrong.append("no matrix instructions")
     if rules["float8"] and found["float8_products"] < found["matrix_products"]:
@@ -176,7 +195,9 @@ def faults(found: dict[str, Any], expected: dict[str, int] | None, exact: bool) 
         return [*wrong, "not in the table"]
     if exact:
         return wrong + [
-            f"{key}: {found[key]}, in the table {expected[key]}" for key in NUMBERS if found[key] != expected[key]
+            f"{key}: {found.get(key)}, in the table {expected.get(key)}"
+            for key in NUMBERS
+            if found.get(key) != expected.get(key)
         ]
     limits = {key: int(SLACK * expected[key]) for key in ("registers", "shared")}
     return wrong + [f"{key}: {found[key]}, at most {most}" for key, most in limits.items() if found[key] > most]
@@ -195,6 +216,14 @@ def nearest(table: dict[str, Any], triton: str) -> str:
     )
 
 
+def lined(table: Any, depth: int = 4, indent: str = "") -> str:
+    """JSON with a line for each entry of the outer levels: version, op, variant, chip."""
+    if not depth:
+        return json.dumps(table)
+    rows = (f"{indent} {json.dumps(key)}: {lined(table[key], depth - 1, indent + ' ')}" for key in sorted(table))
+    return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+
+
 def write(results: dict[str, Any]) -> None:
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     key = minor_version(results["triton"])
@@ -204,14 +233,10 @@ def write(results: dict[str, Any]) -> None:
         for row in found:
             if wrong := faults(row, row, True):
                 raise SystemExit(f"{op} {row['variant']} {row['chip']}: {'; '.join(wrong)}")
-            rows[op].setdefault(row["variant"], {})[row["chip"]] = {key: row[key] for key in NUMBERS}
+            rows[op].setdefault(row["variant"], {})[row["chip"]] = {key: row[key] for key in NUMBERS if key in row}
     for op in rows.keys() - set(operations()):
         del rows[op]  # a kernel file that is gone
-    text = json.dumps(table, indent=1, sort_keys=True)
-    TABLE.write_text(
-        re.sub(r"\{\s+(\"matrix_products\".*?)\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", text, flags=re.S)
-        + "\n"
-    )
+    TABLE.write_text(lined(table) + "\n")
     sources = json.loads(SOURCES.read_text()) if SOURCES.exists() else {}
     known = {**sources.get(key, {}), **{op: digest(op) for op in results["ops"]}}
     sources[key] = {op: known[op] for op in operations() if op in known}
@@ -235,8 +260,8 @@ def main() -> None:
         (source, name, chip)
         for source in sources
         for name in names[source][:: SAMPLE if source in some else 1]
-        for chip in CHIPS
-        if CHIPS[chip] >= FLOAT8_CHIP or not variants(source)[name].float8
+        for chip in variants(source)[name].chips
+        if CHIPS[chip].capability >= FLOAT8_CHIP or not variants(source)[name].float8
     ]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
         rows = list(pool.map(measure, jobs))

@@ -145,8 +145,9 @@ def test_opcheck():
             emb = None if name is None else bias.expand(name, -1).contiguous()
             for padding in (0, 1, 2):
                 tail = residual if padding == 1 else None
-                torch.library.opcheck(torch.ops.edm_fast.conv2d_cpu.default, (x, weight, bias, emb, tail, 0.5, padding))
-                plain = (x, weight, None, None, None, 1.0, padding)
+                full = (x, weight, bias, emb, tail, 0.5, padding, None)
+                torch.library.opcheck(torch.ops.edm_fast.conv2d_cpu.default, full)
+                plain = (x, weight, None, None, None, 1.0, padding, None)
                 dy = torch.ops.edm_fast.conv2d_cpu(*plain)
                 torch.library.opcheck(torch.ops.edm_fast.conv2d_cpu_adjoint.default, (dy, *plain))
 
@@ -239,7 +240,7 @@ def weight_gradient(n, c, o, h, w, padding):
     x = torch.randn(n, c, h, w, generator=generator)
     dy = torch.randn(n, o, h + 2 * padding - 2, w + 2 * padding - 2, generator=generator)
     weight = torch.empty(o, c, 3, 3)
-    found = torch.ops.edm_fast.conv2d_cpu_weight_gradient(dy, x, weight, None, None, None, 1.0, padding)
+    found = torch.ops.edm_fast.conv2d_cpu_weight_gradient(dy, x, weight, None, None, None, 1.0, padding, None)
     return found, torch.nn.grad.conv2d_weight(x.double(), (o, c, 3, 3), dy.double(), padding=padding)
 
 
@@ -280,5 +281,13 @@ def test_opcheck_of_the_weight_gradient():
         grow = 2 * padding - kernel + 1
         dy, x = torch.randn(2, 5, 6 + grow, 7 + grow), torch.randn(2, 3, 6, 7)
         weight = torch.randn(5, 3, kernel, kernel)
-        args = (dy, x, weight, None, None, None, 1.0, padding)
+        args = (dy, x, weight, None, None, None, 1.0, padding, None)
         torch.library.opcheck(torch.ops.edm_fast.conv2d_cpu_weight_gradient.default, args)
+
+
+def test_clipped_results():
+    """By the reference; by native code in plans alone (tests/plan/test_edm2.py)."""
+    x, weight = torch.randn(2, 16, 32, 32), torch.randn(16, 16, 3, 3)
+    choice = op_checks.choose("conv2d", x, weight, clip=0.5)
+    assert choice.backend == "reference" and "does not clip" in choice.reasons["cpu"]
+    assert torch.equal(conv2d(x, weight, scale=0.7, clip=0.5), reference(x, weight, scale=0.7).clip(-0.5, 0.5))

@@ -353,8 +353,8 @@ def test_blocks(channels):
 def test_opcheck(layout):
     (x, weight, bias, emb, residual), _ = inputs((2, 3, 4, 3), 4, layout=layout)
     forward, adjoint = torch.ops.edm_fast.conv2d_triton, torch.ops.edm_fast.conv2d_triton_adjoint
-    torch.library.opcheck(forward.default, (x, weight, bias, emb, residual, 0.5, 1))
-    plain = (x, weight, None, None, None, 1.0, 0)
+    torch.library.opcheck(forward.default, (x, weight, bias, emb, residual, 0.5, 1, None))
+    plain = (x, weight, None, None, None, 1.0, 0, None)
     dy = forward(*plain)
     torch.library.opcheck(adjoint.default, (dy, *plain))
     torch.library.opcheck(torch.ops.edm_fast.conv2d_triton_weight_gradient.default, (dy, *plain))

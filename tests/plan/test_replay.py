@@ -76,7 +76,7 @@ def replays(net):
 
 def pair(name="ddpmpp", precision="fp32", **changes):
     """A network with plain calls on a GPU, and with graphs."""
-    net = network(name, **changes)
+    net = network(name, **{"channel_mult": [1], "attn_resolutions": [], **changes})
     return planned(net, precision, cuda_graph=False), planned(net, precision)
 
 

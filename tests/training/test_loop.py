@@ -127,6 +127,13 @@ def test_two_processes(data, tmp_path, monkeypatch, device):
     for a, b in zip(tiny.read_stats(tmp_path / "one"), tiny.read_stats(tmp_path / "two"), strict=True):
         assert a["Loss/loss"]["num"] == b["Loss/loss"]["num"]  # summed over ranks
         assert a["Loss/loss"]["mean"] == pytest.approx(b["Loss/loss"]["mean"], rel=1e-4)
+        assert a["Loss/sigma 1-3"] == pytest.approx(b["Loss/sigma 1-3"], rel=1e-4)
+    for row in tiny.read_stats(tmp_path / "whole"):  # the ranks see different noise levels
+        ranges = [value for name, value in row.items() if name.startswith("Loss/sigma ")]
+        assert len(ranges) > 1 and sum(value["num"] for value in ranges) == row["Loss/loss"]["num"]
+        assert sum(value["num"] * value["mean"] for value in ranges) == pytest.approx(
+            row["Loss/loss"]["num"] * row["Loss/loss"]["mean"], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("batch, batch_gpu", [(7, 2), (5, 3), (512, 500)])
@@ -184,6 +191,33 @@ def test_stats_are_moments_since_the_last_line():
     assert rows["a"] == {"num": 3, "mean": 3.0, "std": pytest.approx(np.sqrt(8 / 3))}
     assert rows["b"] == {"num": 1, "mean": float(np.float32(0.3)), "std": 0.0}
     assert stats.collect(shared=[]) == {}
+
+
+def test_losses_are_told_by_ranges_of_noise_levels(tmp_path, data, monkeypatch):
+    """Against the sums over all images of a tick, range by range."""
+    seen = []
+    loss = training.EDMLoss.__call__
+
+    def watched(self, net, images, labels, augment_pipe):
+        def denoiser(x, sigma, *args, **kwargs):
+            seen.append([sigma.flatten()])
+            return net(x, sigma, *args, **kwargs)
+
+        found = loss(self, denoiser, images, labels, augment_pipe)
+        seen[-1].append(found.detach().double().flatten(1))
+        return found
+
+    monkeypatch.setattr(training.EDMLoss, "__call__", lambda self, **kwargs: watched(self, **kwargs))
+    tiny.run_loop(data, tmp_path / "run")
+    sigma, values = (torch.cat(parts) for parts in zip(*seen[1:3]))  # the second tick
+    row = tiny.read_stats(tmp_path / "run")[1]
+    ranges = {name: value for name, value in row.items() if name.startswith("Loss/sigma ")}
+    assert len(ranges) > 3 and sum(value["num"] for value in ranges.values()) == row["Loss/loss"]["num"]
+    for name, value in ranges.items():
+        low, high = map(float, name.split()[1].split("-"))
+        own = values[(sigma >= low) & (sigma < high)]
+        assert value["num"] == own.numel() and value["mean"] == pytest.approx(own.mean().item(), rel=1e-5)
+        assert value["std"] == pytest.approx(own.std(correction=0).item(), rel=1e-3)
 
 
 def test_tensorboard_gets_every_row_where_installed(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import types
 import pytest
 import torch
 
-from edm_fast.training import _build, _progress, _stats
+from edm_fast.training import _build, _forecast, _progress, _stats, forecast
 from helpers import tiny_training as tiny
 
 
@@ -59,6 +60,8 @@ def test_the_bar_does_not_wait_for_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(_progress, "REFRESH_SEC", 0)
     run, terminal = fake_run("cuda"), Terminal()
+    monkeypatch.setattr(_progress, "peak_gb", lambda device: 1.5)
+    monkeypatch.setattr(_progress, "_wait", lambda device: None)
     progress = _progress.Progress(run, shown=True, file=terminal)
     run.stats.report("Loss/loss", torch.tensor([1.0]))
     for _ in range(3):
@@ -67,8 +70,21 @@ def test_the_bar_does_not_wait_for_the_device(monkeypatch):
     arrived[0] = True
     progress.step()
     progress.bar.refresh()
-    assert len(asked) == 2 and "loss 1" in terminal.getvalue()
+    assert len(asked) == 2 and "loss 1, lr 0.00025, 1.5 GiB" in terminal.getvalue()
     progress.bar.close()
+
+
+def test_speed_is_told_once_after_the_first_steps(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: clock[0])
+    run = fake_run()
+    progress = _progress.Progress(run, shown=True, file=io.StringIO())
+    progress._processors = None
+    for seconds in (100, 2, 2, 2, 2):  # the first step sets things up
+        clock[0] += seconds
+        run.cur_nimg += 10
+        progress.step()
+    assert capsys.readouterr().out == "Speed: 5 images/s; the rest takes about 3m 12s\n"
 
 
 def test_no_bar_without_a_terminal():
@@ -125,3 +141,41 @@ def test_loader_settings_that_torch_refuses(tmp_path):
     data = tiny.write_dataset(tmp_path / "d.zip")
     with pytest.raises(ValueError, match="data loader: .*persistent_workers"):
         tiny.run_loop(data, tmp_path / "run", data_loader_kwargs={"num_workers": 0, "persistent_workers": True})
+
+
+def test_what_a_run_will_take(tmp_path):
+    """Its work against a count by hand, and its files against those that it leaves."""
+    data = tiny.write_dataset(tmp_path / "d.zip")
+    dataset = _build.build_dataset({"path": data, "use_labels": True})
+    network = {**tiny.NETWORK, "model_type": "SongUNet"}
+    settings = {
+        "network_kwargs": network,
+        "optimizer_kwargs": {"class_name": "torch.optim.Adam"},
+        "total_kimg": 5,
+        "kimg_per_tick": 1,
+        "snapshot_ticks": 2,
+        "state_dump_ticks": 3,
+        "dump_minutes": 0,
+    }
+    before = torch.get_rng_state()
+    work, disk = forecast(settings, dataset, str(tmp_path / "none/run"))
+    assert torch.equal(before, torch.get_rng_state())
+    one, three = re.search(r"Work: (\S+) kFLOP for an image, with gradients (\S+) kFLOP; in all", work).groups()
+    assert float(three) == pytest.approx(3 * float(one), rel=0.01)
+    # at least the convolutions from and to the images, and those of the first block, 4 x 4 pixels each
+    assert 2 * 16 * 9 * (4 + 4 + 2 * 16) / 1000 < float(one) < 500
+    settings = {name: settings[name] for name in ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_dump_ticks")}
+    tiny.run_loop(data, tmp_path / "run", batch_size=500, dump_minutes=0, **settings)
+    for kind, files in (("snapshots", "network-*"), ("training states", "training-*")):
+        sizes = [path.stat().st_size / 1000 for path in (tmp_path / "run").glob(f"{files}.safetensors")]
+        number, size = re.search(rf"(\d+) {kind} of (\S+) kB", disk).groups()
+        assert len(sizes) == int(number)
+        assert all(float(size) - 0.1 <= found < float(size) + 80 for found in sizes)  # and names, generators
+
+
+def test_a_full_disk_is_foretold(tmp_path, monkeypatch):
+    dataset = _build.build_dataset({"path": tiny.write_dataset(tmp_path / "d.zip")})
+    monkeypatch.setattr(_forecast, "_free", lambda folder: 1000)
+    settings = {"network_kwargs": tiny.NETWORK, "optimizer_kwargs": {"class_name": "Adam"}, "total_kimg": 1}
+    settings |= {"kimg_per_tick": 1, "snapshot_ticks": 1, "state_dump_ticks": None}
+    assert "Warning: the results need more than what is free" in forecast(settings, dataset, str(tmp_path))[-1]

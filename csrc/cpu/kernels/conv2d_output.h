@@ -16,16 +16,20 @@ struct Tail {
     float* y;
     const float* residual;
     int64_t y_pitch, residual_pitch;
-    V scale;
+    V scale, lowest;
+    bool clips;
     explicit Tail(const Conv2d& s)
         : y(static_cast<float*>(s.y_ptr)), residual(static_cast<const float*>(s.residual_ptr)), y_pitch(s.y_pitch),
-          residual_pitch(s.residual_pitch), scale(set1(float(s.scale))) {}
+          residual_pitch(s.residual_pitch), scale(set1(float(s.scale))), lowest(set1(float(-s.clip))),
+          clips(s.clip > 0) {}
     // factors, bias, residual and scale on one vector of outputs: `left` channels from `channel` on of one pixel of y
     EDM_INLINE void finish(V v, V bias, int64_t pixel, int64_t channel, int64_t left,
                                                       V factor = set1(1)) const {
         v = fma(v, factor, bias);
         if (residual) v = v + load_upto(residual + pixel * residual_pitch + channel, left);
-        store_upto(y + pixel * y_pitch + channel, v * scale, left);
+        v = v * scale;
+        if (clips) v = V{} - max_of(lowest, V{} - max_of(lowest, v));
+        store_upto(y + pixel * y_pitch + channel, v, left);
     }
 };
 

@@ -7,22 +7,27 @@
 #include "exp.h"
 
 EDM_BEGIN
+template <int N>
+static EDM_INLINE void silu_of(V* m) {
+    V e[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) e[i] = minus_abs(m[i]);
+    exponentials<N>(e);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) m[i] = quotient(times_if_negative(m[i], e[i]), set1(1.0f) + e[i]);
+}
+
 // y = m or m sigmoid(m), m = (x - mean) a + b, of N vectors of channels, the last with `left` elements
 template <int N>
 static EDM_INLINE void normalise(float* y, const float* x, const float* mean, const float* a,
                                                             const float* b, bool silu, int64_t left = kLanes) {
-    V m[N], e[N];
+    V m[N];
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
         const int64_t at = i * kLanes, n = i + 1 < N ? kLanes : left;
         m[i] = fma(load_upto(x + at, n) - load_upto(mean + at, n), load_upto(a + at, n), load_upto(b + at, n));
-        e[i] = minus_abs(m[i]);
     }
-    if (silu) {
-        exponentials<N>(e);
-#pragma GCC unroll 8
-        for (int i = 0; i < N; ++i) m[i] = quotient(times_if_negative(m[i], e[i]), set1(1.0f) + e[i]);
-    }
+    if (silu) silu_of<N>(m);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) store_upto(y + i * kLanes, m[i], i + 1 < N ? kLanes : left);
 }

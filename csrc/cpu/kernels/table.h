@@ -8,6 +8,7 @@
 #include "conv2d_bwd.h"
 #include "group_norm_silu.h"
 #include "group_norm_silu_bwd.h"
+#include "pixel_norm.h"
 #include "solver_update.h"
 #include "upfirdn.h"
 
@@ -30,6 +31,8 @@ constexpr Function function_list[] = {
     FUNCTION(conv2d_bwd_workspace, "", kSize),
     FUNCTION(group_norm_silu_fwd, "_cpu", kForward),
     FUNCTION(group_norm_silu_bwd, "_cpu", kBackward),
+    FUNCTION(pixel_norm_fwd, "_cpu", kForward),
+    FUNCTION(pixel_norm_bwd, "_cpu", kBackward),
     FUNCTION(solver_update_fwd, "_cpu", kForward),
     FUNCTION(upfirdn_fwd, "_cpu", kForward),
 };

@@ -20,12 +20,13 @@ def conv2d(
     residual: torch.Tensor | None = None,
     scale: float = 1.0,
     padding: int | None = None,
+    clip: float | None = None,
 ) -> torch.Tensor:
     """Convolve x (N, C, H, W) with weight (O, C, k, k); `padding` defaults to k // 2 (same size for odd k).
 
-        y = (weight * x + bias + emb + residual) scale          added in this order, each term optional
-
+        y = (weight * x + bias + emb + residual) scale          added in this order, each term optional; then within
+                                                                +-clip, if that is given
     bias: (O,); emb: (N, O) or (1, O), one value per channel; residual: as y. Weight and bias are cast to the dtype of
     x. Bad shapes raise UserError. Source: the convolutions of the residual block, Karras et al. 2022, Appendix F.
     """
-    return _op(Conv2dArgs(x, weight, bias, emb, residual, scale, padding))
+    return _op(Conv2dArgs(x, weight, bias, emb, residual, scale, padding, clip))

@@ -82,6 +82,8 @@ def with_gradients(
 
 
 def reason(args: Conv2dArgs) -> str | None:
+    if args.clip is not None:
+        return "outside of plans it does not clip"
     k, padding = args.weight.shape[-1], args.pad()
     if k not in (1, 3):
         return f"it takes kernels of 1x1 and 3x3, not {k}x{k}"

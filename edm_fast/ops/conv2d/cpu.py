@@ -118,6 +118,7 @@ def lower(
     *,
     scale: float = 1.0,
     silu: bool = False,
+    clip: float | None = None,
     **memory: torch.Tensor | None,
 ) -> Callable[[int], None]:
     """The call from x to y, float32 images (N, C, H, W) channels last or vectors (N, C), bound to their memory.
@@ -131,7 +132,15 @@ def lower(
     return native.bind(
         "conv2d_fwd_cpu",
         **dict(algorithm=algorithm, y=to, x=source, weight=weight.data_ptr(), residual=other, n=n, h=h, w=w),
-        **dict(inputs=inputs, outputs=y.shape[1], kernel=kernel, padding=padding, scale=float(scale), silu=silu),
+        **dict(
+            inputs=inputs,
+            outputs=y.shape[1],
+            kernel=kernel,
+            padding=padding,
+            scale=float(scale),
+            silu=silu,
+            clip=float(clip or 0),
+        ),
         **dict(y_pitch=y_pitch, x_pitch=x_pitch, residual_pitch=residual_pitch),
         bias=0 if rows is None else native.window(rows)[0],
         bias_rows=0 if rows is None else rows.shape[0],

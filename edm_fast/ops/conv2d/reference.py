@@ -23,6 +23,7 @@ class Conv2dArgs(NamedTuple):
     residual: torch.Tensor | None = None
     scale: float = 1.0
     padding: int | None = None
+    clip: float | None = None
 
     def pad(self) -> int:
         """The rows and columns of zeros on each side of the image."""
@@ -30,7 +31,8 @@ class Conv2dArgs(NamedTuple):
 
     def size(self) -> list[int]:
         """Height and width of the result."""
-        return [n + 2 * self.pad() - self.weight.shape[-1] + 1 for n in self.x.shape[2:]]
+        more = 2 * self.pad() - self.weight.shape[-1] + 1
+        return [n + more for n in self.x.shape[2:]]
 
 
 def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
@@ -39,7 +41,7 @@ def _plus(y: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
 
 
 def reference(args: Conv2dArgs) -> torch.Tensor:
-    x, weight, bias, emb, residual, scale, _ = args
+    x, weight, bias, emb, residual, scale, _, clip = args
     y = F.conv2d(x, weight.to(x.dtype), padding=args.pad())
     in_place = not transformed()  # torch.func and forward mode forbid it
     if bias is not None:
@@ -48,7 +50,8 @@ def reference(args: Conv2dArgs) -> torch.Tensor:
         y = _plus(y, emb[:, :, None, None], in_place)
     if residual is not None:
         y = _plus(y, residual, in_place)
-    return y if scale == 1.0 else y * scale
+    y = y if scale == 1.0 else y * scale
+    return y if clip is None else y.clip(-clip, clip)
 
 
 def check(args: Conv2dArgs) -> None:

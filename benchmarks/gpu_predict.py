@@ -1,0 +1,210 @@
+"""What a GPU should need, predicted without one: `python benchmarks/gpu_predict.py` prints the tables in Markdown.
+
+The prediction of networks is for half precision inside of a CUDA graph, for an H200 and an A100: each convolution by
+each way, with the norm before it and its tail, then the least of each. It goes by bytes, by products, and by the
+instructions that the tests counted in the compiled kernels (tests/kernels/resources.json); `_gpu_model` has the rest.
+
+`--write` keeps the numbers in benchmarks/results/predicted-gpu.json, which `make gpu-report` prints beside what it
+measures; `--chip`, `--network` and `--batch` ask for one place alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import _gpu_model as model  # noqa: E402
+from _gpu_model import CHIPS, Chip, Convolution  # noqa: E402
+from _gpu_places import ADM, DDPMPP  # noqa: E402
+
+from edm_fast import cases  # noqa: E402
+from edm_fast.networks import preset  # noqa: E402
+from edm_fast.ops.attention import AttentionArgs  # noqa: E402
+from edm_fast.ops.conv2d import Conv2dArgs  # noqa: E402
+from edm_fast.ops.group_norm_silu import GroupNormSiluArgs  # noqa: E402
+from edm_fast.ops.upfirdn import UpfirdnArgs  # noqa: E402
+from edm_fast.plan import _rewrite  # noqa: E402
+from edm_fast.plan._graph import AnyNode, Fused, SeparateQKVArgs  # noqa: E402
+from edm_fast.plan._trace import trace  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results/predicted-gpu.json"
+PLACES = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64))
+WAYS = ("best", "direct", "cuDNN + tail", "cuDNN + passes", "Winograd")
+Seconds = dict[str, float]
+
+
+def graph_of(network: str, batch: int) -> list[AnyNode]:
+    """The nodes of a plan in half precision, of a network without numbers."""
+    with torch.device("meta"):
+        net: Any = preset(network).eval().requires_grad_(False)
+    for module in net.modules():
+        if (f := getattr(module, "resample_filter", None)) is not None:  # plans look at its numbers
+            taps = torch.tensor([math.comb(f.shape[-1] - 1, i) for i in range(f.shape[-1])], dtype=torch.float32)
+            module.resample_filter = (torch.outer(taps, taps) / taps.sum().square()).expand(f.shape).clone()
+    shapes = {"x": (batch, net.img_channels, net.img_resolution, net.img_resolution), "noise_labels": (batch,)}
+    shapes |= {"class_labels": (batch, net.label_dim)} if net.label_dim else {}
+    rules = _rewrite.skip_dropout, _rewrite.fold_bias
+    graph = _rewrite.rewrite(_rewrite.rewritten(trace(net.model, shapes)), *rules)
+    graph = _rewrite.join_embeddings(graph, torch.float16)
+    return [*_rewrite.rewrite(graph, _rewrite.fuse_norm, _rewrite.fuse_upsampling).nodes]
+
+
+def convolution_of(args: Conv2dArgs, x: Any, phases: int = 1) -> Convolution:
+    n, c, h, w = x.shape
+    return Convolution(n, c, h, w, args.weight.shape[0], args.weight.shape[-1], int(args.residual is not None), phases)
+
+
+def ways(chip: Chip, c: Convolution, normed: bool) -> Seconds:
+    """Seconds of a convolution, by the way it is computed, and of the norm before it."""
+    before = model.norm(chip, c.n, c.c, c.h * c.w) if normed else 0.0
+    found = {
+        "direct": before + model.direct(chip, c),
+        "cuDNN + tail": before + model.library(chip, c),
+        "cuDNN + passes": before + model.library(chip, c, passes=True),
+    }
+    if c.kernel == 3 and c.phases == 1 and min(c.c, c.outputs) >= 16:
+        parts = [sum(model.winograd_parts(chip, c, merged).values()) for merged in (False, True)]
+        merged = parts[1] + model.norm(chip, c.n, c.c, c.h * c.w, statistics_alone=True)
+        found["Winograd"] = min(before + parts[0], merged) if normed else parts[0]
+    return found
+
+
+def convolution(node: AnyNode) -> tuple[Convolution, bool] | None:
+    """That of a node, and whether a norm comes before it."""
+    if isinstance(node, Fused):
+        first, conv = node.first.args, node.second.args
+        phases = 4 if isinstance(first, UpfirdnArgs) and conv.weight.shape[-1] == 3 else 1
+        return convolution_of(conv, first.x, phases), isinstance(first, GroupNormSiluArgs)
+    return (convolution_of(node.args, node.args.x), False) if isinstance(node.args, Conv2dArgs) else None
+
+
+def node_seconds(chip: Chip, node: AnyNode) -> tuple[str, Seconds]:
+    """What a node is, and its seconds by the ways it can go."""
+    if (found := convolution(node)) is not None:
+        c, normed = found
+        return f"{'norm and ' if normed else ''}convolution {c.kernel}x{c.kernel}", ways(chip, c, normed)
+    args = node.args
+    if isinstance(args, GroupNormSiluArgs):
+        n, c, h, w = args.x.shape
+        return "norm", {"": model.norm(chip, n, c, h * w)}
+    if isinstance(args, (SeparateQKVArgs, AttentionArgs)):
+        n, channels, h, w = args.qkv.shape
+        return "attention", {"": model.attended(chip, n, args.num_heads, channels // 3 // args.num_heads, h * w)}
+    sizes = [math.prod(value.shape) for value in node.inputs()], [math.prod(value.shape) for value in node.outputs]
+    name = getattr(node.function, "__name__", "")
+    if name in ("chunk", "__getitem__"):
+        return "views", {"": 0.0}
+    kind = "resampling" if isinstance(args, UpfirdnArgs) else "concatenation" if name == "cat" else "vectors"
+    return kind, {"": model.resampled(chip, sum(sizes[0]), sum(sizes[1]))}
+
+
+def network(chip: Chip, nodes: list[AnyNode]) -> tuple[Seconds, Seconds, Seconds]:
+    """Seconds by way; of the best way by kind of node; of the 3x3 convolutions that Winograd takes, by way."""
+    by_way, by_kind, apart = (defaultdict(float) for _ in range(3))
+    for node in nodes:
+        kind, found = node_seconds(chip, node)
+        best = min(found.values())
+        by_kind[kind] += best
+        for way in WAYS:
+            fallback = found.get("cuDNN + tail", best)
+            by_way[way] += best if way == "best" or len(found) == 1 else found.get(way, fallback)
+            if "Winograd" in found:
+                apart[way] += best if way == "best" else found[way]
+    return dict(by_way), dict(by_kind), dict(apart)
+
+
+def op_seconds(chip: Chip) -> Seconds:
+    """Of the Triton kernels on the layers that `make gpu-report` measures, by the names of its rows."""
+
+    def make(*shape: int, **layout: Any) -> torch.Tensor:
+        return torch.empty(shape, device="meta")
+
+    found = {}
+    for op, case in ((op, case) for op, some in cases.LARGE.items() for case in some):
+        args, kwargs = case.build(make)
+        x = args[0]
+        if op == "conv2d":
+            found[f"{op}, {case.name}"] = model.direct(chip, Convolution(*x.shape, args[1].shape[0], args[1].shape[-1]))
+        elif op == "group_norm_silu":
+            found[f"{op}, {case.name}"] = model.norm(chip, *x.shape[:2], math.prod(x.shape[2:]))
+        elif op == "attention":
+            n, channels, h, w = x.shape
+            seconds = model.attended(chip, n, args[1], channels // 3 // args[1], h * w)
+            found[f"{op}, {case.name}"] = seconds + model.resampled(chip, x.numel(), x.numel())  # q, k, v taken apart
+        elif op == "upfirdn":
+            outputs = x.numel() * 4 if kwargs.get("up", 1) > 1 else x.numel() // 4
+            found[f"{op}, {case.name}"] = model.resampled(chip, x.numel(), outputs)
+    return found
+
+
+def layers(chip: Chip, nodes: list[AnyNode], most: int = 5) -> list[list[str]]:
+    """The 3x3 convolutions that take most of a network, in microseconds."""
+    every = [found for node in nodes if (found := convolution(node)) and found[0].kernel == 3]
+    counts = Counter(found for found in every if found[0].phases == 1)
+    rows = []
+    for (c, normed), count in sorted(counts.items(), key=lambda item: -item[0][0].flops() * item[1])[:most]:
+        name = f"{c.c} to {c.outputs} at {c.h}x{c.w}{', residual' if c.added else ''} ({count})"
+        found, parts = ways(chip, c, normed), model.winograd_parts(chip, c, False)
+        times = [f"{found[way] * 1e6:.0f}" if way in found else "" for way in WAYS[1:]]
+        of_winograd = ", ".join(f"{seconds * 1e6:.0f}" for seconds in parts.values())
+        rows.append([chip.name, name, f"{c.flops() / 1e9:.1f}", *times, of_winograd])
+    return rows
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", choices=[*CHIPS], help="that one alone")
+    parser.add_argument("--network", help="a preset alone, with --batch")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name}")
+    args = parser.parse_args()
+    places = [(args.network, args.batch)] if args.network else [*PLACES]
+    chips = {name: chip for name, chip in CHIPS.items() if args.chip in (None, name)}
+    known = {name: op_seconds(chip) for name, chip in chips.items()}
+    every = sorted({op for found in known.values() for op in found})
+    rows = [[op, *(f"{known[name][op] * 1e6:.0f}" for name in chips)] for op in every]
+    totals, kinds, ratios, large = [], [], [], []
+    for net, batch in places:
+        nodes = graph_of(net, batch)
+        for name, chip in chips.items():
+            by_way, by_kind, apart = network(chip, nodes)
+            large += layers(chip, nodes) if batch > 1 else []
+            where = f"{net}, {batch}, {chip.name}"
+            known[name][f"{net}, batch {batch}"] = by_way["best"]
+            totals.append([where, *(milliseconds(by_way[way]) for way in WAYS)])
+            kinds.append([where, ", ".join(f"{kind} {milliseconds(s)}" for kind, s in sorted(by_kind.items()) if s)])
+            others = [apart["cuDNN + passes"], apart["cuDNN + tail"], apart["direct"]]
+            ratios.append([where, *(f"{other / apart[way]:.2f}" for way in ("Winograd", "best") for other in others)])
+    against = ["cuDNN + passes", "cuDNN + tail", "direct"]
+    print("Milliseconds of an evaluation, all layers by one way:\n\n" + table(["place", *WAYS], totals))
+    print("Of the best, by kind of node:\n\n" + table(["place", "milliseconds"], kinds))
+    head = [f"{way} over {other}" for way in ("Winograd", "best") for other in against]
+    print("The 3x3 layers with their norms, speed:\n\n" + table(["place", *head], ratios))
+    head = ["chip", "layer (times in its network)", "GFLOP", *WAYS[1:], "Winograd: to tiles, products, back, launches"]
+    print("The largest of them, with norm and tail, microseconds:\n\n" + table(head, large))
+    print("Microseconds of ops, batch 64, float16:\n\n" + table(["op", *(c.name for c in chips.values())], rows))
+    print("Assumed, not counted: " + ", ".join(f"{key} {value:g}" for key, value in model.ASSUMED.items()) + ".")
+    if args.write:
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

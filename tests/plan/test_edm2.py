@@ -1,0 +1,63 @@
+"""Plans of EDM2 networks: what is left to torch, and that factors, clipping and normalised attention are the same."""
+
+import pytest
+import torch
+
+from edm_fast import accelerate, backend, native
+from edm_fast.networks import build
+from edm_fast.ops.conv2d import Conv2dArgs
+from edm_fast.ops.pixel_norm import PixelNormArgs
+from edm_fast.plan._graph import SeparateQKVArgs, TorchArgs
+from edm_fast.plan._rewrite import fold_clip, rewrite, rewritten
+from edm_fast.plan._trace import trace
+
+needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+SMALL = {"img_resolution": 16, "img_channels": 3, "label_dim": 4, "model_channels": 32, "channel_mult": [1, 2]}
+SMALL |= {"num_blocks": 1, "attn_resolutions": [8], "channels_per_head": 16}
+
+
+def network(**changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build("Precond", {**SMALL, **changes}).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        if parameter.ndim == 0:
+            parameter.fill_(0.7)
+    return net
+
+
+def inputs(batch):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.eye(4)[torch.arange(batch) % 4]
+    return torch.randn(batch, 3, 16, 16, generator=generator), 0.1 + torch.rand(batch, generator=generator), labels
+
+
+def test_what_is_left_to_torch():
+    shapes = {"x": (2, 3, 16, 16), "noise_labels": (2,), "class_labels": (2, 4)}
+    nodes = rewrite(rewritten(trace(network(concat_balance=0.3).unet, shapes)), fold_clip).nodes
+    images = [node for node in nodes if len(node.output.shape) == 4]
+    names = [node.function.__name__ for node in images if isinstance(node.args, TorchArgs)]
+    assert names == ["__getitem__", "ones_like", *["cat"] * 5]  # the channel of ones, and skip connections
+    assert sum(isinstance(node.args, SeparateQKVArgs) for node in images) == 4
+    norms = [node.args for node in images if isinstance(node.args, PixelNormArgs)]
+    assert sum(args.norm and args.groups == 12 for args in norms) == 4 and all(a.interleaved == 1 for a in norms)
+    assert sum(not args.norm and isinstance(args.gain, torch.Tensor) for args in norms) == 4  # of skip connections
+    assert sum(node.args.clip == 256 for node in images if isinstance(node.args, Conv2dArgs)) == 10
+
+
+@needs_native
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"concat_balance": 0.3}, {"clip_act": 0.5}, {"clip_act": None, "resample_filter": [1, 3, 3, 1]}],
+    ids=str,
+)
+def test_same_images(changes, batch):
+    net, call = network(**changes), inputs(batch)
+    with backend.use_backend("reference"):
+        expected = net(*call)
+    found = accelerate(net)(*call)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    if changes.get("clip_act") == 0.5:
+        with backend.use_backend("reference"):
+            assert (network()(*call) - expected).abs().max() > 0.01 * expected.abs().max()
