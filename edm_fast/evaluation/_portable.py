@@ -21,6 +21,7 @@ from edm_fast.evaluation._networks import Inputs, noise_embedding
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.ops.pixel_norm import PixelNormArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan._graph import LinearArgs, Node, SeparateQKVArgs, last_uses, map_tensors, map_values
 from edm_fast.plan._rewrite import repeats_pixels, rewrite, rewritten, skip_dropout
@@ -99,6 +100,16 @@ def _group_norm_silu(of: GroupNormSiluArgs, args: GroupNormSiluArgs) -> torch.Te
     return F.silu(y) if of.silu else y
 
 
+def _pixel_norm(of: PixelNormArgs, args: PixelNormArgs) -> torch.Tensor:
+    y, (n, channels, *size) = args.x, of.x.shape
+    if of.norm:
+        parts = y.reshape(n * of.groups, channels // (of.groups * of.interleaved), of.interleaved * size[0], size[1])
+        y = (parts / (of.eps + parts.square().mean(1, keepdim=True).sqrt())).reshape(n, channels, *size)
+    if args.gain is not None:
+        y = y * args.gain.reshape(-1, channels, 1, 1)
+    return F.silu(y) if of.silu else y
+
+
 def _upfirdn(of: UpfirdnArgs, args: UpfirdnArgs) -> torch.Tensor:
     taps, channels = of.f.shape[0], of.x.shape[1]
     if repeats_pixels(of):
@@ -129,6 +140,7 @@ def _linear(of: LinearArgs, args: LinearArgs) -> torch.Tensor:
 FORMULAS: dict[type, Callable[..., torch.Tensor]] = {
     Conv2dArgs: _conv2d,
     GroupNormSiluArgs: _group_norm_silu,
+    PixelNormArgs: _pixel_norm,
     UpfirdnArgs: _upfirdn,
     AttentionArgs: _attention,
     SeparateQKVArgs: _attention,
