@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from edm_fast.backend import use_backend
 from edm_fast.data import ImageFolderDataset
@@ -46,6 +45,8 @@ def forecast(settings: Mapping[str, Any], dataset: ImageFolderDataset, run_dir: 
 @torch.no_grad()
 def _flops(net: Any) -> int:
     """Products and sums in the convolutions and matrix products of one evaluation of one image; net has no numbers."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes a while, which other users of this package need not
+
     images = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device="meta")
     sigma, labels = torch.ones([1], device="meta"), torch.zeros([1, net.label_dim], device="meta")
     with use_backend("reference"), FlopCounterMode(display=False) as counter:
