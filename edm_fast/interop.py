@@ -40,6 +40,37 @@ def azula(net: Any, schedule: Any = None) -> Any:
     return EDMDenoiser()
 
 
+def deepinv(net: Any) -> Any:
+    """`net` as a `deepinv.models.Denoiser`, for deepinv's algorithms for inverse problems.
+
+    denoiser(x, sigma, class_labels=None) takes and gives images in [0, 1], as all of deepinv: it is
+    (D(2 x - 1; 2 sigma) + 1) / 2, (B, C, H, W) float32; sigma: a number, or a tensor () or (B,). With
+    input_in_minus_one_one=True it is D itself. Gradients with respect to x are those of `net`. UserError if deepinv is
+    not installed.
+    """
+    models = _library("deepinv.models")
+
+    class EDMDenoiser(models.Denoiser):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(
+            self,
+            x: Tensor,
+            sigma: Tensor | float,
+            class_labels: Tensor | None = None,
+            input_in_minus_one_one: bool = False,
+            **ignored: Any,
+        ) -> Tensor:
+            sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).flatten()
+            if input_in_minus_one_one:
+                return self.net(x, sigma, class_labels)
+            return (self.net(2 * x - 1, 2 * sigma, class_labels) + 1) / 2
+
+    return EDMDenoiser().eval()
+
+
 class _RawUNet(torch.nn.Module):
     """See `diffusers`."""
 

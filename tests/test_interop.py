@@ -76,11 +76,34 @@ def test_k_diffusion(net):
     assert torch.allclose(theirs.double(), ours, atol=1e-4)
 
 
+def test_deepinv(net):
+    peers.expect("deepinv")
+    import deepinv as dinv
+
+    denoiser, x = interop.deepinv(net), latents() / 4 + 0.5
+    with torch.no_grad():
+        for sigma in (0.3, torch.tensor([0.3, 2.0])):
+            level = torch.as_tensor(sigma).reshape(-1, 1, 1, 1)
+            wanted = (net(2 * x - 1, 2 * level, LABELS) + 1) / 2
+            assert torch.equal(denoiser(x, sigma, class_labels=LABELS), wanted)
+        assert torch.equal(denoiser(x, 0.3, input_in_minus_one_one=True), net(x, 0.3))
+        # one of its algorithms keeps the pixels that are known
+        mask = torch.ones(1, 3, 8, 8)
+        mask[..., 3:5] = 0
+        physics = dinv.physics.Inpainting((3, 8, 8), mask=mask, noise_model=dinv.physics.GaussianNoise(0.01))
+        found = dinv.sampling.DDRM(denoiser, sigmas=[0.4, 0.2, 0.05], eta=0.85)(x * mask, physics)
+    assert found.shape == x.shape and found.isfinite().all()
+    assert ((found - x) * mask).abs().max() < 0.2 < ((found - x) * (1 - mask)).abs().max()
+    image = x.clone().requires_grad_()
+    denoiser(image, 0.3).sum().backward()
+    assert image.grad.abs().max() > 0
+
+
 def test_what_does_not_fit(monkeypatch):
     with pytest.raises(UserError, match="precondition as EDMPrecond .* not as VPPrecond"):
         interop.diffusers(network("ddpmpp-vp"))
-    for name in ("azula.denoise", "diffusers"):
+    for name in ("azula.denoise", "deepinv.models", "diffusers"):
         monkeypatch.setitem(sys.modules, name, None)
-    for adapter in (interop.azula, interop.diffusers):
+    for adapter in (interop.azula, interop.deepinv, interop.diffusers):
         with pytest.raises(UserError, match="expected it to be installed"):
             adapter(network("ddpmpp"))
