@@ -31,6 +31,11 @@ def thread_clock(call: Call, repeats: int = 1) -> float:
     return _timed(call, repeats, time.thread_time)
 
 
+def process_clock(call: Call, repeats: int = 1) -> float:
+    """CPU time of all threads of this process: of work on one of them, whichever it is."""
+    return _timed(call, repeats, time.process_time)
+
+
 def gpu_clock(call: Call, repeats: int = 1) -> float:
     """Between two events of the current stream: gaps in which the GPU waits for Python count."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -83,10 +83,10 @@ def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precisio
     return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not ieee, wide)
 
 
-def _winograd_input(channels: int, affine: bool) -> Variant:
+def _winograd_input(channels: int, affine: bool, dtype: str = "fp16") -> Variant:
     m, n = _conv2d_winograd.block_of(channels)
     ints = ("affine_images", "images", "height", "width", "tiles_high", "tiles_wide", "channels", "padding")
-    pointers = {"tiles_ptr": "*fp16", "x_ptr": "*fp16", **({"affine_ptr": "*fp32"} if affine else {})}
+    pointers = {"tiles_ptr": "*fp16", "x_ptr": f"*{dtype}", **({"affine_ptr": "*fp32"} if affine else {})}
     constants: dict[str, Any] = {"SILU": affine, "EVEN": channels % n == 0, "BLOCK_M": m, "BLOCK_N": n}
     constants |= {} if affine else {"affine_ptr": None}
     signature, aligned = {**pointers, **dict.fromkeys(ints, "i32")}, (*pointers, "height", "width", "channels")
@@ -191,8 +191,10 @@ def variants() -> dict[str, Variant]:
         "bwd_weight_fp32_c256_b64_32": _weight(b64, 256, 256, single),
         "winograd_input_fp16_c256": _winograd_input(256, False),
         "winograd_input_fp16_c256_prologue": _winograd_input(256, True),
+        "winograd_input_fp32_c256_prologue": _winograd_input(256, True, "fp32"),
         "winograd_products_c256_t832": _winograd_products(832, 256, 256),
         "winograd_output_fp16_c256": _winograd_output(256, False),
         "winograd_output_bf16_c256_statistics": _winograd_output(256, True, "bf16"),
+        "winograd_output_fp32_c256_statistics": _winograd_output(256, True, "fp32"),
         **_others(),
     }

@@ -12,7 +12,7 @@ from edm_fast.networks.presets import edm2_training
 
 KI = 1024
 # as published, where they are not typed; tick, snap and dump are 128 Ki, 8 Mi and 128 Mi images
-DEFAULTS = {"cond": True, "fp16": True, "seed": 0, "tick": 128, "snap": 64, "dump": 1024}
+DEFAULTS = {"cond": True, "seed": 0, "tick": 128, "snap": 64, "dump": 1024}
 INTERVALS = ("status", "snapshot", "checkpoint")
 ONLY_EDM2 = ("preset", "decay", "P_mean", "P_std", "ema_std", *INTERVALS)
 NAMES = {"precond": "--precond", "augment": "--augment", "ema": "--ema"}  # what EDM2 has nothing for
@@ -26,7 +26,7 @@ def checked(opts: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
         return opts
     for name in (name for name in NAMES if name in typed and opts[name] not in (0, "edm")):
         raise UserError(f"{NAMES[name]} does not go with --arch=edm2")
-    settings = {**DEFAULTS, **edm2_training(opts["preset"])}
+    settings = {**DEFAULTS, **edm2_training(opts["preset"]), "fp16": opts["precision"] in ("fp32", "tf32")}
     opts = {**opts, **{name: value for name, value in settings.items() if name not in typed}, "augment": 0}
     opts["cres"] = opts["cres"] or [1, 2, 3, 4]
     ticks = f"--tick={opts['tick']}, in 1024 images,"

@@ -45,8 +45,10 @@ from edm_fast.networks.presets import EDM2_TRAININGS
 from edm_fast.training import (
     AUGMENT,
     AUGMENT_LABELS,
+    PRECISIONS,
     ImageFolderDataset,
     Interrupted,
+    Precision,
     Stopped,
     check_free,
     clear_leftovers,
@@ -108,7 +110,8 @@ def resume_settings(opts: dict[str, Any]) -> dict[str, Any]:
             f"--resume={opts['resume']} is not an existing file named training-state-<digits>.safetensors or .pt"
         )
     snapshot = os.path.join(os.path.dirname(opts["resume"]), f"network-snapshot-{match[1]}.pkl")
-    return {"resume_pkl": snapshot, "resume_kimg": int(match[1]), "resume_state_dump": opts["resume"]}
+    beside = {"resume_pkl": snapshot, "resume_kimg": int(match[1])}  # states of EDM2 have the averages inside
+    return {**(beside if opts["arch"] != "edm2" else {}), "resume_state_dump": opts["resume"]}
 
 
 def kimg(million_images: float) -> float:
@@ -153,7 +156,7 @@ def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolder
 def run_name(opts: dict[str, Any], dataset: ImageFolderDataset) -> str:
     """The run folder's name without its number."""
     kind = "cond" if opts["cond"] else "uncond"
-    precision = "fp16" if opts["fp16"] else "fp32"
+    precision = "fp16" if opts["fp16"] else opts["precision"]
     name = f"{dataset.name}-{kind}-{opts['arch']}-{opts['precond']}"
     name += f"-gpus{distributed.world_size()}-batch{opts['batch']}-{precision}"
     if opts["desc"] is None:
@@ -174,6 +177,8 @@ def own_settings(opts: dict[str, Any]) -> dict[str, Any]:
         settings["preview_images"] = opts["preview"]
     if opts["dump_minutes"] != 10:
         settings["dump_minutes"] = opts["dump_minutes"]
+    if opts["precision"] != "fp32":
+        settings["precision"] = opts["precision"]
     if opts["keep_states"] != 2:
         settings["keep_states"] = opts["keep_states"]
     return settings
@@ -310,6 +315,7 @@ def launch(settings: dict[str, Any], tell: Callable[[], None], run_dir: str, aut
 @click.option("--augment", help="Augmentation probability, 0 = off", type=PROBABILITY, default=0.12)
 @click.option("--xflip", help="Add mirrored copies of the images", type=bool, default=False)
 @click.option("--fp16", help="Half-precision network core", type=bool, default=False)
+@click.option("--precision", help="Of products in training", type=click.Choice(PRECISIONS), default="fp32")
 @click.option("--ls", help="Loss scaling", metavar="FLOAT", type=POSITIVE, default=1.0)
 @click.option("--bench", help="cuDNN benchmarking", type=bool, default=True)
 @click.option("--cache", help="Keep decoded images in memory", type=bool, default=True)
@@ -366,6 +372,7 @@ def command(**opts: Any) -> None:
     typed = {name for name in opts if source(name) is not ParameterSource.DEFAULT}
     opts = _edm2_training.checked(opts, typed)
     device = resolve_device(opts["device"])
+    Precision(opts["precision"], device, opts["fp16"])  # complains before anything is read
     distributed.init(device)
     settings, dataset = training_settings(opts)
     deal_batch(settings["batch_size"], settings["batch_gpu"])

@@ -67,3 +67,11 @@ def reconstruction(t_in: Numbers, std_in: Numbers, t: Numbers, std: Numbers) -> 
     """
     c = np.linalg.solve(power_products(t_in, std_in, t_in, std_in), power_products(t_in, std_in, t, std))
     return np.asarray(c / c.sum(axis=0), dtype=np.float64)
+
+
+def reconstruction_error(t_in: Numbers, std_in: Numbers, t: Numbers, std: Numbers, c: Floats) -> Floats:
+    """|sum c_i p_i - p| / |p| of each output: how far the combined profile is from the wanted one, 0 if they agree."""
+    a, b = power_products(t_in, std_in, t_in, std_in), power_products(t_in, std_in, t, std)
+    wanted = np.diag(power_products(t, std, t, std))
+    squares = wanted - 2 * (c * b).sum(axis=0) + (c * (a @ c)).sum(axis=0)
+    return np.asarray(np.sqrt(np.maximum(squares, 0) / wanted), dtype=np.float64)

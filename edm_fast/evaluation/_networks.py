@@ -106,12 +106,17 @@ class Exact:
         return c_skip * x + c_out * F_x[:, : self.net.img_channels]
 
 
+def noise_embedding(raw: torch.nn.Module) -> str:
+    """The attribute of a raw network that takes noise levels to waves."""
+    return "map_noise" if hasattr(raw, "map_noise") else "emb_fourier"
+
+
 class _HalfCore(torch.nn.Module):
     """A raw network whose weights and images are of 16 bits and channels last."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        name = "map_noise" if hasattr(model, "map_noise") else "emb_fourier"
+        name = noise_embedding(model)
         noise = copy.deepcopy(getattr(model, name))  # frequencies of 8 bits would be other frequencies
         self.model = copy.deepcopy(model).to(dtype, memory_format=torch.channels_last)
         setattr(self.model, name, noise)

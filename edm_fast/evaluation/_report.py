@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edm_fast.errors import BROKEN, UserError, one_line
+from edm_fast.errors import BROKEN, UserError, count, one_line
 from edm_fast.evaluation._rows import ROWS
 from edm_fast.evaluation._targets import TARGETS
 from edm_fast.files import atomic_write
@@ -70,7 +70,8 @@ def heading(document: Entry) -> str:
     target = TARGETS[document["target"]]
     return (
         f"Speed of one {target.unit} relative to eager PyTorch in float32 (reference = 1.00), {where}, "
-        f"{found['threads']} threads, torch {found['torch']}, {document['date'][:10]}"
+        f"{count(found['threads'], 'thread')}{', CPU time' if 'clock' in found else ''}, torch {found['torch']}, "
+        f"{document['date'][:10]}"
     )
 
 

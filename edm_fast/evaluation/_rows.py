@@ -51,6 +51,11 @@ def _ours(precision: str, memory_format: str = "own", limit: float | None = None
     )
 
 
+def _library(name: str, build: Callable[[Subject], Any], **rest: Any) -> Row:
+    """Another inference library, on CPUs."""
+    return Row(name, build, memory_format="own", samples=False, device="cpu", **rest)
+
+
 def _tuned(subject: Subject) -> Any:
     return accelerated(subject.net, load_sampler(DEMO, subject.net).precision)
 
@@ -112,24 +117,13 @@ ROWS: dict[str, Row] = {
         Row("tuned", _tuned, backend="auto", memory_format="own", tuned=True, device="cpu"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
         Row("torch.compile", _peers.compiled, compile="default"),
-        Row("onnxruntime", _peers.onnxruntime, memory_format="own", compile="all", samples=False, device="cpu"),
-        Row(
-            "openvino",
-            lambda s: _peers.openvino(s, "f32"),
-            memory_format="own",
-            compile="latency",
-            samples=False,
-            device="cpu",
-        ),
-        Row(
-            "openvino-bf16",
-            lambda s: _peers.openvino(s, "bf16"),
-            precision="bf16",
-            memory_format="own",
-            compile="latency",
-            samples=False,
-            device="cpu",
-        ),
+        _library("onnxruntime", _peers.onnxruntime, compile="all"),
+        _library("openvino", lambda s: _peers.openvino(s, "f32"), compile="latency"),
+        _library("openvino-bf16", lambda s: _peers.openvino(s, "bf16"), precision="bf16", compile="latency"),
+        _library("ncnn", _peers.ncnn),
+        _library("ncnn-split", lambda s: _peers.ncnn(s, split=True)),
+        _library("mnn", _peers.mnn),
+        _library("opencv", _peers.opencv),
         *_gpu_rows(),
     )
 }

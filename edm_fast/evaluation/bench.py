@@ -1,7 +1,7 @@
 """bench: how fast each way to run a network is, as a ratio to eager PyTorch in float32 measured in the same run.
 
 All rows of a network and batch are built first, then timed by turns, so that whatever else the machine does meets all
-of them. A ratio is the median over the rounds of reference time / row time.
+of them; on one thread of a CPU by the CPU's time. A ratio is the median over the rounds of reference time / row time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(
             if call is not None:
                 calls[row] = call
         say(f"{name}, batch {batch}: {rounds} rounds of {', '.join(calls)}")
-        add_times(entries, calls, batch, rounds, device)
+        add_times(entries, calls, batch, rounds, device, timing.process_clock if by_cpu_time(target, device) else None)
     if memory:
         _add_memory(target, entries)
     for entry in entries.values():
@@ -83,13 +83,29 @@ def first_call(
     return entry, call, results
 
 
+def by_cpu_time(target: str, device: str) -> bool:
+    """Whether the seconds are those of the CPU: of one thread, as a busy machine hardly moves them."""
+    return device == "cpu" and torch.get_num_threads() == 1 and target != "processes"
+
+
 def add_times(
-    entries: dict[str, Entry], calls: dict[str, Callable[[], Results]], batch: int, rounds: int, device: str
+    entries: dict[str, Entry],
+    calls: dict[str, Callable[[], Results]],
+    batch: int,
+    rounds: int,
+    device: str,
+    clock: timing.Clock | None = None,
 ) -> None:
     """Time the calls by turns, "reference" among them."""
-    turn = MIN_TURN if device == "cpu" else GPU_TURN
-    for row, times in (found := timing.by_turns(calls, rounds, turn, timing.clock_of(device))).items():
+    turn, before = (MIN_TURN, asleep) if device == "cpu" else (GPU_TURN, None)
+    found = timing.by_turns(calls, rounds, turn, clock or timing.clock_of(device), before=before)
+    for row, times in found.items():
         entries[row].update(timing.compared(times, found["reference"]), images_per_s=batch / statistics.median(times))
+
+
+def asleep() -> None:
+    """Pools of threads wait busily for a few milliseconds after a call, at the cost of whose turn is next."""
+    time.sleep(0.05)
 
 
 def failure(error: BaseException) -> str:
@@ -149,6 +165,8 @@ def bench(
     for name in networks:
         _networks.check_name(name)
     settings = {**_machine.settings(torch.device(device)), "rounds": rounds}
+    if by_cpu_time(target, device):
+        settings["clock"] = "CPU time"
     path = outdir / f"{target}-{_machine.slug(settings)}.json"
     entries = _finished(path, settings) if resume else []
     replaced = [str(page) for page, kind in _report.pages(path).items() if check_output(page, kind)]

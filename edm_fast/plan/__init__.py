@@ -7,9 +7,9 @@ CUDA graph. Samplers have a whole step as one graph: see `PlannedUNet.replayer`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -17,11 +17,10 @@ import torch
 
 from edm_fast import backend, native
 from edm_fast.errors import UserError
-from edm_fast.networks import SongUNet
 from edm_fast.networks._precond import PRECONDS, _Precond
 from edm_fast.plan import _foreign, _gpu
 from edm_fast.plan._algorithms import ALLOWED
-from edm_fast.plan._batches import Inputs, in_parts, shape_fault, shapes_of, shapes_of_one
+from edm_fast.plan._batches import Inputs, by_name, in_parts, shape_fault, shapes_of, shapes_of_one, signature
 from edm_fast.plan._capture import EvaluatedShapes
 from edm_fast.plan._cpu import CpuPlanner, CpuProgram
 from edm_fast.plan._gpu import GpuPlanner
@@ -36,6 +35,7 @@ from edm_fast.plan._trace import trace
 
 __all__ = ["accelerate"]
 
+NOTHING = contextlib.nullcontext()
 PRECISIONS = {"cpu": tuple(ALLOWED), "cuda": tuple(_gpu.PRECISIONS)}
 Program = CpuProgram | GpuProgram
 
@@ -120,14 +120,6 @@ def planner(
     return GpuPlanner(precision, device, cuda_graph, choose)
 
 
-def signature(model: torch.nn.Module) -> inspect.Signature:
-    """The inputs by name; those of every raw network where a forward passes on whatever it is given."""
-    own = inspect.signature(model.forward)
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in own.parameters.values()):
-        return inspect.signature(functools.partial(SongUNet.forward, model))  # type: ignore[arg-type]
-    return own
-
-
 def _hooks_of_all() -> Iterator[Any]:
     """torch's hooks on all modules."""
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
@@ -198,7 +190,7 @@ class PlannedUNet(torch.nn.Module):
         self.most_images: dict[Shapes, int] = {}  # evaluated at once, by the shapes of one
         self.evaluated_shapes = EvaluatedShapes()
         self.reasons: dict[str, dict[str, str]] = {}  # by op: why each of its implementations is passed over
-        self.signature = signature(model)
+        self.by_name = by_name(signature(model))
         self.training = False
 
     @_untraced
@@ -211,13 +203,14 @@ class PlannedUNet(torch.nn.Module):
 
     def evaluate(self, run: Run, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The output, by `run`, which takes as many images as a program does."""
-        arguments = self.signature.bind(*args, **kwargs).arguments
+        arguments = self.by_name(args, kwargs)
         inputs = {name: value for name, value in arguments.items() if value is not None}
         fault = shape_fault(inputs) or self.fault(inputs.values())
         if fault is not None:
             raise UserError(fault)
-        differentiable = needs_gradients(inputs.values())
-        with torch.set_grad_enabled(differentiable), torch.autocast(self.device.type, enabled=False):
+        differentiable, kind = needs_gradients(inputs.values()), self.device.type
+        autocast = torch.is_autocast_enabled(kind)  # entering the context takes longer than asking
+        with torch.set_grad_enabled(differentiable), torch.autocast(kind, enabled=False) if autocast else NOTHING:
             if len(inputs["x"]) == 0:
                 return self.reference[0](**arguments)
             return in_parts(self.run_differentiable if differentiable else run, inputs, self.images_at_once(inputs))

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
+from edm_fast.networks import SongUNet
 from edm_fast.plan._pool import Shapes
 
 Inputs = Mapping[str, torch.Tensor]  # of a raw network, by name
 MANY = 2**30  # images: all that there are
 DIMENSIONS = {"x": 4, "noise_labels": 1, "class_labels": 2, "augment_labels": 2}
+
+
+def signature(model: torch.nn.Module) -> inspect.Signature:
+    """The inputs by name; those of every raw network where a forward passes on whatever it is given."""
+    own = inspect.signature(model.forward)
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in own.parameters.values()):
+        return inspect.signature(functools.partial(SongUNet.forward, model))  # type: ignore[arg-type]
+    return own
+
+
+def by_name(signature: inspect.Signature) -> Callable[[Sequence[Any], Mapping[str, Any]], Mapping[str, Any]]:
+    """What gives the arguments of a call by name. Those that fit are told without inspect, which would take as long as
+    a layer of a small network."""
+    names = signature.parameters.keys()
+    required = {p.name for p in signature.parameters.values() if p.default is p.empty}
+    plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature.parameters.values())
+
+    def arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = {**dict(zip(names, args)), **kwargs}
+        fits = plain and len(found) == len(args) + len(kwargs) and required <= found.keys() <= names
+        return found if fits else signature.bind(*args, **kwargs).arguments
+
+    return arguments
 
 
 def shape_fault(inputs: Inputs) -> str | None:
@@ -41,7 +68,8 @@ def shapes_of_one(inputs: Inputs) -> Shapes:
 def in_parts(run: Callable[[Inputs], torch.Tensor], inputs: Inputs, most: int) -> torch.Tensor:
     """run(inputs), in parts of at most `most` images and of about the same size."""
     n = len(inputs["x"])
+    if n <= most:
+        return run(inputs)
     size = -(-n // -(-n // most))
     parts = [slice(start, start + size) for start in range(0, n, size)]
-    results = [run({name: t if len(t) == 1 else t[part] for name, t in inputs.items()}) for part in parts]
-    return results[0] if len(results) == 1 else torch.cat(results)
+    return torch.cat([run({name: t if len(t) == 1 else t[part] for name, t in inputs.items()}) for part in parts])

@@ -42,15 +42,17 @@ def pack(weight: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def ways(args: Conv2dArgs, norm: GroupNormSiluArgs | None = None) -> list[Way]:
-    """Those that can take a call, perhaps after a norm. Winograd is float16 in plans of bfloat16, too: it errs by less.
+    """Those that can take a call, perhaps after a norm. Winograd is float16 in plans of bfloat16, too: it errs by less;
+    and in those of TF32, whose operands have float16's 11 bits, by five times a direct sum.
 
     A direct 3x3 convolution would normalise each pixel nine times, and once more for each 128 or 256 outputs: as many
     instructions as its matrix units have clocks. Winograd's transform does it 2.25 times.
     """
-    half, (outputs, inputs, kernel, _) = args.x.dtype in (torch.float16, torch.bfloat16), args.weight.shape
+    coarse = args.x.dtype in (torch.float16, torch.bfloat16) or torch.backends.cudnn.allow_tf32
+    outputs, inputs, kernel, _ = args.weight.shape
     nine_times = kernel > 1 and norm is not None and norm.silu
     found = [Way("tail", _library), Way("fused", _direct, "" if nine_times else "merged")]
-    if half and kernel == 3 and min(outputs, inputs) >= WINOGRAD_CHANNELS:
+    if coarse and kernel == 3 and min(outputs, inputs) >= WINOGRAD_CHANNELS:
         whole = not any(size % 4 for size in args.size())  # tiles
         found.append(Way("winograd", _winograd, "merged-winograd", whole))
         by_library = functools.partial(_winograd, library=True)

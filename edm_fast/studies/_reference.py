@@ -21,12 +21,20 @@ OPTIONS = {
 }
 
 
-def reference(session: Session) -> quality.Reference:
-    """The training images of the session's network, and as many others as it has seeds. UserError if none are known."""
-    options, net = session.options, session.net
-    data = options["data"] or (DEMO if session.network == DEMO else None)
+LEAST = 8  # images
+
+
+def reference(session: Session, net: Any = None, demo: bool = False) -> quality.Reference:
+    """The training images of the session's network, and as many others as it has seeds. UserError if none are known.
+
+    net: another network; demo: whether it was trained on the demo's digits.
+    """
+    if len(session.seeds) < LEAST:
+        raise UserError(f"--seeds are {len(session.seeds)}; expected at least {LEAST} for distances of distributions")
+    options, net = session.options, session.net if net is None else net
+    data = options["data"] or (DEMO if demo or session.network == DEMO else None)
     if data is None:
-        raise UserError(f"the training images of {session.network} are not known; expected --data=PATH")
+        raise UserError(f"the training images of {session.network or 'the run'} are not known; expected --data=PATH")
     names = {name: options[name] for name in ("features", "detector", "images")}
     found = quality.reference(
         str(data), others=len(session.seeds), device=session.device, batch=session.batch, progress=_progress, **names

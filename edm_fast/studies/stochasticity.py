@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edm_fast.errors import UserError
-from edm_fast.evaluation.quality import Reference
 from edm_fast.sampling import edm_sampler
 from edm_fast.studies._reference import OPTIONS, reference, scores
 from edm_fast.studies._study import Chart, Entry, Grid, Option, Pictures, Session, Study
@@ -26,14 +24,7 @@ PRESETS = {  # the published settings, for other networks and numbers of steps
     "ImageNet-64, retrained": (40.0, 0.05, 50.0, 1.003),
 }
 WITHOUT = {**BASE, "S_churn": 0.0}
-LEAST = 8  # images
 SHOWN = 32
-
-
-def prepare(session: Session) -> Reference:
-    if len(session.seeds) < LEAST:
-        raise UserError(f"--seeds are {len(session.seeds)}; expected at least {LEAST} for distances of distributions")
-    return reference(session)
 
 
 def settings() -> Iterator[dict[str, float]]:
@@ -113,7 +104,7 @@ STUDY = Study(
         "the number of images and compares within this page alone.",
         "All images of a setting have the same seeds.",
     ),
-    prepare=prepare,
+    prepare=reference,
     points=points,
     measure=measure,
     show=show,

@@ -7,6 +7,7 @@ from edm_fast.training._averages import PowerFunctionEMA, TraditionalEMA
 from edm_fast.training._build import describe_network
 from edm_fast.training._folder import check_free, clear_leftovers, run_results
 from edm_fast.training._forecast import forecast
+from edm_fast.training._precision import PRECISIONS, Precision
 from edm_fast.training._reconstruct import (
     StoredAverage,
     images_of,
@@ -28,7 +29,9 @@ __all__ = [
     "EDMLoss",
     "ImageFolderDataset",
     "Interrupted",
+    "PRECISIONS",
     "PowerFunctionEMA",
+    "Precision",
     "Stopped",
     "StoredAverage",
     "TraditionalEMA",

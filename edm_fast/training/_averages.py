@@ -28,9 +28,10 @@ class _Averages:
 
     @torch.no_grad()
     def _follow(self, betas: Iterable[float]) -> None:
+        parameters: list[torch.Tensor] = [*self.net.parameters()]
         for average, beta in zip(self.averages, betas, strict=True):
-            for mean, parameter in zip(average.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(parameter, 1 - beta)
+            means: list[torch.Tensor] = [*average.parameters()]
+            torch._foreach_lerp_(means, parameters, 1 - beta)
 
     @torch.no_grad()
     def _copy_buffers(self) -> None:

@@ -1,4 +1,8 @@
-"""How a run begins: afresh, from weights (transfer), from a dump of this project, or from a published dump."""
+"""How a run begins: afresh, from weights (transfer), from a dump of this project, or from a published dump.
+
+A published dump of EDM has network and optimizer alone, and the average is that of a snapshot; one of EDM2 has all that
+the run needs but its seed.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +13,67 @@ import torch
 
 from edm_fast import checkpoint, distributed
 from edm_fast.errors import UserError
+from edm_fast.training._averages import TraditionalEMA
 from edm_fast.training._run import Run
 from edm_fast.training._state import State, read_state, restore
 
 
-def stored_state(path: str | None) -> State | None:
-    """The dump at `path` if it is one of this project's."""
-    return None if path is None else read_state(path)
+def read_dump(path: str | None) -> tuple[State | None, State | None]:
+    """(the dump at `path` if it is one of this project's, otherwise the published one); None for what is not there."""
+    stored = None if path is None else read_state(path)
+    return stored, None if path is None or stored is not None else checkpoint.load_training_state(path)
+
+
+def data_position(stored: State | None, published: State | None) -> int:
+    """Places of the index stream that a dump has used up; those of EDM do not say and begin anew."""
+    if stored is not None:
+        return int(stored["data_position"])
+    return images_seen(published or {}) or 0
+
+
+def images_seen(published: State) -> int | None:
+    """By a published dump of EDM2; None of others."""
+    seen = published.get("state", {}).get("cur_nimg")
+    return seen if isinstance(seen, int) else None
 
 
 def resume(
-    run: Run, stored: State | None, resume_pkl: str | None, resume_state_dump: str | None, resume_kimg: int
+    run: Run,
+    stored: State | None,
+    published: State | None,
+    resume_pkl: str | None,
+    resume_state_dump: str | None,
+    resume_kimg: int,
 ) -> None:
     """Fill `run` from whatever there is to go on from."""
     if stored is not None:
         distributed.print0(f"Resuming from {resume_state_dump}", flush=True)
         restore(run, stored, str(resume_state_dump))
         return
-    published = None if resume_state_dump is None else checkpoint.load_training_state(resume_state_dump)
     if resume_pkl is not None:
         distributed.print0(f"Loading weights from {resume_pkl}", flush=True)
         fill_from_snapshot(run, resume_pkl)
     if published is not None:
         distributed.print0(f"Resuming from {resume_state_dump}", flush=True)
         fill_from_published(run, published, str(resume_state_dump))
+        if (seen := images_seen(published)) is not None:
+            fill_averages(run, published["ema"], str(resume_state_dump))
+            tick = round(run.options.kimg_per_tick * 1000)
+            run.cur_nimg, run.tick, run.tick_start_nimg = seen, seen // tick + 1, seen // tick * tick
+            return
     run.cur_nimg = run.tick_start_nimg = resume_kimg * 1000
+
+
+def fill_averages(run: Run, averages: dict[str, State], where: str) -> None:
+    """The averages of EDM2 from a published dump, whose widths replace the run's."""
+    if run.recipe.averages is None or ("" in averages) != isinstance(run.recipe.averages, TraditionalEMA):
+        raise UserError(f"{where} holds averages of EDM2 that are not of the kind of this run; expected --arch=edm2")
+    try:
+        by_width = {"emas": [*averages.values()], "stds": [*averages]}
+        run.recipe.averages.load_state_dict(averages.get("", by_width))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{where}: the averages do not fit the network: {error}") from error
+    run.ema = run.averages[0]
 
 
 def fill_from_snapshot(run: Run, path: str) -> None:

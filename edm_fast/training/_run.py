@@ -18,6 +18,7 @@ from edm_fast.data import ImageFolderDataset
 from edm_fast.errors import UserError
 from edm_fast.files import user_path
 from edm_fast.training import _build
+from edm_fast.training._precision import Precision
 from edm_fast.training._recipes import EdmRecipe, recipe_for
 from edm_fast.training._stats import Stats
 from edm_fast.training._stop import outlive_signals
@@ -70,6 +71,7 @@ class Options:
     keep_states: int
     lr_kwargs: Mapping[str, Any] | None = None
     ema_kwargs: Mapping[str, Any] | None = None
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         self.run_dir = Path(user_path(self.run_dir))
@@ -102,6 +104,7 @@ class Run:
     loss_fn: Any
     augment_pipe: Any
     base_lr: float
+    precision: Precision
     stats: Stats = field(default_factory=Stats)
     cur_nimg: int = 0
     tick: int = 0
@@ -196,6 +199,7 @@ def distribute(net: torch.nn.Module, device: torch.device, augmented: bool) -> t
 def start_run(options: Options, device: torch.device, data_position: int = 0) -> Run:
     """A run at image 0, with data from `data_position` on. The order of the lines fixes the random numbers."""
     round_size, _ = options.rounds()
+    precision = Precision(options.precision, device, bool(options.network_kwargs.get("use_fp16")))
     recipe = recipe_for(options)
     recipe.seed(options.seed)
     dataset = _build.build_dataset({**recipe.dataset_kwargs, **options.dataset_kwargs})
@@ -223,6 +227,7 @@ def start_run(options: Options, device: torch.device, data_position: int = 0) ->
         loss_fn=_build.build_loss(options.loss_kwargs),
         augment_pipe=augment_pipe,
         base_lr=optimizer.param_groups[0]["lr"],
+        precision=precision,
         tick=recipe.first_tick,
         data_position=data_position,
     )

@@ -82,6 +82,7 @@ def save_state(run: Run, path: Path, automatic: bool, **progress: float) -> None
         "ema": run.ema.state_dict(),
         **({} if run.recipe.averages is None else {"averages": run.recipe.averages.state_dict()}),
         "optimizer_state": run.optimizer.state_dict(),
+        "scaler": run.precision.scaler.state_dict(),
         "cur_nimg": run.cur_nimg,
         "tick": run.tick,
         "tick_start_nimg": run.tick_start_nimg,
@@ -113,6 +114,8 @@ def settings_text(run: Run) -> str:
         if isinstance(inner.get("class_name"), str):
             inner["class_name"] = inner["class_name"].rpartition(".")[2]
         flat |= {f"{name.removesuffix('_kwargs')}.{key}".rstrip("."): item for key, item in inner.items()}
+    if run.options.precision != "fp32":  # older states do not say
+        flat["precision"] = run.options.precision
     return json.dumps(flat, default=str, sort_keys=True)
 
 
@@ -186,6 +189,8 @@ def restore(run: Run, state: State, path: str | Path) -> None:
             run.recipe.averages.load_state_dict(state["averages"])
             run.ema = run.averages[0]
         run.optimizer.load_state_dict(state["optimizer_state"])
+        if state.get("scaler") and run.precision.scaler.is_enabled():
+            run.precision.scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the training state is of another network or optimizer: {reason}") from error

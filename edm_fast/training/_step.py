@@ -24,11 +24,11 @@ def accumulate(run: Run) -> None:
             images, labels = next(run.batches)
             images = run.encoder.encode_latents(images.to(run.device, non_blocking=True))
             labels = labels.to(run.device, non_blocking=True)
-            with noise_levels(run.net) as levels:
+            with noise_levels(run.net) as levels, run.precision.autocast():
                 loss = run.loss_fn(net=run.model, images=images, labels=labels, augment_pipe=run.augment_pipe)
             run.stats.report("Loss/loss", loss)
             run.stats.report_by_noise("Loss/sigma", levels[-1], loss)
-            loss.sum().mul(options.loss_scaling / per_rank).backward()
+            run.precision.scaler.scale(loss.sum().mul(options.loss_scaling / per_rank)).backward()
 
 
 @contextlib.contextmanager
@@ -57,8 +57,11 @@ def train_step(run: Run) -> None:
     accumulate(run)
     for group in run.optimizer.param_groups:
         group["lr"] = recipe.rate(run)
+    run.precision.scaler.unscale_(run.optimizer)
     clean_gradients(run.net.parameters(), recipe.infinity)
-    run.optimizer.step()
+    skipped = run.precision.step(run.optimizer)
+    if run.precision.name == "fp16":
+        run.stats.report("Progress/skipped_steps", float(skipped))
     recipe.follow(run)
     run.cur_nimg += images
     run.data_position += images

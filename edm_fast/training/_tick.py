@@ -78,7 +78,9 @@ def report_progress(run: Run, clock: Clock, tick_end: float) -> dict[str, dict[s
             run.stats.report(name, value)
     row = run.stats.collect(shared=["Loss/loss", "Loss/sigma"])
     if distributed.rank() == 0:
-        print(status_line(run, values, row["Loss/loss"]["mean"]), flush=True)
+        skipped = row.get("Progress/skipped_steps")
+        tail = "" if skipped is None else f" skipped {round(skipped['mean'] * skipped['num'])} steps"
+        print(status_line(run, values, row["Loss/loss"]["mean"]) + tail, flush=True)
         if not np.isfinite(row["Loss/loss"]["mean"]):
             print("Warning: the loss is not finite; gradients that are not finite count as 0", flush=True)
     return row

@@ -20,7 +20,7 @@ from edm_fast.errors import UserError
 from edm_fast.training import _stop
 from edm_fast.training._folder import check_free
 from edm_fast.training._progress import Progress
-from edm_fast.training._resume import resume, stored_state
+from edm_fast.training._resume import data_position, read_dump, resume
 from edm_fast.training._run import Options, Run, start_run
 from edm_fast.training._stats import StatsWriter
 from edm_fast.training._step import train_step
@@ -66,11 +66,12 @@ def training_loop(
     keep_states: int = 2,
     lr_kwargs: Mapping[str, Any] | None = None,
     ema_kwargs: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
 ) -> Run:
-    """Train; returns the finished run (net, ema, cur_nimg, ...).
+    """Train; returns the finished run (net, ema, cur_nimg, ...). precision: see `_precision`.
 
     network_kwargs need a `class_name` and, like the others, name classes bare or dotted. resume_state_dump continues a
-    run exactly where this project's dump left it; with a published dump, resume_pkl is the snapshot beside it.
+    run exactly where this project's dump left it; with a published dump of EDM, resume_pkl is the snapshot beside it.
     With the class Precond the run is one of EDM2 (Karras et al. 2024): lr_kwargs are those of `inverse_sqrt_rate` in
     place of lr_rampup_kimg, ema_kwargs name the averages in place of the half-life, see `_recipes`.
     resume_pkl alone starts from the weights of a snapshot. preview_images: samples drawn beside a snapshot, 0 = none.
@@ -82,25 +83,25 @@ def training_loop(
     arguments = dict(locals())
     check_options(snapshot_format)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    stored = stored_state(resume_state_dump)
+    stored, published = read_dump(resume_state_dump)
     if stored is not None:
         arguments["seed"] = stored["seed"]
         arguments["ema_rampup_ratio"] = stored.get("ema_rampup_ratio", ema_rampup_ratio)
     options = Options(**{field.name: arguments[field.name] for field in dataclasses.fields(Options)})
-    set_numerics(cudnn_benchmark)
+    set_numerics(cudnn_benchmark, tf32=precision == "tf32")
     with _stop.Signals() as signals, one_line_for_lost_ranks():
-        run = start_run(options, device, data_position=stored["data_position"] if stored else 0)
-        resume(run, stored, resume_pkl, resume_state_dump, resume_kimg)
+        run = start_run(options, device, data_position=data_position(stored, published))
+        resume(run, stored, published, resume_pkl, resume_state_dump, resume_kimg)
         check_free(options.run_dir, resume_state_dump)
         train(run, signals, stats_lines=stored["stats_lines"] if stored else None)
     return run
 
 
-def set_numerics(cudnn_benchmark: bool) -> None:
-    """Full float32 products and sums, as published."""
+def set_numerics(cudnn_benchmark: bool, tf32: bool) -> None:
+    """Full float32 products, unless tf32, and sums, as published."""
     torch.backends.cudnn.benchmark = cudnn_benchmark
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 

@@ -28,6 +28,7 @@ def test_files_and_the_command(tmp_path):
         assert str(path) in result.stdout
     document = json.loads(files[0].read_text())
     assert document["settings"]["threads"] == 1 and document["settings"]["rounds"] == 1
+    assert document["settings"]["clock"] == "CPU time" and "1 thread, CPU time" in files[1].read_text()
     assert document["command"] == f"edm-fast bench networks training {' '.join(options)}"
     assert [(row["batch"], row["row"]) for row in document["rows"]] == [
         (batch, row) for batch in (1, 2) for row in ("reference", "fused")

@@ -33,6 +33,7 @@ PATHS = {
     "dataset check": ["path"],
     "convert": ["source", "dest", "--sampler", "--training-options"],
     "study design": ["--outdir", "--data"],
+    "study ema": ["--snapshots", "--outdir", "--data", "--detector"],
     "study precision": ["--network", "--outdir"],
     "study quality": ["--network", "--outdir", "--data", "--detector"],
     "study stochasticity": ["--network", "--outdir", "--data", "--detector"],

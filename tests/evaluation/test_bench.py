@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import sys
+import time
 
 import pytest
 import torch
 
-from edm_fast import backend
+from edm_fast import backend, timing
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _memory, _networks, _peers, bench
 from edm_fast.evaluation._rows import ROWS
@@ -56,21 +57,43 @@ def test_bfloat16_leaves_the_network_and_its_frequencies_alone(tmp_path):
     assert half.img_channels == net.img_channels
 
 
-@pytest.mark.parametrize("row, package", [("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
-def test_peers_that_are_not_installed(tmp_path, monkeypatch, row, package):
+PEERS = {  # packages in the order they are imported, and the error that is allowed
+    "onnxruntime": (["onnxruntime", "onnx"], 1e-5),
+    "openvino": (["openvino", "onnx"], 1e-5),
+    "openvino-bf16": (["openvino", "onnx"], 5e-2),
+    "ncnn": (["ncnn", "pnnx"], 1e-5),
+    "ncnn-split": (["ncnn", "pnnx"], 1e-5),
+    "mnn": (["MNN", "onnx"], 1e-5),
+    "opencv": (["cv2", "onnx"], 1e-5),
+}
+
+
+def test_every_peer_is_in_the_table():
+    assert set(PEERS) == {name for name, row in ROWS.items() if row.device == "cpu" and not row.samples}
+
+
+@pytest.mark.parametrize("row", PEERS)
+def test_peers_that_are_not_installed(tmp_path, monkeypatch, row):
+    package = PEERS[row][0][0]
     monkeypatch.setitem(sys.modules, package, None)
-    with _peers.subject(_networks.open_network(tiny_checkpoint(tmp_path)), 1) as subject:
-        with pytest.raises(UserError, match=f"{package} is not installed"):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # or there is nothing to split
+    with _peers.subject(_networks.open_network(tiny_checkpoint(tmp_path)), 2) as subject:
+        with pytest.raises(UserError, match=f"^{package} is not installed$"):
             ROWS[row].build(subject)
 
 
-@pytest.mark.parametrize("row, most", [("onnxruntime", 1e-5), ("openvino", 1e-5), ("openvino-bf16", 5e-2)])
-@pytest.mark.parametrize("label_dim", [0, 3])
-def test_peers_that_are_installed_compute_the_same(tmp_path, row, most, label_dim):
-    for package in ("onnx", "onnxscript", row.removesuffix("-bf16")):
+@pytest.mark.parametrize("row", PEERS)
+@pytest.mark.parametrize("label_dim, batch", [(0, 2), (3, 1), (3, 3)])
+def test_peers_that_are_installed_compute_the_same(tmp_path, monkeypatch, row, label_dim, batch):
+    packages, most = PEERS[row]
+    for package in packages:
         pytest.importorskip(package)
-    entries = measured("networks", tiny_checkpoint(tmp_path, label_dim=label_dim), 2, [row])
-    assert entries[row]["error"] < most and entries[row]["ratio"] > 0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    entry = measured("networks", tiny_checkpoint(tmp_path, label_dim=label_dim), batch, [row])[row]
+    if row == "ncnn-split" and batch == 1:
+        assert entry["reason"] == "one image, or one thread, is nothing to split"
+    else:
+        assert entry["error"] < most and entry["ratio"] > 0
 
 
 def test_a_peer_that_breaks_is_a_reason(tmp_path, monkeypatch):
@@ -113,6 +136,17 @@ def test_processes_compare_files(tmp_path, monkeypatch):
     assert entries["reference"]["median_s"] > 0.1 and entries["reference"]["levels"] == 0
     assert "no way to run edm-fast generate" in entries["fused"]["reason"]
     assert "tuned for" in entries["tuned"]["reason"]  # another network
+
+
+def test_one_thread_is_timed_by_the_cpu(monkeypatch):
+    """A call that waits for others costs nothing then; processes are no threads of this one."""
+    calls = {"reference": lambda: time.sleep(0.02)}
+    for threads, target, slept in ((1, "networks", False), (2, "networks", True), (1, "processes", True)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        entries = {"reference": {}}
+        clock = timing.process_clock if bench.by_cpu_time(target, "cpu") else None
+        bench.add_times(entries, calls, 1, 1, "cpu", clock)
+        assert (entries["reference"]["median_s"] > 0.015) == slept
 
 
 def test_defaults():

@@ -43,6 +43,7 @@ CASES = {
     "whole_tiles": ((2, 32, 8, 4), 20, torch.float16, {"emb": 2, "scale": HALF}),
     "odd": ((2, 20, 7, 9), 18, torch.float16, {"emb": 1}),
     "strided_without_padding": ((2, 16, 6, 5), 32, torch.bfloat16, {"padding": 0, "layout": "strided"}),
+    "float32": ((2, 16, 5, 6), 16, torch.float32, {"emb": 1, "scale": HALF}),
     "one_pixel_padded_by_2": ((2, 16, 1, 1), 16, torch.float16, {"padding": 2}),
 }
 

@@ -111,21 +111,24 @@ def test_every_way_of_every_call(name):
     assert relative_error([b.cpu()], [a.cpu()]) < 1e-5
 
 
-def test_statistics_of_rounded_images():
-    """In half precision a convolution leaves those of its image as it was rounded: what the norm would have read."""
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_winograd_and_statistics_in_a_plan(precision):
+    """A convolution leaves the statistics of its image as it was rounded: what the norm would have read."""
     net = network("ddpmpp", img_resolution=4, attn_resolutions=[2], model_channels=16)
     x, sigma, labels = inputs(net, 1, 0.7)
     want = Exact(net)(x, sigma, labels)
     with torch.no_grad():
-        fast = planned(net, "fp16", last)
+        fast = planned(net, precision, last)
         found = fast(*moved(x, sigma, labels))
     merged = "apply+merged-winograd-bmm+statistics"
     assert {merged, "apply", "fused+statistics"} <= {step.candidate.name for step in steps_of(fast)}
-    assert relative_error([found.cpu()], [want]) <= LIMITS["fp16"]
+    assert relative_error([found.cpu()], [want]) <= LIMITS[precision]
 
 
-def test_ways_of_a_convolution():
-    """Winograd in half precision, of 3x3; statistics of whole tiles; the norm where it is not taken nine times."""
+def test_ways_of_a_convolution(monkeypatch):
+    """Winograd where products are coarse, of 3x3; statistics of whole tiles; the norm where it is not taken nine
+    times."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
     def ways(dtype=torch.float16, k=3, size=8, channels=32, norm=None):
         x, weight = torch.empty(1, channels, size, size, dtype=dtype), torch.empty(32, channels, k, k)
@@ -140,6 +143,8 @@ def test_ways_of_a_convolution():
         own = {name: (f"merged-{name}", size == 8) for name in ("winograd", "winograd-bmm")}
         assert ways(size=size) == ways(torch.bfloat16, size=size) == ways(size=size, norm=[False]) == direct | own
         assert ways(size=size, norm=[True]) == direct | {"fused": ("", True)} | own
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert ways(torch.float32) == ways() and ways(torch.float32, k=1) == direct
 
 
 def test_weights_are_laid_out_from_the_network_s_own():

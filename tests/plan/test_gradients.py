@@ -49,6 +49,15 @@ def test_close_to_float64_and_to_finite_differences(name):
     assert (slope - (ends[0] - ends[1]) / (2 * step)).abs() <= 1e-5 * want.norm() * along.norm()
 
 
+def test_autocast_of_the_caller_changes_no_bit():
+    net = network("ddpmpp")
+    fast, call = accelerate(net), inputs(net, 2, 0.7)
+    plain = fast(*call), gradient(fast, *call)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fast(*call), gradient(fast, *call)
+    assert all(torch.equal(a, b) for a, b in zip(plain, inside))
+
+
 @pytest.mark.parametrize("precision, most", [("exact", 1e-5), ("tf32", 5e-3), ("fp16", 1e-2), ("bf16", 5e-2)])
 def test_plans_for_a_gpu(precision, most):
     net = network("ddpmpp")

@@ -235,6 +235,32 @@ def test_published_state(entry, tmp_path):
         run_loop(data, tmp_path / "run", **{**settings, "network_kwargs": bad, "resume_pkl": None}, total_kimg=kimg)
 
 
+def test_published_state_of_edm2(tmp_path):
+    """Network, optimizer and averages, whose widths count; the run goes on as one that began here."""
+    config = g.index("edm2.json")["edm2/training/trajectory_rgb"]["config"]
+    path = g.path({}, "edm2/checkpoints/training-state-0000004.pt")
+    names = ("network_kwargs", "loss_kwargs", "lr_kwargs", "batch_size", "batch_gpu", "seed")
+    settings = {name: config[name] for name in names}
+    settings |= {"optimizer_kwargs": {"class_name": "Adam", "betas": [0.9, 0.99]}, "kimg_per_tick": 1.024}
+    settings |= {"dataset_kwargs": {**config["dataset_kwargs"], "path": g.path({}, config["dataset"].split(",")[0])}}
+    published = {"resume_state_dump": str(path), "ema_kwargs": {"stds": [0.2]}}
+    run = run_loop(None, tmp_path / "done", **settings, **published, total_kimg=4.096)
+    stored = checkpoint.load_training_state(path)
+    assert (run.cur_nimg, run.tick, run.data_position) == (4096, 5, 4096)
+    assert list(stored["ema"]) == ["0.050", "0.100"] and run.recipe.averages.stds == [0.05, 0.1]
+    same_state(dict(run.net.state_dict()), dict(stored["net"]))
+    for average, want in zip(run.averages, stored["ema"].values(), strict=True):
+        same_state(dict(average.state_dict()), dict(want))
+    same_state(run.optimizer.state_dict()["state"], stored["optimizer_state"]["state"])
+    run_loop(None, tmp_path / "parts", **settings, **published, total_kimg=5.12)
+    run_loop(None, tmp_path / "whole", **settings, total_kimg=5.12)
+    (ours,), (*_, want) = (tiny.losses(tmp_path / name) for name in ("parts", "whole"))
+    assert ours[0] == want[0] == 5 and ours[1]["num"] == want[1]["num"]
+    assert ours[1]["mean"] == pytest.approx(want[1]["mean"], rel=1e-4)
+    with pytest.raises(UserError, match="expected the network given by the options"):
+        run_loop(None, tmp_path / "other", **{**settings, "network_kwargs": tiny.NETWORK}, **published)
+
+
 def test_transfer_takes_weights_and_starts_at_zero(data, tmp_path):
     source = run_loop(data, tmp_path / "a", snapshot_ticks=100)
     path = str(tmp_path / "a" / "network-snapshot-000000.pkl")  # the .safetensors beside it is found

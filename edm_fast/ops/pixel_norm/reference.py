@@ -67,6 +67,8 @@ def cases() -> Iterator[Case]:
         shape = (2, channels, size, size)
         yield Case(f"edm2_{channels}_{size}", _pixels(shape, layout=last), "real")
         yield Case(f"edm2_{channels}_{size}_gain", _pixels(shape, 2, last, norm=False, silu=True), "real")
+        large = _pixels((64, channels, size, size), 64, last, silu=True)
+        yield Case(f"64x{channels}x{size}x{size}", large, "large")
     yield Case("edm2_qkv_16", _pixels((2, 3 * 576, 16, 16), layout=last, groups=9, interleaved=3), "real")
     for layout in LAYOUTS:
         yield Case(f"all_{layout}", _pixels((3, 35, 5, 7), 3, layout, silu=True))
@@ -74,7 +76,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"silu_{layout}", _pixels((3, 33, 3, 7), layout=layout, norm=False, silu=True))
         yield Case(f"heads_{layout}", _pixels((2, 102, 3, 5), 2, layout, groups=2, interleaved=3))
         yield Case(f"groups_{layout}", _pixels((2, 102, 3, 5), layout=layout, groups=6, silu=True))
-    yield Case("large", _pixels((2, 16, 4, 4), scale=1e4, silu=True))
+    yield Case("large_values", _pixels((2, 16, 4, 4), scale=1e4, silu=True))
     yield Case("small_values", _pixels((2, 16, 4, 4), 1, scale=1e-5))
     yield Case("one_channel", _pixels((2, 1, 4, 5)))
     yield Case("one_pixel", _pixels((2, 48, 1, 1), 2, silu=True))
