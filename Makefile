@@ -101,7 +101,7 @@ wheels: build/wheels/installed
 
 ARM_OBJECTS = $(firstword $(wildcard out/wheels/source/*/build/native-linux-aarch64-*))
 
-test-wheel: $(VENV)/developer
+test-wheel: build/wheels/installed $(VENV)/developer
 	build/wheels/bin/python wheels.py test $(if $(TORCHES),--torches $(TORCHES))
 	$(if $(ARM_OBJECTS),$(BIN)/pytest -q tests/test_instruction_sets.py --arm-objects=$(CURDIR)/$(ARM_OBJECTS))
 
