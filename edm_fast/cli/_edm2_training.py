@@ -32,7 +32,7 @@ def checked(opts: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
     ticks = f"--tick={opts['tick']}, in 1024 images,"
     if {*INTERVALS} & {*typed}:
         opts = {**opts, **_ticks(opts, typed)}
-        ticks = f"the largest common part of --status, --snapshot and --checkpoint, {opts['tick']:g} Ki,"
+        ticks = f"the largest common part of --status, --snapshot and --checkpoint, {opts['tick'] * KI:,.0f} images,"
     if opts["tick"] * KI % opts["batch"]:
         raise UserError(f"{ticks} is no multiple of --batch={opts['batch']}")
     return opts
