@@ -92,7 +92,7 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _table(rows: Mapping[str, Any]) -> list[str]:
     def cell(value: Any) -> str:
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
         return " ".join(text.split()).replace("|", r"\|")
 
     return ["| | |", "|---|---|", *(f"| {cell(key)} | {cell(value)} |" for key, value in rows.items())]

@@ -15,7 +15,7 @@ from edm_fast.checkpoint._records import CheckpointError
 from edm_fast.checkpoint._writable import FILE_ENDING
 from edm_fast.errors import BROKEN, UserError, one_line
 
-NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-][\w./-]*))?", re.ASCII)
+NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?!.*\.\.)([\w.-][\w./-]*))?", re.ASCII)
 READ = (".safetensors", ".json")
 EXTRA = "pip install 'edm-fast[hub]'"
 

@@ -26,7 +26,10 @@ class Result:
         self.kind = type(found)
         if isinstance(found, tuple) and len(found) != 1:
             raise UserError(f"its forward gives {len(found)} things; expected one image")
-        return found[0] if isinstance(found, tuple) else getattr(found, "sample", found)
+        image = found[0] if isinstance(found, tuple) else getattr(found, "sample", found)
+        if not isinstance(image, torch.Tensor):
+            raise UserError(f"its forward gives an object of class {type(image).__name__}; expected one image")
+        return image
 
     def like(self, image: torch.Tensor) -> Any:
         if issubclass(self.kind, torch.Tensor):

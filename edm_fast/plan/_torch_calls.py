@@ -98,9 +98,18 @@ def _interpolate(
     return (backend.ops()["upfirdn"], UpfirdnArgs(input, torch.full((2, 2), 0.25), up=2)) if twice else None
 
 
-def _avg_pool2d(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, *rest: Any, **__: Any) -> Found:
-    halves = _square(kernel_size) == 2 and stride in (None, 2, (2, 2)) and _square(padding) == 0 and not rest
-    even = _is_image(input) and not input.shape[2] % 2 and not input.shape[3] % 2
+def _avg_pool2d(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Found:
+    halves = _square(kernel_size) == 2 and stride in (None, 2, (2, 2)) and _square(padding) == 0
+    even = _is_image(input) and not input.shape[2] % 2 and not input.shape[3] % 2  # no part of a window is outside
+    halves = halves and divisor_override is None
     return (backend.ops()["upfirdn"], UpfirdnArgs(input, torch.full((2, 2), 0.25), down=2)) if halves and even else None
 
 

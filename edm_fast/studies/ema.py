@@ -72,8 +72,8 @@ def show(rows: Sequence[Entry], session: Session) -> list[Chart | Grid | Picture
     if not rows:
         return []
     best = min(rows, key=lambda row: row["frechet"])
-    last = [row for row in rows if row["kimg"] == best["kimg"]]
-    shown = {"the narrowest": last[0], "the least distance": best, "the widest": last[-1]}
+    same = sorted((row for row in rows if row["kimg"] == best["kimg"]), key=lambda row: row["std"])
+    shown = {"the narrowest": same[0], "the least distance": best, "the widest": same[-1]}
     return [
         *(_chart(rows, metric, title) for metric, title in METRICS.items()),
         Grid(

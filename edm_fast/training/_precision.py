@@ -22,7 +22,7 @@ class Precision:
             raise UserError(f"precision {name!r}; expected one of {', '.join(PRECISIONS)}")
         if name == "tf32" and device.type != "cuda":
             raise UserError("precision tf32 is one of NVIDIA GPUs; expected fp32 or bf16 on other devices")
-        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):  # not emulated
             raise UserError("precision bf16 needs a GPU that computes in it; expected fp16, tf32 or fp32 on this one")
         if name in AUTOCAST and use_fp16:
             raise UserError(f"precision {name} does not go with a network in half precision; expected use_fp16=False")

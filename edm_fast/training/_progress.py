@@ -73,7 +73,7 @@ class Progress:
         elif now >= since + SPEED_SEC:
             _wait(run.device)
             speed = (run.cur_nimg - images) / (time.monotonic() - since)
-            left = run.options.total_kimg * 1000 - run.cur_nimg
+            left = max(run.options.total_kimg * 1000 - run.cur_nimg, 0)  # the last step may go beyond
             self.bar.clear()
             print(f"Speed: {speed:.4g} images/s; the rest takes about {format_time(left / speed)}", flush=True)
             self._begun = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from edm_fast import checkpoint, distributed
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, one_line
 from edm_fast.training._averages import TraditionalEMA
 from edm_fast.training._run import Run
 from edm_fast.training._state import State, read_state, restore
@@ -33,7 +33,8 @@ def data_position(stored: State | None, published: State | None) -> int:
 
 def images_seen(published: State) -> int | None:
     """By a published dump of EDM2; None of others."""
-    seen = published.get("state", {}).get("cur_nimg")
+    state = published.get("state")
+    seen = state.get("cur_nimg") if isinstance(state, dict) else None
     return seen if isinstance(seen, int) else None
 
 
@@ -72,7 +73,7 @@ def fill_averages(run: Run, averages: dict[str, State], where: str) -> None:
         by_width = {"emas": [*averages.values()], "stds": [*averages]}
         run.recipe.averages.load_state_dict(averages.get("", by_width))
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{where}: the averages do not fit the network: {error}") from error
+        raise UserError(f"{where}: the averages do not fit the network: {one_line(error)[:200]}") from error
     run.ema = run.averages[0]
 
 

@@ -42,6 +42,7 @@ class HandWritten(nn.Module):
         self.first, self.down0 = nn.Conv2d(3, width, 3, padding=1), Block(width, width, 64)
         self.shrink, self.down1 = nn.Conv2d(width, width, 3, stride=2, padding=1), Block(width, 2 * width, 64)
         self.qkv, self.grow = nn.Conv2d(2 * width, 6 * width, 1), nn.Upsample(scale_factor=2)
+        self.pool = nn.AvgPool2d(2)
         self.up0 = Block(3 * width, width, 64)
         self.last = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1))
 
@@ -50,7 +51,7 @@ class HandWritten(nn.Module):
         emb = self.time(torch.cat((angles.sin(), angles.cos()), 1))
         emb = emb if y is None else emb + self.labels(y)
         h0 = self.down0(self.first(x), emb)
-        h = self.down1(F.avg_pool2d(h0, 2) + self.shrink(h0), emb)
+        h = self.down1(self.pool(h0) + self.shrink(h0), emb)
         q, k, v = self.qkv(h).view(len(h), 3, -1, h.shape[2] * h.shape[3]).unbind(1)
         h = h + torch.einsum("ncq,nck->nqk", q, k).softmax(-1).bmm(v.mT).mT.reshape(h.shape)
         return self.last(self.up0(torch.cat((self.grow(h), h0), 1), emb))
@@ -162,6 +163,8 @@ REFUSED = {
     "weights": (lambda: called(lambda m, x: F.conv2d(x, m.conv.weight * x.mean())), None),
     "memory": (lambda: called(lambda m, x: m.conv(x).as_strided((2, 3, 8, 8), (192, 64, 8, 1))), "as_strided reads"),
     "part": (lambda: called(lambda m, x: F.relu(m.conv(x)[:, :2], inplace=True)), "a part of a tensor is written into"),
+    "no mean": (lambda: called(lambda m, x: F.avg_pool2d(m.conv(x), 2, divisor_override=1)), None),
+    "no image": (lambda: called(lambda m, x: {"x": x}), "gives an object of class dict; expected one image"),
     "two images": (lambda: called(lambda m, x: (x, x)), "gives 2 things; expected one image"),
     "later": (lambda: called(lambda m, x: m.conv(x), lambda net, fast: net.train()), "put in training mode after"),
     "float64": (lambda: accelerate(made())(inputs()[0].double(), 1.0), "x is torch.float64; expected images"),
@@ -189,7 +192,7 @@ def called(function, before=None):
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     function, words = REFUSED[name]
-    if words is None:  # torch's own call, which takes computed weights
+    if words is None:  # torch's own call, which takes computed weights and other divisors
         return function()
     with pytest.raises(UserError, match=words) as caught:
         function()
