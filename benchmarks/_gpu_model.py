@@ -16,6 +16,7 @@ import torch
 
 from edm_fast.kernels import _conv2d_winograd as winograd
 from edm_fast.kernels import attention, conv2d, group_norm_silu
+from edm_fast.kernels import pixel_norm as pixel_kernels
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks
 
 TABLE = Path(__file__).parents[1] / "tests/kernels/resources.json"
@@ -198,6 +199,14 @@ def norm(chip: Chip, n: int, c: int, pixels: int, statistics_alone: bool = False
         name, tile, warps, images, launches = "fwd_once_fp16_c256_hw1024", 1024 * 8 * 2, 8, 2, 1
     issue = issued(chip, "group_norm_silu", name, -(-n * c * pixels // tile), warps)
     return max(issue, moved(chip, images * image, image)) + launches * ASSUMED["launch"]
+
+
+def pixel_norm(chip: Chip, n: int, c: int, pixels: int) -> float:
+    """pixel_norm with a factor and SiLU, by the instructions of a program that has as many elements."""
+    _, blocks = pixel_kernels.tile(pixels, c, 1)
+    image, programs = n * c * pixels * SIZE, n * -(-pixels // blocks["BLOCK_P"])
+    issue = issued(chip, "pixel_norm", "fwd_all_fp16_c384_hw1024", programs, blocks["num_warps"])
+    return max(issue, moved(chip, 2 * image, image)) + ASSUMED["launch"]
 
 
 def attended(chip: Chip, n: int, heads: int, size: int, pixels: int) -> float:

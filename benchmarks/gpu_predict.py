@@ -136,6 +136,8 @@ def op_seconds(chip: Chip) -> Seconds:
             found[f"{op}, {case.name}"] = model.direct(chip, Convolution(*x.shape, args[1].shape[0], args[1].shape[-1]))
         elif op == "group_norm_silu":
             found[f"{op}, {case.name}"] = model.norm(chip, *x.shape[:2], math.prod(x.shape[2:]))
+        elif op == "pixel_norm":
+            found[f"{op}, {case.name}"] = model.pixel_norm(chip, *x.shape[:2], math.prod(x.shape[2:]))
         elif op == "attention":
             n, channels, h, w = x.shape
             seconds = model.attended(chip, n, args[1], channels // 3 // args[1], h * w)

@@ -7,7 +7,7 @@ import torch
 from edm_fast import accelerate, native
 from edm_fast.evaluation._networks import randomise
 from edm_fast.networks import ARCHITECTURES, build
-from edm_fast.plan import PlannedUNet, _algorithms, _gpu
+from edm_fast.plan import PlannedUNet, _algorithms, _gpu, with_model
 from helpers.native_conv import variant
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,9 +46,8 @@ def first(key, ways):
 def planned(net, precision, measure=first, cuda_graph=True):
     """accelerate(net) with plans for a GPU, wherever the network is."""
     net = copy.deepcopy(net).to(DEVICE)
-    fast = copy.copy(net)
-    fast.__dict__["_modules"] = {**net._modules, "model": PlannedUNet(net.model, "fp32", cuda_graph, choose=measure)}
-    fast.model.planner = _gpu.GpuPlanner(precision, DEVICE, cuda_graph, measure)
+    fast = with_model(net, PlannedUNet(net.raw, "fp32", cuda_graph, choose=measure))
+    fast.raw.planner = _gpu.GpuPlanner(precision, DEVICE, cuda_graph, measure)
     return fast
 
 

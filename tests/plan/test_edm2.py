@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from edm_fast import accelerate, backend, native
+from edm_fast.evaluation._networks import Exact
 from edm_fast.networks import build
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.pixel_norm import PixelNormArgs
 from edm_fast.plan._graph import SeparateQKVArgs, TorchArgs
 from edm_fast.plan._rewrite import fold_clip, rewrite, rewritten
 from edm_fast.plan._trace import trace
+from helpers.planned_networks import moved, places, planned
 
 needs_native = pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
 SMALL = {"img_resolution": 16, "img_channels": 3, "label_dim": 4, "model_channels": 32, "channel_mult": [1, 2]}
@@ -61,3 +63,22 @@ def test_same_images(changes, batch):
     if changes.get("clip_act") == 0.5:
         with backend.use_backend("reference"):
             assert (network()(*call) - expected).abs().max() > 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("precision, limit", {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}.items())
+def test_gpu_plans_take_the_pixel_norm_of_triton(precision, limit):
+    pytest.importorskip("triton")
+    net, (x, sigma, labels) = network(img_resolution=8, attn_resolutions=[4]), inputs(1)
+    call = x[..., :8, :8], sigma, labels
+
+    def measure(key, ways):
+        """The kernel is the fastest one where it is met, elsewhere torch's own function."""
+        return places(ways) | ({"triton": -1.0} if " pixel_norm " in key else {})
+
+    with torch.no_grad():
+        want, fast = Exact(net)(*call), planned(net, precision, measure)
+        found = fast(*moved(*call)).cpu()
+    (program,) = next(iter(fast.raw.pool.programs.values()))
+    names = [step.candidate.name for step in program.steps if isinstance(step.node.args, PixelNormArgs)]
+    assert len(names) == 27 and set(names) == {"triton"}
+    assert (found - want).abs().max() <= limit * want.abs().max()

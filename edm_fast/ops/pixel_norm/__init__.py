@@ -7,8 +7,9 @@ import torch
 from edm_fast.backend import Op
 from edm_fast.ops.pixel_norm.cpu import cpu
 from edm_fast.ops.pixel_norm.reference import PixelNormArgs, cases, check, like, reference
+from edm_fast.ops.pixel_norm.triton import triton
 
-_op = Op("pixel_norm", PixelNormArgs, reference, check, cpu, like=like, cases=cases)
+_op = Op("pixel_norm", PixelNormArgs, reference, check, triton, cpu, like=like, cases=cases)
 
 
 def pixel_norm(

@@ -9,10 +9,9 @@ import torch
 
 from edm_fast import native
 from edm_fast.backend import Implementation
-from edm_fast.ops._fused import differentiable, torch_op
-from edm_fast.ops.pixel_norm.reference import PixelNormArgs, like, reference
-
-LAST = torch.channels_last
+from edm_fast.ops.pixel_norm import _kernel
+from edm_fast.ops.pixel_norm._kernel import LAST, tensors
+from edm_fast.ops.pixel_norm.reference import PixelNormArgs, like
 
 
 def _arguments(args: PixelNormArgs) -> dict[str, Any]:
@@ -24,29 +23,19 @@ def _arguments(args: PixelNormArgs) -> dict[str, Any]:
     )
 
 
-def _tensors(args: PixelNormArgs) -> dict[str, Any]:
-    gain = args.gain
-    return {"x": args.x.contiguous(memory_format=LAST), "gain": None if gain is None else gain.contiguous()}
-
-
 def _forward(args: PixelNormArgs) -> torch.Tensor:
     y, c = like(args), args.x.shape[1]
     if y.numel():
-        native.call("pixel_norm_fwd_cpu", layout=LAST, y=y, x_pitch=c, y_pitch=c, **_tensors(args), **_arguments(args))
+        native.call("pixel_norm_fwd_cpu", layout=LAST, y=y, x_pitch=c, y_pitch=c, **tensors(args), **_arguments(args))
     return y
 
 
-def _fresh_gradients(args: PixelNormArgs) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = 0 if args.gain is None else args.gain.shape[0]
-    return like(args), args.x.new_empty(rows, args.x.shape[1])
-
-
-def _backward(dy: torch.Tensor, args: PixelNormArgs) -> tuple[torch.Tensor, torch.Tensor]:
-    dx, dgain = _fresh_gradients(args)
+def _backward(dy: torch.Tensor, args: PixelNormArgs) -> _kernel.Pair:
+    dx, dgain = _kernel.fresh_gradients(args)
     if dx.numel() == 0:
         return dx, dgain.zero_()
     found = {"dy": dy.contiguous(memory_format=LAST), "dx": dx, "dgain": dgain if args.gain is not None else None}
-    native.call("pixel_norm_bwd_cpu", layout=LAST, **found, **_tensors(args), **_arguments(args))
+    native.call("pixel_norm_bwd_cpu", layout=LAST, **found, **tensors(args), **_arguments(args))
     return dx, dgain
 
 
@@ -61,39 +50,15 @@ def lower(result: torch.Tensor, args: PixelNormArgs, scratch: None) -> Callable[
 
 
 def reason(args: PixelNormArgs) -> str | None:
-    tensors = [args.x] if args.gain is None else [args.x, args.gain]
-    if any([t.device.type != "cpu" for t in tensors]):
+    found = [args.x] if args.gain is None else [args.x, args.gain]
+    if any([t.device.type != "cpu" for t in found]):
         return "it needs CPU tensors"
-    if any([t.dtype != torch.float32 for t in tensors]):
-        return f"it takes float32 alone, not {next(t.dtype for t in tensors if t.dtype != torch.float32)}"
+    if any([t.dtype != torch.float32 for t in found]):
+        return f"it takes float32 alone, not {next(t.dtype for t in found if t.dtype != torch.float32)}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast wants another dtype"
-    if args.interleaved not in (1, 3):
-        return f"it takes every channel or every third one, not every {args.interleaved}th"
-    return native.cpu_reason()
+    return _kernel.reason(args) or native.cpu_reason()
 
 
-def slower(args: PixelNormArgs) -> str | None:
-    return None if args.x.is_contiguous(memory_format=LAST) else "its image does not lie channels last"
-
-
-_forward_op = torch_op("pixel_norm_cpu", "cpu", PixelNormArgs, _forward, like)
-_backward_op = torch_op(
-    "pixel_norm_cpu_backward",
-    "cpu",
-    PixelNormArgs,
-    _backward,
-    lambda dy, args: _fresh_gradients(args),
-    before=["dy"],
-    returns="(Tensor dx, Tensor dgain)",
-)
-
-
-def _gradients(args: PixelNormArgs, needs: Any, dy: torch.Tensor) -> dict[str, torch.Tensor]:
-    dx, dgain = _backward_op(dy, *args)
-    return {"x": dx} if args.gain is None else {"x": dx, "gain": dgain}
-
-
-both = ["x", "gain"]
-forward = differentiable(PixelNormArgs, reference, _forward_op, _gradients, saved=dict.fromkeys(both, both))
-cpu = Implementation("cpu", "cpu", forward, reason, slower, differentiable=True, lower=lower)
+forward = _kernel.on_kernel("cpu", "cpu", _forward, _backward)
+cpu = Implementation("cpu", "cpu", forward, reason, _kernel.slower, differentiable=True, lower=lower)
