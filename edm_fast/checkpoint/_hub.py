@@ -6,6 +6,7 @@ Only safetensors and JSON are ever asked for: whatever else a repository holds i
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -22,9 +23,8 @@ EXTRA = "pip install 'edm-fast[hub]'"
 
 def is_repository(name: str) -> bool:
     """Whether `name` may be USER/REPO or USER/REPO@REVISION: it has no ending of a file, and no folder USER is here."""
-    return (
-        bool(NAME.fullmatch(name)) and not FILE_ENDING.fullmatch(Path(name).suffix) and not Path(name).parent.exists()
-    )
+    ends = FILE_ENDING.fullmatch(Path(name).suffix)
+    return bool(NAME.fullmatch(name)) and not ends and not os.path.exists(os.path.dirname(name))
 
 
 def download(name: str, files: Collection[str]) -> Path:

@@ -91,6 +91,7 @@ def test_refusals(hub, tmp_path, monkeypatch):
         ("--training-options=net.safetensors", "net.safetensors", "x"): "holds no JSON object",
         ("--training-options=none", "net.safetensors", "x"): "none cannot be read (No such file",
         ("bob/net", "x"): "bob/net: no such file or folder, and no repository of the Hugging Face hub that can be read",
+        ("b" * 300 + "/net", "x"): "no repository of the Hugging Face hub that can be read",
         ("bob/net@../../x", "x"): "bob/net@../../x: no such file or folder\n",
         ("bob/net.pkl", "x"): "bob/net.pkl: no such file or folder\n",
     }
