@@ -1,6 +1,6 @@
 // pixel_norm, channels last: n = x / (eps + RMS of a group of channels of x's pixel); m = n gain; y = m sigmoid(m);
 // each part may be left out. Its gradient, with s = eps + RMS, g = dy silu'(m) gain and dot = the group's sum of g x:
-//     dx = g / s - x dot / (s^2 channels RMS),    dgain = sum over pixels of dy silu'(m) n
+//     dx = (g - x dot / (s channels RMS)) / s,    dgain = sum over pixels of dy silu'(m) n
 // Sums run in fixed lanes and blocks of pixels, uncontracted: one result on every instruction set and thread count; of
 // the SiLU forward there are several (normalise.h).
 #pragma once
@@ -152,11 +152,11 @@ static void differentiate_norm(const PixelNorm& s, float* dx, const float* x, co
         for (int l = 0; l < 16 * I; ++l) {
             const float rms = std::sqrt(squares[l % I] / float(width / I)), size = float(s.eps) + rms;
             lanes[l] = 1 / size;
-            other[l] = rms > 0 ? dot[l % I] / (size * size * float(width / I) * rms) : 0.0f;
+            other[l] = rms > 0 ? dot[l % I] / size / (float(width / I) * rms) : 0.0f;  // size^2 RMS may be too large
         }
         for (int64_t i = 0; i < width; i += 16 * I)
             for (int64_t l = 0; l < std::min<int64_t>(16 * I, width - i); ++l)
-                dx[c + i + l] = g[c + i + l] * lanes[l] - x[c + i + l] * other[l];
+                dx[c + i + l] = (g[c + i + l] - x[c + i + l] * other[l]) * lanes[l];
     }
 }
 
