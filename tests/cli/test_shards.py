@@ -112,7 +112,8 @@ def test_a_killed_shard_is_run_again(network, generate, tmp_path, monkeypatch):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert contents(out) and min(contents(out)) >= "000012.png"
+    images = [name for name in contents(out) if not name.startswith(".")]  # the kill may leave a half-written file
+    assert images and min(images) >= "000012.png"
     assert generate("out", *options, "--check").exit_code == 1
     for shard in ("--shard=0/2", "--shard"):
         succeed(generate("out", *options, shard, "--skip-existing"))
