@@ -64,7 +64,7 @@ def measure(session: Session, point: Entry) -> Entry:
         "off": float(reconstruction_error(times, stds, [nimg], [std], c)[0]),
         "sum": float(abs(c).sum()),
         **scores(real, real.features_of(images)),
-        "picture": session.keep(f"{point['kimg']}-{std:.3f}", images[:SHOWN]),
+        "picture": session.keep(f"{point['kimg']}-{std:g}", images[:SHOWN]),
     }
 
 
