@@ -262,7 +262,7 @@ def test_golden_edm2_train_errors(entry, case, folder):
 def test_intervals_are_those_of_ticks_or_of_images(folder):
     common = ["train", "--arch=edm2", "--outdir=run", "-n", "--device=cpu", "--data=img64.zip"]
     assert "--snap does not go with --status" in refused(*common, "--snap=2", "--status=64Ki")
-    assert "common part of --status, --snapshot and --checkpoint, 1 Ki, is no multiple" in refused(
+    assert "common part of --status, --snapshot and --checkpoint, 1,024 images, is no multiple" in refused(
         *common, "--status=1Ki", "--snapshot=2Mi"
     )
     assert "--checkpoint needs --arch=edm2" in refused(*common, "--arch=ddpmpp", "--checkpoint=1Mi")
