@@ -9,6 +9,7 @@ import torch
 
 from edm_fast import native
 from edm_fast.backend import Implementation, transformed
+from edm_fast.ops import _cpu
 from edm_fast.ops.conv2d import _kernel
 from edm_fast.ops.conv2d._kernel import channels_last
 from edm_fast.ops.conv2d.reference import Conv2dArgs, fresh
@@ -166,14 +167,8 @@ def _weight_gradient(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
 
 
 def reason(args: Conv2dArgs) -> str | None:
-    tensors = [t for t in (args.x, args.weight, args.bias, args.emb, args.residual) if t is not None]
-    if any([t.device.type != "cpu" for t in tensors]):
-        return "it needs CPU tensors"
-    if any([t.dtype != torch.float32 for t in tensors]):
-        return f"it takes float32 alone, not {next(t.dtype for t in tensors if t.dtype != torch.float32)}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast wants another dtype"
-    return _kernel.reason(args) or native.cpu_reason()
+    why = _cpu.float32_reason(args.x, args.weight, args.bias, args.emb, args.residual)
+    return why or _kernel.reason(args) or native.cpu_reason()
 
 
 def slower(args: Conv2dArgs) -> str | None:

@@ -9,6 +9,7 @@ import torch
 
 from edm_fast import native
 from edm_fast.backend import Implementation
+from edm_fast.ops import _cpu
 from edm_fast.ops.pixel_norm import _kernel
 from edm_fast.ops.pixel_norm._kernel import LAST, tensors
 from edm_fast.ops.pixel_norm.reference import PixelNormArgs, like
@@ -50,14 +51,7 @@ def lower(result: torch.Tensor, args: PixelNormArgs, scratch: None) -> Callable[
 
 
 def reason(args: PixelNormArgs) -> str | None:
-    found = [args.x] if args.gain is None else [args.x, args.gain]
-    if any([t.device.type != "cpu" for t in found]):
-        return "it needs CPU tensors"
-    if any([t.dtype != torch.float32 for t in found]):
-        return f"it takes float32 alone, not {next(t.dtype for t in found if t.dtype != torch.float32)}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast wants another dtype"
-    return _kernel.reason(args) or native.cpu_reason()
+    return _cpu.float32_reason(args.x, args.gain) or _kernel.reason(args) or native.cpu_reason()
 
 
 forward = _kernel.on_kernel("cpu", "cpu", _forward, _backward)
