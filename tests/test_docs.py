@@ -14,6 +14,7 @@ from edm_fast import native, use_backend
 from edm_fast.cli import main
 from helpers import peers
 from helpers.hub_folder import Hub
+from helpers.pages import check_site
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -96,13 +97,27 @@ def test_links_and_pages_exist():
         assert name == "README.md" or f"- {name}\n" in site, f"{name} is not in mkdocs.yml"
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site")))  # strict: a warning is an error
-    reference = (tmp_path / "site/reference/index.html").read_text(encoding="utf-8")
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))  # strict: a warning is an error
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site):
+    reference = (site / "reference/index.html").read_text(encoding="utf-8")
     for name in ("checkpoint.load", "plan.accelerate", "sampling.generate", "ops.conv2d.conv2d", "training.EDMLoss"):
         assert f'id="edm_fast.{name}"' in reference, name
-    for page in (tmp_path / "site").rglob("*.html"):
+    for page in site.rglob("*.html"):
         assert not re.search(r'<(?:script|link)[^>]*(?:src|href)="https?://', page.read_text(encoding="utf-8")), page
+
+
+def test_the_site_on_a_phone(site, tmp_path):
+    """No message on the console, nothing beside the screen, all pictures; the first page's bar and text are there."""
+    pixels = np.asarray(check_site(site, tmp_path))
+    bar, text = pixels[4, 8:300], pixels[64:440, 16:320]
+    assert (bar == bar[0]).all() and bar[0, 2] > bar[0, 0] + 50  # one blue
+    assert np.median(text) == 255 and 0.02 < (text < 128).all(axis=-1).mean() < 0.4
