@@ -133,7 +133,7 @@ def half(net: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     return copied
 
 
-def accelerated(net: Any, precision: str, **limits: float) -> Any:
+def accelerated(net: Any, precision: str, **limits: Any) -> Any:
     """edm_fast.accelerate(net, precision); UserError if that cannot be done here."""
     return accelerate(net, precision=precision, **limits)
 

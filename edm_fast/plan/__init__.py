@@ -76,11 +76,10 @@ def accelerate(
     transform theirs at each call. None: 1 for networks of more than 8 MB of weights; for smaller ones math.inf, no
     limit. Without a limit large networks evaluate a single image sooner; batches gain little.
 
-    max_error, on the CPU: the most that the raw network F may err as a whole, ||F - F64|| / ||F64|| against float64. Of
-    the algorithms that `precision` allows, each layer gets those with which the network is the fastest within it. The
-    first call with a new shape measures what each adds to the error, on two images of noise at sigma 0.5 (t = 1 for
-    other modules), and the plan as a whole: `explain()` reports what was reached there; other images differ by some
-    percent. UserError at that call if the most exact algorithms err by more. Evaluations with gradients are "exact".
+    max_error, on the CPU: the most that the raw network F may err as a whole, ||F - F64|| / ||F64||; of the algorithms
+    that `precision` allows, layers get those of the least time. The first call with a new shape measures errors on two
+    images of noise at sigma 0.5 (t = 1 for other modules), and `explain()` reports what the plan reaches there; other
+    images differ by some percent. UserError then if it cannot be reached. Evaluations with gradients are "exact".
 
     What was done to `net` is followed: subclasses, replaced methods, adapters, parametrizations, and hooks that change
     what layers compute. Python code inside the raw network runs when a shape is first met, on tensors without numbers,
@@ -95,19 +94,8 @@ def accelerate(
     net = net if foreign else own_network(net)
     model = net if foreign else net.raw.reference[0] if isinstance(net.raw, PlannedUNet) else net.raw
     device = next(model.parameters()).device
-    if device.type not in PRECISIONS:
-        raise UserError(f"accelerate() takes networks on the CPU or a CUDA device; this one is on {device}")
-    if precision not in PRECISIONS[device.type]:
-        expected = ", ".join(PRECISIONS[device.type])
-        raise UserError(f"precision {precision!r} does not run on {device.type}; expected one of {expected}")
-    if packed_limit is not None and not (isinstance(packed_limit, (int, float)) and packed_limit >= 0):
-        raise UserError(f"packed_limit is {packed_limit!r}; expected a number of at least 0, or None")
-    if max_error is not None and not (isinstance(max_error, (int, float)) and 0 < max_error < math.inf):
-        raise UserError(f"max_error is {max_error!r}; expected a number above 0, such as 2e-6, or None")
-    if max_error is not None and device.type != "cpu":
-        raise UserError(f"max_error is for networks on the CPU; this one is on {device}, expected a precision alone")
-    if device.type == "cpu" and native.cpu_reason() is not None:
-        raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
+    if (found := _fault(device, precision, packed_limit, max_error)) is not None:
+        raise UserError(found)
     if net.training or model.training:
         raise UserError("the network is in training mode; expected net.eval() before accelerate()")
     allowance = None
@@ -123,6 +111,23 @@ def accelerate(
     return fast
 
 
+def _fault(device: torch.device, precision: Any, packed_limit: Any, max_error: Any) -> str | None:
+    """Why a network on this device cannot be accelerated like this, or None."""
+    if device.type not in PRECISIONS:
+        return f"accelerate() takes networks on the CPU or a CUDA device; this one is on {device}"
+    if precision not in PRECISIONS[device.type]:
+        expected = ", ".join(PRECISIONS[device.type])
+        return f"precision {precision!r} does not run on {device.type}; expected one of {expected}"
+    if packed_limit is not None and not (isinstance(packed_limit, (int, float)) and packed_limit >= 0):
+        return f"packed_limit is {packed_limit!r}; expected a number of at least 0, or None"
+    if max_error is not None and not (isinstance(max_error, (int, float)) and 0 < max_error < math.inf):
+        return f"max_error is {max_error!r}; expected a number above 0, such as 2e-6, or None"
+    if max_error is not None and device.type != "cpu":
+        return f"max_error is for networks on the CPU; this one is on {device}, expected a precision alone"
+    reason = native.cpu_reason() if device.type == "cpu" else None
+    return None if reason is None else f"accelerate() is not possible here: {reason}"
+
+
 def unaccelerated(device: torch.device) -> str | None:
     """Why commands run networks on this device as they are; None where `accelerate` takes them."""
     if set(backend.requested().values()) != {"auto"}:
@@ -130,15 +135,9 @@ def unaccelerated(device: torch.device) -> str | None:
     return native.cpu_reason() if device.type == "cpu" else None
 
 
-def planner(
-    device: torch.device,
-    precision: str,
-    cuda_graph: bool,
-    packed_limit: float | None,
-    allowance: Allowance | None,
-    choose: Callable[..., Any] | None,
-) -> Any:
-    """What makes a program of a traced network on this device."""
+def planner(device: torch.device, how: tuple[Any, ...]) -> Any:
+    """What makes a program of a traced network on this device; how: see `PlannedUNet`."""
+    precision, cuda_graph, packed_limit, allowance, choose = how
     if device.type == "cpu":
         return CpuPlanner(precision, packed_limit, allowance, choose)
     return GpuPlanner(precision, device, cuda_graph, choose)
@@ -208,7 +207,7 @@ class PlannedUNet(torch.nn.Module):
         self.reference = [model]  # in a list, so that torch does not count it as a part to convert, load or train
         self.device = next(model.parameters()).device
         self.how = precision, cuda_graph, packed_limit, allowance, choose
-        self.planner, self.allowance = planner(self.device, *self.how), allowance
+        self.planner, self.allowance = planner(self.device, self.how), allowance
         self.pool: Pool[Program] = Pool()
         self.differentiable: Pool[DifferentiableProgram] = Pool()
         self.graphs: dict[Shapes, Graph] = {}  # traced, and not yet made programs of
@@ -295,7 +294,7 @@ class PlannedUNet(torch.nn.Module):
     def note(self, program: Program) -> None:
         """For `explain`: the ops of one evaluation have run, in a plan."""
         way = f"accelerated {self.how[0]}"
-        if self.allowance is not None:
+        if self.allowance is not None and isinstance(program, CpuProgram):
             way += f", error {program.error:.1e} of {self.allowance.max_error:g} allowed"
         for name, calls in program.calls.items():
             backend.ops()[name].note(way, self.reasons[name], calls)

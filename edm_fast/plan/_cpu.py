@@ -26,7 +26,7 @@ from edm_fast.plan import _algorithms, _gradients
 from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._convolutions import Seconds, convolution, shape_of, with_algorithms
-from edm_fast.plan._errors import Allowance, Errors, layers, probe_shapes, within
+from edm_fast.plan._errors import Allowance, NetworkErrors, layers, probe_shapes, within
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import (
     AnyNode,
@@ -75,7 +75,7 @@ class CpuPlanner:
         seconds: Seconds | None = None,
     ) -> None:
         self.precision, self.limit, self.allowance, self.seconds = precision, packed_limit, allowance, seconds
-        self.errors: dict[Shapes, Errors] = {}
+        self.errors: dict[Shapes, NetworkErrors] = {}
         self.prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
     def images_at_once(self, graph: Graph) -> int:
@@ -99,10 +99,10 @@ class CpuPlanner:
         choose = functools.partial(errors.choose, plain, *terms)
         return within(self.allowance.max_error, choose, lambda c: build(*c), lambda program: errors.of(program.run, n))
 
-    def _errors(self, graph: Graph, level: float, traced: Callable[[Shapes], Graph]) -> Errors:
+    def _errors(self, graph: Graph, level: float, traced: Callable[[Shapes], Graph]) -> NetworkErrors:
         shapes = probe_shapes(graph)
         if shapes not in self.errors:
-            self.errors[shapes] = Errors(traced(shapes), level, _algorithms.ALLOWED[self.precision])
+            self.errors[shapes] = NetworkErrors(traced(shapes), level, _algorithms.ALLOWED[self.precision])
         if self.errors[shapes].layers != layers(graph):
             raise UserError("max_error needs a network of the same layers in every batch; expected no max_error")
         return self.errors[shapes]

@@ -66,7 +66,7 @@ def probe_shapes(graph: Graph) -> Shapes:
     return tuple(sorted((name, (rows[name], *value.shape[1:])) for name, value in graph.inputs.items()))
 
 
-class Errors:
+class NetworkErrors:
     """Of the convolutions of a traced network, in the order of its nodes.
 
     level: what the network is told of the noise; allowed: the algorithms, each for convolutions that it fits.
@@ -142,7 +142,8 @@ def within(
 
     The sum of what the algorithms add is scaled until what is measured spends the allowance.
     """
-    fastest, best, seen = choose(0.0).algorithms, None, []
+    fastest, best = choose(0.0).algorithms, None
+    seen: list[dict[Node, Algorithm]] = []
     low, most, high = 0.0, max_error**2, math.inf  # sums: one that will do, the one to try, one that is too much
     while len(seen) < ATTEMPTS:
         chosen = cheapest(choose, 0.0 if best is None and len(seen) == ATTEMPTS - 1 else most)

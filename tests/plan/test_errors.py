@@ -11,7 +11,7 @@ from edm_fast import accelerate, explain, ops
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import Exact, inputs, relative_error
 from edm_fast.plan import PlannedUNet, _algorithms, with_model
-from edm_fast.plan._errors import Allowance, Chosen, Errors, _gains, cheapest, probe_shapes, within
+from edm_fast.plan._errors import Allowance, Chosen, NetworkErrors, _gains, cheapest, probe_shapes, within
 from edm_fast.plan._graph import Graph
 from edm_fast.plan._trace import trace
 from helpers import native_conv as nc
@@ -94,7 +94,7 @@ def test_what_algorithms_add_is_what_the_network_errs_by(name):
     net = network(name)
     graph = trace(net.model, {k: v for k, v in SHAPES.items() if k != "class_labels" or net.label_dim})
     traced = trace(net.model, dict(probe_shapes(graph)))
-    errors = Errors(traced, LEVEL, _algorithms.ALLOWED["fp32"])
+    errors = NetworkErrors(traced, LEVEL, _algorithms.ALLOWED["fp32"])
     fast = planned(net, None)
     predicted = math.sqrt(errors.choose(graph, seconds, math.inf, 0.0).added)
     got = errors.of(lambda given: fast.model(**given), 3)
