@@ -38,9 +38,8 @@ class Draw:
 
 
 seeds = ray.data.range(128, override_num_blocks=8)
-digits = seeds.map_batches(
-    Draw, fn_constructor_args=[sampler], batch_size=16, compute=ray.data.ActorPoolStrategy(size=2)
-)
+workers = ray.data.ActorPoolStrategy(size=2)
+digits = seeds.map_batches(Draw, fn_constructor_args=[sampler], batch_size=16, compute=workers)
 digits.write_parquet("digits")
 
 ray.shutdown()

@@ -62,7 +62,8 @@ def command(
     SRC is a published .pkl, a training-state .pt, a safetensors file or folder, or the http(s) address of a file; it is
     recognised by content. A state_dict (of torch.save or safetensors) needs --preset. DST ending in .safetensors
     becomes a single file, in .pkl the published structure; a name without such an ending becomes a folder in the
-    Hugging Face hub layout, with a model card; one that is there stays, unless it names other weights (README.md.old). Other endings (.pt, .onnx) are refused.
+    Hugging Face hub layout, with a model card; one that is there stays, unless it names other weights (README.md.old).
+    Other endings (.pt, .onnx) are refused.
 
     \b
     edm-fast convert network-snapshot-200000.pkl my-model.safetensors
