@@ -12,6 +12,7 @@ import copy
 import functools
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -186,6 +187,7 @@ class PlannedUNet(torch.nn.Module):
         self.planner = planner(self.device, *self.how)
         self.pool: Pool[Program] = Pool()
         self.differentiable: Pool[DifferentiableProgram] = Pool()
+        self.made: WeakValueDictionary[Hashable, torch.Tensor] = WeakValueDictionary()  # of weights, by traces
         self.graphs: dict[Shapes, Graph] = {}  # traced, and not yet made programs of
         self.most_images: dict[Shapes, int] = {}  # evaluated at once, by the shapes of one
         self.evaluated_shapes = EvaluatedShapes()
@@ -242,7 +244,7 @@ class PlannedUNet(torch.nn.Module):
         found = self.graphs.pop(shapes, None)
         if found is not None:
             return found
-        graph = trace(self.reference[0], dict(shapes))
+        graph = trace(self.reference[0], dict(shapes), self.made)
         return as_ops(graph) if isinstance(self.reference[0], _foreign.RawForeign) else graph
 
     def run(self, inputs: Inputs) -> torch.Tensor:
