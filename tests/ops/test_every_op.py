@@ -57,6 +57,14 @@ def test_threads_agree(op, name, case, dtype):
         torch.set_num_threads(threads)
 
 
+def within(image):
+    """An image channels last as some of the channels of a wider one."""
+    n, c, h, w = image.shape
+    wide = torch.full((n, c + 5, h, w), torch.nan).to(memory_format=torch.channels_last)
+    wide[:, 2 : 2 + c] = image
+    return wide[:, 2 : 2 + c]
+
+
 @needs_native
 @pytest.mark.parametrize("op", [name for name, op in backend.ops().items() if op.implementations["cpu"].lower])
 def test_a_bound_call_gives_the_bits_of_the_op(op):
@@ -68,3 +76,11 @@ def test_a_bound_call_gives_the_bits_of_the_op(op):
     result = torch.full_like(expected, torch.nan)
     how.lower(result, record, scratch)(2)
     assert torch.equal(result, expected)
+    # in plans an image may lie in a wider one, and so may what these two write
+    record = backend.ops()[op].arguments(
+        *(within(a) if torch.is_tensor(a) and a.ndim == 4 else a for a in args), **kwargs
+    )
+    for wide in (result, within(result)) if op in ("attention", "pixel_norm") else (result,):
+        wide.fill_(torch.nan)
+        how.lower(wide, record, scratch)(2)
+        assert torch.equal(wide, expected)
