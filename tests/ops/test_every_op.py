@@ -40,10 +40,10 @@ def test_gradients_keep_the_budget(op, name, case, dtype):
 @needs_native
 @pytest.mark.parametrize("op, name, case, dtype", calls(real=False, wanted=("cpu",)))
 def test_threads_agree(op, name, case, dtype):
-    """On each instruction set; the gradient of the first argument, too, where the op has one."""
+    """On each instruction set; the gradients of all arguments, too, where the op has them."""
     args, kwargs = case.inputs(dtype)
     function, threads = op_checks.forced(op, name), torch.get_num_threads()
-    derive = testing.gradients(function) if backend.ops()[op].implementations[name].differentiable else None
+    derive = op_checks.gradients(op, function) if backend.ops()[op].implementations[name].differentiable else None
     try:
         for isa in filter(native.available, native.ISAS):
             results = []
