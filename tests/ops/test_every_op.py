@@ -44,6 +44,8 @@ def test_threads_agree(op, name, case, dtype):
     args, kwargs = case.inputs(dtype)
     function, threads = op_checks.forced(op, name), torch.get_num_threads()
     derive = op_checks.gradients(op, function) if backend.ops()[op].implementations[name].differentiable else None
+    if (op, case.name) == ("conv2d", "k1"):  # the gradient of its weight is torch's, summed in parts of threads
+        derive = testing.gradients(function)
     try:
         for isa in filter(native.available, native.ISAS):
             results = []
