@@ -138,11 +138,15 @@ $(VENV)/installed: $(TORCH_STAMP) pyproject.toml $(NATIVE)
 	$(PIP) --editable .
 	touch $@
 
-# solvers that ours are compared with; their other dependencies would replace torch, and the tests need none of them
+# libraries that ours is compared with; their other dependencies would replace torch, and the tests need none of them
 PEERS := azula k-diffusion einops torchdiffeq torchsde trampoline
+
+# in a folder of its own: PyPI's torchvision is built for torch's CUDA build, and where it does not load diffusers would not either
+DEEPINV := deepinv torchvision torchmetrics lightning-utilities h5py natsort
 
 # one build serves both stamps
 $(VENV)/developer: $(TORCH_STAMP) pyproject.toml $(NATIVE)
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps $(PEERS)
+	$(PIP) --no-deps --upgrade --target=$(VENV)/deepinv $(DEEPINV)
 	touch $(VENV)/installed $@

@@ -52,6 +52,11 @@ ASSUMED = {
     "pipeline": 0.9,  # of a main loop's bound: waits at its barriers
     "start": 1500,  # clocks until a program's loop is at speed, and those that wait for its last sums
     "attention": 0.6,  # of its loop's bound: its products wait for each other
+    "attention backward": 2.5,  # of its forward: five products where that has two
+    "weight gradient": 0.8,  # of the speed of cuDNN's forward
+    "Adam": 18,  # readings and writings of each parameter, as torch's list of operations has them
+    "eager": 6e-6,  # seconds of Python and torch for a kernel that is launched alone, with autograd
+    "solver": 4,  # launches of a step of a sampler beside its evaluations
 }
 
 

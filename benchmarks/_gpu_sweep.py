@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -55,10 +55,14 @@ def layers(network: str, batch: int) -> list[Layer]:
     example = _networks.inputs(net, batch, 0.5)
     inputs = {"x": example.x, "noise_labels": torch.zeros(batch)}
     inputs |= {"class_labels": example.labels} if example.labels is not None else {}
-    graph = trace(net.model, dict(shapes_of(inputs)))
+    return layers_of(trace(net.model, dict(shapes_of(inputs))).nodes)
+
+
+def layers_of(nodes: Iterable[Any]) -> list[Layer]:
+    """The convolutions among calls."""
     found = Counter(
         Layer(*node.args.x.shape, node.args.weight.shape[0], node.args.weight.shape[-1])
-        for node in graph.nodes
+        for node in nodes
         if isinstance(node.args, Conv2dArgs)
     )
     every = [layer._replace(count=count) for layer, count in found.items()]

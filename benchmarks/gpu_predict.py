@@ -4,8 +4,10 @@ The prediction of networks is for half precision inside of a CUDA graph, for an 
 each way, with the norm before it and its tail, then the least of each. It goes by bytes, by products, and by the
 instructions that the tests counted in the compiled kernels (tests/kernels/resources.json); `_gpu_model` has the rest.
 
+So are training steps (`_gpu_training`), sampling, and the rows of the sweep.
+
 `--write` keeps the numbers in benchmarks/results/predicted-gpu.json, which `make gpu-report` prints beside what it
-measures; `--chip`, `--network` and `--batch` ask for one place alone.
+measures: seconds, of the sweep TFLOP/s; `--chip`, `--network` and `--batch` ask for one place alone.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _gpu_model as model  # noqa: E402
+import _gpu_sweep  # noqa: E402
+import _gpu_training  # noqa: E402
 from _gpu_model import CHIPS, Chip, Convolution  # noqa: E402
-from _gpu_places import ADM, DDPMPP, EDM2  # noqa: E402
+from _gpu_places import ADM, DDPMPP, EDM2, SWEPT  # noqa: E402
 
 from edm_fast import cases  # noqa: E402
 from edm_fast.errors import near  # noqa: E402
@@ -35,17 +39,19 @@ from edm_fast.ops.group_norm_silu import GroupNormSiluArgs  # noqa: E402
 from edm_fast.ops.pixel_norm import PixelNormArgs  # noqa: E402
 from edm_fast.ops.upfirdn import UpfirdnArgs  # noqa: E402
 from edm_fast.plan import _gpu  # noqa: E402
-from edm_fast.plan._graph import AnyNode, Fused, Node, SeparateQKVArgs  # noqa: E402
+from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, SeparateQKVArgs  # noqa: E402
 from edm_fast.plan._trace import trace  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results/predicted-gpu.json"
 PLACES = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64), (EDM2, 64))
+TRAINED = (DDPMPP, 128)
+STEPS, EVALUATIONS, FEW = 18, 35, 10  # Heun's steps and evaluations; those of a tuned sampler
 WAYS = ("best", "direct", "cuDNN + tail", "cuDNN + passes", "Winograd")
 Seconds = dict[str, float]
 
 
-def graph_of(network: str, batch: int) -> list[AnyNode]:
-    """The nodes of a plan in half precision, of a network without numbers but those of its filters."""
+def traced(network: str, batch: int) -> tuple[Graph, int]:
+    """The calls of a network without numbers but those of its filters, and its parameters."""
     with torch.device("meta"):
         net: Any = preset(network).eval().requires_grad_(False)
     shapes = {"x": (batch, net.img_channels, net.img_resolution, net.img_resolution), "noise_labels": (batch,)}
@@ -54,13 +60,18 @@ def graph_of(network: str, batch: int) -> list[AnyNode]:
     for node in graph.nodes:
         if isinstance(node, Node) and isinstance(node.args, UpfirdnArgs):
             node.args = node.args._replace(f=binomial(node.args.f.shape[-1]))
-    return [*_gpu.fused(graph, torch.float16).nodes]
+    return graph, sum(p.numel() for p in net.parameters())
 
 
 def binomial(count: int) -> torch.Tensor:
     """The filter of so many taps that networks have: [1, 1] or [1, 3, 3, 1] in both directions, of sum 1."""
     taps = torch.tensor([math.comb(count - 1, i) for i in range(count)], dtype=torch.float32)
     return torch.outer(taps, taps) / taps.sum().square()
+
+
+def graph_of(network: str, batch: int) -> list[AnyNode]:
+    """The nodes of a plan in half precision."""
+    return [*_gpu.fused(traced(network, batch)[0], torch.float16).nodes]
 
 
 def convolution_of(args: Conv2dArgs, x: Any, phases: int = 1) -> Convolution:
@@ -179,6 +190,23 @@ def op_seconds(chip: Chip) -> Seconds:
     return found
 
 
+def sampled(network: float, evaluations: int) -> float:
+    """Seconds of a sampler whose network takes so many; its state is small, and its steps are graphs."""
+    return evaluations * (network + model.ASSUMED["solver"] * model.ASSUMED["launch"])
+
+
+def sweep(chip: Chip, found: list[_gpu_sweep.Layer]) -> dict[str, float]:
+    """TFLOP/s of the rows of the sweep, by layer and way; there is a bias, a residual and a scale, and no norm."""
+    rates = {}
+    for layer in found:
+        c = Convolution(*layer[:6], added=1)
+        bare = model.library(chip, c) - model.moved(chip, 3 * c.bytes_out(), c.bytes_out()) - model.ASSUMED["launch"]
+        names = {"direct": "fused", "cuDNN + tail": "tail", "cuDNN + passes": "cudnn+passes", "Winograd": "winograd"}
+        times = {"cudnn": bare} | {names.get(way, way): s for way, s in ways(chip, c, Before()).items()}
+        rates |= {f"sweep, {layer.name()}, {way}": c.flops() / s / 1e12 for way, s in times.items()}
+    return rates
+
+
 def layers(chip: Chip, nodes: list[AnyNode], most: int = 5) -> list[list[str]]:
     """The 3x3 convolutions that take most of a network, in microseconds."""
     every = [(c, before_of(chip, node)) for node in nodes if (c := convolution(node)) and c.kernel == 3]
@@ -202,6 +230,20 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}"
 
 
+def trained(chips: dict[str, Chip], known: dict[str, dict[str, float]]) -> str:
+    """The table of training steps; what is predicted of ours goes to `known`."""
+    graph, parameters = traced(*TRAINED)
+    rows = []
+    for name, chip in chips.items():
+        for one_pass in (True, False):
+            found = _gpu_training.step(chip, graph.nodes, parameters, one_pass)
+            tail = "one pass" if one_pass else "a pass for each term"
+            rows.append([f"{TRAINED[0]}, {TRAINED[1]}, {chip.name}", tail, *map(milliseconds, found.values())])
+            if one_pass:
+                known[name][f"{TRAINED[0]}, batch {TRAINED[1]}, training"] = found["step"]
+    return table(["place", "tails", *found], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=[*CHIPS], help="that one alone")
@@ -215,10 +257,10 @@ def main() -> None:
         parser.error(f"--batch={args.batch}; expected 1 or more")
     places = [(args.network, args.batch)] if args.network else [*PLACES]
     chips = {name: chip for name, chip in CHIPS.items() if args.chip in (None, name)}
-    known = {name: op_seconds(chip) for name, chip in chips.items()}
+    known: dict[str, dict[str, float]] = {name: op_seconds(chip) for name, chip in chips.items()}
     every = sorted({op for found in known.values() for op in found})
     rows = [[op, *(f"{known[name][op] * 1e6:.0f}" for name in chips)] for op in every]
-    totals, kinds, ratios, large = [], [], [], []
+    totals, kinds, ratios, large, samples = [], [], [], [], []
     for net, batch in places:
         nodes = graph_of(net, batch)
         for name, chip in chips.items():
@@ -226,6 +268,9 @@ def main() -> None:
             large += layers(chip, nodes) if batch > 1 else []
             where = f"{net}, {batch}, {chip.name}"
             known[name][f"{net}, batch {batch}"] = by_way["best"]
+            known[name][f"{net}, batch {batch}, sampling"] = sampled(by_way["best"], EVALUATIONS)
+            times = [sampled(by_way["best"], count) for count in (EVALUATIONS, FEW)]
+            samples.append([where, *(milliseconds(t) for t in times), *(f"{batch / t:.0f}" for t in times)])
             totals.append([where, *(milliseconds(by_way[way]) for way in WAYS)])
             kinds.append([where, ", ".join(f"{kind} {milliseconds(s)}" for kind, s in sorted(by_kind.items()) if s)])
             others = [apart["cuDNN + passes"], apart["cuDNN + tail"], apart["direct"]]
@@ -239,6 +284,14 @@ def main() -> None:
     print("The largest of them, with norm and tail, microseconds:\n\n" + table(head, large))
     print("Microseconds of ops, batch 64, float16:\n\n" + table(["op", *(c.name for c in chips.values())], rows))
     print("Assumed, not counted: " + ", ".join(f"{key} {value:g}" for key, value in model.ASSUMED.items()) + ".")
+    head = [f"{count} evaluations, {unit}" for unit in ("ms", "images/s") for count in (EVALUATIONS, FEW)]
+    print("\nSampling by Heun and by a tuned sampler of few evaluations:\n\n" + table(["place", *head], samples))
+    if not args.network:
+        print("A training step, milliseconds; `Python`: to launch its kernels:\n\n" + trained(chips, known))
+        for place in SWEPT:
+            swept = _gpu_sweep.layers_of(traced(*place)[0].nodes)
+            for name, chip in chips.items():
+                known[name] |= sweep(chip, swept)
     if args.write:
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 

@@ -121,7 +121,7 @@ def transformed(*tensors: torch.Tensor) -> bool:
     # no public question exists for any of them
     if torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
+    return any([torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors])
 
 
 def traced(*tensors: torch.Tensor) -> bool:

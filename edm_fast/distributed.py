@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -168,23 +170,56 @@ def _meet(rank: int, world: int) -> dist.Store:
         if serves and "address already in use" in reason.lower():
             reason = "it is in use; expected another MASTER_PORT, or torchrun --standalone"
         raise UserError(f"cannot open port {port} for the processes to meet at: {reason}") from None
-    # torchrun keeps its store when it starts the processes again
-    group = dist.PrefixStore(f"edm-fast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    if group.add(f"rank {rank}", 1) > 1:
+    if not hosted and store.add(f"rank {rank}", 1) > 1:
         raise UserError(f"two processes have RANK={rank}; expected each number from 0 to {world - 1} once")
-    group.add("here", 1)
+    started = _Start(dist.PrefixStore("edm-fast", store), rank, world)
+    _wait(started.absent, limit, loud=rank == 0)
+    return dist.PrefixStore(started.name, store)
 
-    def absent() -> str | None:
+
+class _Start:
+    """Processes that were started together find each other in a store that may hold what earlier ones have left.
+
+    torchrun keeps its store when it starts processes again, and each of its nodes has a count of restarts of its own.
+    So every process leaves a mark that no other has, rank 0 lists the marks, and each process that finds itself in the
+    list says so. The digest of the last list names the group.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world: int) -> None:
+        self._store, self._rank, self._world = store, rank, world
+        self._mark = uuid.uuid4().hex
+        self.name = ""
+        store.set(f"mark {rank}", self._mark)
+
+    def absent(self) -> str | None:
+        """Which processes are not here yet, in words; None once all have found each other."""
         with contextlib.suppress(RuntimeError):
-            if group.add("here", 0) >= world:
-                return None
-            missing = [str(other) for other in range(world) if group.add(f"rank {other}", 0) == 0]
-            some = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
-            return f"{len(missing)} of {world} processes (RANK {some})"
+            missing = self._missing()
+            some = ", ".join(map(str, missing[:8])) + ", ..." * (len(missing) > 8)
+            return f"{len(missing)} of {self._world} processes (RANK {some})" if missing else None
         raise UserError("the process with RANK=0 has left before all had come")
 
-    _wait(absent, limit, loud=rank == 0)
-    return dist.PrefixStore("group", group)
+    def _missing(self) -> list[int]:
+        marks = self._read("mark") if self._rank == 0 else self._get("marks").split(",")
+        self.name = hashlib.sha256(",".join(marks).encode()).hexdigest()
+        if self._rank == 0:
+            self._store.set("marks", ",".join(marks))
+        if self._mark in marks:
+            self._store.set(f"found {self._rank}", self.name)
+        if self._rank == 0:
+            missing = [other for other, name in enumerate(self._read("found")) if name != self.name]
+            if not missing:
+                self._store.set("start", self.name)
+            return missing
+        if self._get("start") == self.name and self._mark in marks:
+            return []
+        return [other for other, mark in enumerate(self._read("mark")) if not mark] or [0]
+
+    def _read(self, what: str) -> list[str]:
+        return [self._get(f"{what} {other}") for other in range(self._world)]
+
+    def _get(self, key: str) -> str:
+        return self._store.get(key).decode() if self._store.check([key]) else ""
 
 
 def _unreachable(host: str, port: int) -> str | None:

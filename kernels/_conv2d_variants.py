@@ -141,6 +141,9 @@ def _others() -> dict[str, Variant]:
     tail, narrow, every = _conv2d_tail, {"wide_loads": False}, {"chips": EVERY_CHIP}
     alone = {name: kind for name, kind in reduce.items() if name != "splits"} | {"partial_ptr": t}
     clipped = {**{k: v for k, v in constants.items() if k != "clip"}, "splits": 1, "PART": 0, "sums_ptr": None}
+    backward = {"scaled_ptr": t, "sums_ptr": f, "dy_ptr": t, "scale": "fp32"}
+    backward |= dict.fromkeys(("parts", "share", "image_pixels", "outputs"), "i32")
+    whole = ("scaled_ptr", "sums_ptr", "dy_ptr", "share", "image_pixels", "outputs")
     return {
         "reduce_fp16": Variant(tail._conv2d_reduce, reduce, constants, aligned, **every),
         "finish_fp16": Variant(tail._conv2d_reduce, alone, {**constants, "splits": 1}, aligned, **every),
@@ -151,6 +154,7 @@ def _others() -> dict[str, Variant]:
             tuple(name for name in aligned if name != "sums_ptr"),
             **every,
         ),
+        "finish_bwd_fp16": Variant(tail._conv2d_tail_bwd, backward, {"BLOCK_M": 64, "BLOCK_N": 64}, whole, **every),
         "reduce_weight_fp16": Variant(
             _conv2d_products._conv2d_reduce_weight,
             weights,

@@ -11,7 +11,8 @@ output's pixels (`pack_phases`, `upsample`): where taps read the same pixel thei
 16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain:
 each phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
 
-A 3x3 convolution with fewer products is `winograd`, and `finish` is the tail after a convolution of another library.
+A 3x3 convolution with fewer products is `winograd`, and `finish` is the tail after a convolution of another library,
+`finish_gradients` its backward.
 `Float8` is for an experiment, `_conv2d_float8`.
 
 An image's result does not depend on its batch while the blocks are the same (`_conv2d_blocks`: they follow the number
@@ -44,6 +45,7 @@ __all__ = [
     "Prologue",
     "Statistics",
     "finish",
+    "finish_gradients",
     "forward",
     "pack",
     "pack_phases",
@@ -56,6 +58,7 @@ __all__ = [
 
 
 FINISH_TILE = 64, 64  # pixels and outputs of a program that has no products
+GRADIENT_PROGRAMS = 1024  # that `finish_gradients` cuts its work for: eight for each multiprocessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +220,26 @@ def finish(
             y, y, rows, residual, sums, scale, clip, 1, n * area, area, wide, outputs, **finish
         )
         return y if statistics is None or sums is None else (y, moments(y, statistics, sums, part))
+
+
+def finish_gradients(dy: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """dy scale (None where that is dy itself) and its sums over pixels (N, O) float32, in one pass over dy.
+
+    The latter are the gradients of `rows`, the former that of the sums that came in, and of the residual.
+    """
+    n, outputs, high, wide = dy.shape
+    dy, area, (m, k) = images_last(dy), high * wide, FINISH_TILE
+    programs = max(1, n * triton.cdiv(outputs, k))
+    parts = max(1, min(triton.cdiv(GRADIENT_PROGRAMS, programs), triton.cdiv(area, m)))
+    share = triton.cdiv(triton.cdiv(area, parts), m) * m
+    scaled = None if scale == 1.0 else torch.empty_like(dy)
+    sums = torch.empty((n, parts, outputs), dtype=torch.float32, device=dy.device)
+    if dy.numel() > 0:
+        with on_device(dy):
+            _conv2d_tail._conv2d_tail_bwd[n * parts, triton.cdiv(outputs, k)](
+                scaled, sums, dy, scale, parts, share, area, outputs, BLOCK_M=m, BLOCK_N=k
+            )
+    return scaled, sums[:, 0] if parts == 1 else sums.sum(1)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:

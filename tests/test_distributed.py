@@ -213,3 +213,23 @@ def test_two_processes_of_one_rank(environment):
     for thread in threads:
         thread.join()
     assert sum("two processes have RANK=1" in error for error in errors) == 1
+
+
+def test_what_an_earlier_start_has_left():
+    """torchrun's store outlives the processes; a rank of the earlier start is not taken for one of the new."""
+    store = torch.distributed.HashStore()
+
+    def start(rank):
+        return distributed._Start(store, rank, 2)
+
+    def meet(*ranks):
+        for _ in range(4):
+            words = [rank.absent() for rank in ranks]
+        return words
+
+    old = [start(0), start(1)]
+    assert meet(*old) == [None, None] and old[0].name == old[1].name
+    assert meet(start(1)) == ["1 of 2 processes (RANK 0)"]
+    assert meet(first := start(0)) == ["1 of 2 processes (RANK 1)"], "the other one has not answered, and may be dead"
+    assert meet(first, second := start(1)) == [None, None]
+    assert first.name == second.name != old[0].name

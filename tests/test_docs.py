@@ -1,8 +1,12 @@
 """README.md and the pages of docs/: their Python runs as pasted, on a CPU, in an empty folder; their commands exist."""
 
+import importlib.util
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -10,10 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from edm_fast import native, use_backend
+from edm_fast import SeedSampler, accelerate, load, native, use_backend
 from edm_fast.cli import main
+from edm_fast.sampling import to_uint8
 from helpers import peers
 from helpers.hub_folder import Hub
+from helpers.pages import check_site
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -65,6 +71,26 @@ def test_inpainting(tmp_path, monkeypatch):
     assert Path("inpainted.png").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+def test_ray_data(tmp_path):
+    """Two workers draw the images of one process. Ray is 600 MB with what it needs, too much for `make test`."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed; pip install 'ray[data]'")
+    import pyarrow.parquet
+
+    script = [sys.executable, str(ROOT / "examples/ray_data.py")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_MODE": "disabled"}
+    subprocess.run(script, cwd=tmp_path, env=environment, check=True, timeout=300)
+    rows = sorted(pyarrow.parquet.read_table(tmp_path / "digits").to_pylist(), key=lambda row: row["seed"])
+    assert [row["seed"] for row in rows] == [*range(128)] and len({row["worker"] for row in rows}) == 2
+    sampler = SeedSampler(accelerate(load("demo")), solver="ipndm", nfe=9)
+    wanted = np.concatenate([to_uint8(sampler(range(start, start + 16))) for start in range(0, 128, 16)])
+    difference = np.array([row["pixels"] for row in rows]) - wanted.reshape(128, -1).astype(int)
+    # each process takes what it has measured to be the fastest, whose rounding may move a value over the next level
+    assert abs(difference).max() <= 1 and (difference != 0).mean() < 1e-3
+
+
 def commands():
     for name, text in PAGES.items():
         text = re.sub("<!--.*?-->", "", text, flags=re.DOTALL)
@@ -96,13 +122,27 @@ def test_links_and_pages_exist():
         assert name == "README.md" or f"- {name}\n" in site, f"{name} is not in mkdocs.yml"
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site")))  # strict: a warning is an error
-    reference = (tmp_path / "site/reference/index.html").read_text(encoding="utf-8")
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))  # strict: a warning is an error
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site):
+    reference = (site / "reference/index.html").read_text(encoding="utf-8")
     for name in ("checkpoint.load", "plan.accelerate", "sampling.generate", "ops.conv2d.conv2d", "training.EDMLoss"):
         assert f'id="edm_fast.{name}"' in reference, name
-    for page in (tmp_path / "site").rglob("*.html"):
+    for page in site.rglob("*.html"):
         assert not re.search(r'<(?:script|link)[^>]*(?:src|href)="https?://', page.read_text(encoding="utf-8")), page
+
+
+def test_the_site_on_a_phone(site, tmp_path):
+    """No message on the console, nothing beside the screen, all pictures; the first page's bar and text are there."""
+    pixels = np.asarray(check_site(site, tmp_path))
+    bar, text = pixels[4, 8:300], pixels[64:440, 16:320]
+    assert (bar == bar[0]).all() and bar[0, 2] > bar[0, 0] + 50  # one blue
+    assert np.median(text) == 255 and 0.02 < (text < 128).all(axis=-1).mean() < 0.4

@@ -77,9 +77,7 @@ def test_k_diffusion(net):
 
 
 def test_deepinv(net):
-    peers.expect("deepinv")
-    import deepinv as dinv
-
+    dinv = peers.deepinv()
     denoiser, x = interop.deepinv(net), latents() / 4 + 0.5
     with torch.no_grad():
         for sigma in (0.3, torch.tensor([0.3, 2.0])):

@@ -55,30 +55,31 @@ def _replaced(args: Sequence[Any], places: Sequence[int], tensors: Sequence[Any]
     return flat
 
 
-def _in_order(
-    gradients: Callable[..., dict[str, Any]], names: list[str], places: list[int]
-) -> Callable[..., list[Any]]:
-    """The same gradients in the order of the tensors, each in the dtype of its tensor."""
+def _in_order(gradients: Callable[..., dict[str, Any]], fields: Sequence[str]) -> Callable[..., list[Any]]:
+    """The same gradients, one for each field of the record, in the dtype of its tensor; None for numbers."""
 
     def on_kernel(args: Any, needs: Any, dy: torch.Tensor, *more: torch.Tensor) -> list[Any]:
         found = gradients(args, needs, dy, *more)
-        pairs = [(found.get(name), args[place]) for name, place in zip(names, places)]
-        return [g if g is None or g.dtype == t.dtype else g.to(t.dtype) for g, t in pairs]
+        for name, gradient in found.items():
+            dtype = getattr(args, name).dtype
+            if gradient.dtype != dtype:
+                found[name] = gradient.to(dtype)
+        return [found.get(name) for name in fields]
 
     return on_kernel
 
 
 def _through_reference(reference: Callable[[Any], torch.Tensor], args: Any, places: list[int], dy: Any) -> list[Any]:
-    """Gradients of the tensors among the arguments; dy may carry a tangent, or be one of a batch."""
+    """Gradients, one for each field; dy may carry a tangent, or be one of a batch."""
     own = [place for place in places if args[place] is not None]
 
     def formula(*tensors: torch.Tensor) -> torch.Tensor:
         return reference(type(args)(*_replaced(args, own, tensors)))
 
     with torch.enable_grad():  # or torch has no forward mode for these backward functions
-        found = iter(torch.func.vjp(formula, *[args[place] for place in own])[1](dy))
+        found = torch.func.vjp(formula, *[args[place] for place in own])[1](dy)
     # views taken outside keep the tangent but no graph
-    return [None if args[place] is None else (g := next(found)).view_as(g) for place in places]
+    return _replaced([None] * len(args), own, [g.view_as(g) for g in found])
 
 
 def _differentiable_gradients(
@@ -101,7 +102,7 @@ def _differentiable_gradients(
                 # aliases, so that a tensor that was computed from another one counts once
                 aliases: list[Any] = [None if t is None else t.view_as(t) for t in saved]
                 dy, *tensors = aliases
-                inputs = [t for t, dd in zip(tensors, dds) if dd is not None]
+                inputs = [t for t, place in zip(tensors, places) if dds[place] is not None]
                 y = reference(arguments(*_replaced(ctx.rest, places, tensors)))
                 first = torch.autograd.grad(y, inputs, dy, create_graph=True)
             wanted, outer = [t for t in aliases if t is not None], [dd for dd in dds if dd is not None]
@@ -150,7 +151,7 @@ def differentiable(
     # of each tensor its place, and those of the arguments whose gradients need its numbers
     readers = [(fields.index(name), [fields.index(field) for field in saved.get(name, ())]) for name in names]
 
-    on_kernel = _in_order(gradients, names, places)
+    on_kernel = _in_order(gradients, fields)
     Gradients = _differentiable_gradients(arguments, reference, places, on_kernel)
 
     class Fused(torch.autograd.Function):
@@ -178,7 +179,7 @@ def differentiable(
                 found = Gradients.apply(needs, len(more), dy, *more, *args)
             else:
                 found = on_kernel(args, needs, dy, *more)
-            return tuple(_replaced([None] * len(fields), places, found))
+            return tuple(found)
 
     def run(args: Any) -> torch.Tensor:
         if torch.is_grad_enabled() and any([args[i] is not None and args[i].requires_grad for i in places]):

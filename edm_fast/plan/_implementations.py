@@ -67,7 +67,8 @@ def _of_op(op: Any, args: Any, packed: Pack, wanted: Statistics | None, availabl
     if isinstance(args, AttentionArgs):
         found[0] = Candidate("sdpa", _sdpa)
     if isinstance(args, Conv2dArgs):
-        found = [candidate for candidate in found if candidate.name != "triton"]  # one of the ways, but packs each time
+        # those of a GPU are ways of a plan, too, which prepares their weights once
+        found = [candidate for candidate in found if candidate.name not in ("triton", "cuda")]
         triton = op.implementations["triton"]  # which clips in plans alone
         if triton.reason is not None and triton.reason(args._replace(clip=None)) is not None:
             return found

@@ -104,12 +104,10 @@ def test_score_sde(case):
 
 @pytest.mark.parametrize("kind", ["ncsn", "ddpm", "adm"])
 def test_deepinv(kind):
-    peers.expect("deepinv")
-    from deepinv.models import ADMUNet, NCSNpp
-
+    models = peers.deepinv().models
     own = {"img_resolution": 8, "model_channels": 128, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
     arch = {"ncsn": "ncsnpp", "ddpm": "ddpmpp", "adm": "adm"}[kind]
-    cls, names = (ADMUNet, {}) if kind == "adm" else (NCSNpp, {"model_type": kind})
+    cls, names = (models.ADMUNet, {}) if kind == "adm" else (models.NCSNpp, {"model_type": kind})
     source = made(cls, **own, **names, label_dim=5, augment_dim=0, pretrained=None, pixel_std=0.5)
     torch.save(source.state_dict(), "deepinv.pt")
     kwargs = {**ARCHITECTURES[arch], **own, "img_channels": 3, "label_dim": 5}
