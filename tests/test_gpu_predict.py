@@ -40,7 +40,7 @@ def test_edm2():
     assert {"norm", "factor and SiLU and convolution 3x3", "convolution 1x1", "attention"} < kinds.keys()
     assert not any(getattr(node.function, "__name__", "") == "clip" for node in nodes if hasattr(node, "function"))
     first = [gpu_predict.before_of(H200, node) for node in nodes]
-    assert all(0 < f.rest < f.seconds for f in first if f.name)
+    assert all(min(f.rest, f.seconds) > 0 for f in first if f.name) and any(f.name for f in first)
 
 
 @pytest.mark.parametrize(
