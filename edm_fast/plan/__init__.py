@@ -265,8 +265,7 @@ class PlannedUNet(torch.nn.Module):
 
     def graph(self, shapes: Shapes) -> Graph:
         """What the network computes of inputs of these shapes."""
-        found = self.graphs.pop(shapes, None)
-        if found is not None:
+        if (found := self.graphs.pop(shapes, None)) is not None:
             return found
         graph = trace(self.reference[0], dict(shapes), self.made)
         return as_ops(graph) if isinstance(self.reference[0], _foreign.RawForeign) else graph
