@@ -14,7 +14,9 @@ from typing import Any
 TERMINAL = 10_000  # characters
 MEMBER, ARCHIVE = 3_000_000, 15_000_000  # bytes of a file in the archive, and of all of it
 EVALUATIONS = 35  # of the network, in 18 steps of Heun's method
-PLANS = ("accelerate-fp16", "accelerate-bf16")  # what is predicted
+PLANS = ("accelerate-fp16", "accelerate-bf16")
+FUSED = ("fused-autocast-fp16", "fused-autocast-bf16")
+OURS = {"networks": PLANS, "sampling": PLANS, "training": FUSED}  # what is predicted
 OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 PREDICTED = Path(__file__).parent / "results/predicted-gpu.json"  # seconds, of gpu_predict.py
 TARGETS = {"networks": ("networks", "autotune"), "training": ("training",), "sampling": ("sampling",)}
@@ -49,7 +51,8 @@ def slug(parts: Parts) -> str:
 
 
 def predicted(parts: Parts) -> dict[str, float]:
-    """Seconds by network and batch, or op and layer, of the chip that was measured, if it is one of those."""
+    """Of the chip that was measured, if it is one of those: seconds by network, batch and target, or op and layer;
+    TFLOP/s by layer and way of the sweep."""
     try:
         known = json.loads(PREDICTED.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -92,7 +95,7 @@ def network_lines(parts: Parts, target: str) -> Iterator[str]:
         if "ratio" not in row:
             yield f"{where} cannot run: {row.get('reason', '')[:60]}"
             continue
-        place = f"{row['network']}, batch {row['batch']}" if row["row"] in PLANS and target == "networks" else ""
+        place = f"{row['network']}, batch {row['batch']}" + ("" if target == "networks" else f", {target}")
         peer = compiled.get((row["network"], row["batch"]))
         flops = known.get("flops", {}).get(row["network"], 0) if target != "training" else 0
         rate = flops * row["batch"] * (EVALUATIONS if target == "sampling" else 1) / row["median_s"] / 1e12
@@ -101,7 +104,7 @@ def network_lines(parts: Parts, target: str) -> Iterator[str]:
             + (f"{peer / row['median_s']:6.2f} of compile" if peer else " " * 17)
             + f" {row['error']:.0e}"
             + (f"{rate:6.0f} TFLOP/s" if rate else "")
-            + beside(expected.get(place), 1e-3)
+            + beside(expected.get(place) if row["row"] in OURS[target] else None, 1e-3)
         )
 
 
@@ -119,12 +122,19 @@ def op_lines(parts: Parts, kinds: tuple[str, ...] = ("forward", "with backward")
             yield f"{where}{row['median_s'] * 1e6:9.1f} us {row['ratio']:6.2f}x {share}{bits}" + beside(seconds, 1e-6)
 
 
-def sweep_lines(part: Part, most: int) -> Iterator[str]:
-    for row in part.get("rows", []):
+def sweep_lines(parts: Parts, most: int) -> Iterator[str]:
+    """TFLOP/s of the ways, then of the best blocks; what was predicted of a way, and of the blocks, in brackets."""
+    expected = predicted(parts)
+    for row in parts.get("sweep", {}).get("rows", []):
         rates = row.get("tflops", {})
         named = [name for name in rates if " " not in name]  # others are blocks
         names = [*named, *sorted(rates.keys() - {*named}, key=lambda name: -rates[name])]
-        times = "; ".join(f"{name} {rates[name]:.0f}" for name in names[:most] if name in rates)
+        blocks, told = "fused", []
+        for name in names[:most]:
+            way, blocks = (name, blocks) if " " not in name else (blocks, "")
+            rate = expected.get(f"sweep, {row['id']}, {way}")
+            told.append(f"{name} {rates[name]:.0f}" + (f" [{rate:.0f}]" if rate else ""))
+        times = "; ".join(told)
         yield f"{row['id'][:48]:48s} {times}; {row.get('share', 0):.0%} of a product"
 
 
@@ -152,7 +162,7 @@ def terminal(parts: Parts, faults: Iterable[str]) -> str:
     ceilings = ", ".join(f"{key} {value:.3g}" for key, value in known.get("ceilings", {}).items())
     sections = [
         ("ops, us", op_lines(parts, ("forward",)), 4000),
-        ("sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 6), 3500),
+        ("sweep, TFLOP/s", sweep_lines(parts, 6), 3500),
         ("kernels", kernel_lines(parts.get("profile", {}), 7), 1600),
         ("training", network_lines(parts, "training"), 700),
         ("sampling", network_lines(parts, "sampling"), 700),
@@ -178,7 +188,7 @@ def page(parts: Parts, faults: Iterable[str]) -> str:
         ("Parts", [*status(parts), *dict.fromkeys(faults)]),
         *((name.capitalize(), network_lines(parts, name)) for name in TARGETS),
         (f"Ops (share of the ceilings {ceilings})", op_lines(parts)),
-        ("Sweep, TFLOP/s", sweep_lines(parts.get("sweep", {}), 100)),
+        ("Sweep, TFLOP/s", sweep_lines(parts, 100)),
         ("Kernels", kernel_lines(parts.get("profile", {}), 40)),
         ("Not measured", losses(parts)),
     ]

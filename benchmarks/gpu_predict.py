@@ -4,8 +4,10 @@ The prediction of networks is for half precision inside of a CUDA graph, for an 
 each way, with the norm before it and its tail, then the least of each. It goes by bytes, by products, and by the
 instructions that the tests counted in the compiled kernels (tests/kernels/resources.json); `_gpu_model` has the rest.
 
+So are training steps (`_gpu_training`), sampling, and the rows of the sweep.
+
 `--write` keeps the numbers in benchmarks/results/predicted-gpu.json, which `make gpu-report` prints beside what it
-measures; `--chip`, `--network` and `--batch` ask for one place alone.
+measures: seconds, of the sweep TFLOP/s; `--chip`, `--network` and `--batch` ask for one place alone.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _gpu_model as model  # noqa: E402
+import _gpu_sweep  # noqa: E402
+import _gpu_training  # noqa: E402
 from _gpu_model import CHIPS, Chip, Convolution  # noqa: E402
-from _gpu_places import ADM, DDPMPP  # noqa: E402
+from _gpu_places import ADM, DDPMPP, SWEPT  # noqa: E402
 
 from edm_fast import cases  # noqa: E402
 from edm_fast.networks import preset  # noqa: E402
@@ -33,17 +37,19 @@ from edm_fast.ops.conv2d import Conv2dArgs  # noqa: E402
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs  # noqa: E402
 from edm_fast.ops.upfirdn import UpfirdnArgs  # noqa: E402
 from edm_fast.plan import _rewrite  # noqa: E402
-from edm_fast.plan._graph import AnyNode, Fused, SeparateQKVArgs  # noqa: E402
+from edm_fast.plan._graph import AnyNode, Fused, Graph, SeparateQKVArgs  # noqa: E402
 from edm_fast.plan._trace import trace  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results/predicted-gpu.json"
 PLACES = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64))
-WAYS = ("best", "direct", "cuDNN + tail", "cuDNN + passes", "Winograd")
+TRAINED = (DDPMPP, 128)
+STEPS, EVALUATIONS, FEW = 18, 35, 10  # Heun's steps and evaluations; those of a tuned sampler
+WAYS = ("best", "direct", "boxes", "cuDNN + tail", "cuDNN + passes", "Winograd")
 Seconds = dict[str, float]
 
 
-def graph_of(network: str, batch: int) -> list[AnyNode]:
-    """The nodes of a plan in half precision, of a network without numbers."""
+def traced(network: str, batch: int) -> tuple[Graph, int]:
+    """The calls of a network without numbers, and its parameters."""
     with torch.device("meta"):
         net: Any = preset(network).eval().requires_grad_(False)
     for module in net.modules():
@@ -52,8 +58,13 @@ def graph_of(network: str, batch: int) -> list[AnyNode]:
             module.resample_filter = (torch.outer(taps, taps) / taps.sum().square()).expand(f.shape).clone()
     shapes = {"x": (batch, net.img_channels, net.img_resolution, net.img_resolution), "noise_labels": (batch,)}
     shapes |= {"class_labels": (batch, net.label_dim)} if net.label_dim else {}
+    return trace(net.model, shapes), sum(p.numel() for p in net.parameters())
+
+
+def graph_of(network: str, batch: int) -> list[AnyNode]:
+    """The nodes of a plan in half precision."""
     rules = _rewrite.skip_dropout, _rewrite.fold_bias
-    graph = _rewrite.rewrite(_rewrite.rewritten(trace(net.model, shapes)), *rules)
+    graph = _rewrite.rewrite(_rewrite.rewritten(traced(network, batch)[0]), *rules)
     graph = _rewrite.join_embeddings(graph, torch.float16)
     return [*_rewrite.rewrite(graph, _rewrite.fuse_norm, _rewrite.fuse_upsampling).nodes]
 
@@ -71,6 +82,8 @@ def ways(chip: Chip, c: Convolution, normed: bool) -> Seconds:
         "cuDNN + tail": before + model.library(chip, c),
         "cuDNN + passes": before + model.library(chip, c, passes=True),
     }
+    if (boxes := model.boxes(chip, c)) is not None:
+        found["boxes"] = before + boxes
     if c.kernel == 3 and c.phases == 1 and min(c.c, c.outputs) >= 16:
         parts = [sum(model.winograd_parts(chip, c, merged).values()) for merged in (False, True)]
         merged = parts[1] + model.norm(chip, c.n, c.c, c.h * c.w, statistics_alone=True)
@@ -118,7 +131,7 @@ def network(chip: Chip, nodes: list[AnyNode]) -> tuple[Seconds, Seconds, Seconds
             fallback = found.get("cuDNN + tail", best)
             by_way[way] += best if way == "best" or len(found) == 1 else found.get(way, fallback)
             if "Winograd" in found:
-                apart[way] += best if way == "best" else found[way]
+                apart[way] += best if way == "best" else found.get(way, fallback)
     return dict(by_way), dict(by_kind), dict(apart)
 
 
@@ -148,6 +161,29 @@ def op_seconds(chip: Chip) -> Seconds:
     return found
 
 
+def sampled(network: float, evaluations: int) -> float:
+    """Seconds of a sampler whose network takes so many; its state is small, and its steps are graphs."""
+    return evaluations * (network + model.ASSUMED["solver"] * model.ASSUMED["launch"])
+
+
+def sweep(chip: Chip, found: list[_gpu_sweep.Layer]) -> dict[str, float]:
+    """TFLOP/s of the rows of the sweep, by layer and way; there is a bias, a residual and a scale, and no norm."""
+    rates = {}
+    for layer in found:
+        c = Convolution(*layer[:6], added=1)
+        bare = model.library(chip, c) - model.moved(chip, 3 * c.bytes_out(), c.bytes_out()) - model.ASSUMED["launch"]
+        names = {
+            "direct": "fused",
+            "boxes": "boxes",
+            "cuDNN + tail": "tail",
+            "cuDNN + passes": "cudnn+passes",
+            "Winograd": "winograd",
+        }
+        times = {"cudnn": bare} | {names.get(way, way): s for way, s in ways(chip, c, False).items()}
+        rates |= {f"sweep, {layer.name()}, {way}": c.flops() / s / 1e12 for way, s in times.items()}
+    return rates
+
+
 def layers(chip: Chip, nodes: list[AnyNode], most: int = 5) -> list[list[str]]:
     """The 3x3 convolutions that take most of a network, in microseconds."""
     every = [found for node in nodes if (found := convolution(node)) and found[0].kernel == 3]
@@ -171,6 +207,20 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}"
 
 
+def trained(chips: dict[str, Chip], known: dict[str, dict[str, float]]) -> str:
+    """The table of training steps; what is predicted of ours goes to `known`."""
+    graph, parameters = traced(*TRAINED)
+    rows = []
+    for name, chip in chips.items():
+        for one_pass in (True, False):
+            found = _gpu_training.step(chip, graph.nodes, parameters, one_pass)
+            tail = "one pass" if one_pass else "a pass for each term"
+            rows.append([f"{TRAINED[0]}, {TRAINED[1]}, {chip.name}", tail, *map(milliseconds, found.values())])
+            if one_pass:
+                known[name][f"{TRAINED[0]}, batch {TRAINED[1]}, training"] = found["step"]
+    return table(["place", "tails", *found], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=[*CHIPS], help="that one alone")
@@ -180,10 +230,10 @@ def main() -> None:
     args = parser.parse_args()
     places = [(args.network, args.batch)] if args.network else [*PLACES]
     chips = {name: chip for name, chip in CHIPS.items() if args.chip in (None, name)}
-    known = {name: op_seconds(chip) for name, chip in chips.items()}
+    known: dict[str, dict[str, float]] = {name: op_seconds(chip) for name, chip in chips.items()}
     every = sorted({op for found in known.values() for op in found})
     rows = [[op, *(f"{known[name][op] * 1e6:.0f}" for name in chips)] for op in every]
-    totals, kinds, ratios, large = [], [], [], []
+    totals, kinds, ratios, large, samples = [], [], [], [], []
     for net, batch in places:
         nodes = graph_of(net, batch)
         for name, chip in chips.items():
@@ -191,6 +241,9 @@ def main() -> None:
             large += layers(chip, nodes) if batch > 1 else []
             where = f"{net}, {batch}, {chip.name}"
             known[name][f"{net}, batch {batch}"] = by_way["best"]
+            known[name][f"{net}, batch {batch}, sampling"] = sampled(by_way["best"], EVALUATIONS)
+            times = [sampled(by_way["best"], count) for count in (EVALUATIONS, FEW)]
+            samples.append([where, *(milliseconds(t) for t in times), *(f"{batch / t:.0f}" for t in times)])
             totals.append([where, *(milliseconds(by_way[way]) for way in WAYS)])
             kinds.append([where, ", ".join(f"{kind} {milliseconds(s)}" for kind, s in sorted(by_kind.items()) if s)])
             others = [apart["cuDNN + passes"], apart["cuDNN + tail"], apart["direct"]]
@@ -204,6 +257,14 @@ def main() -> None:
     print("The largest of them, with norm and tail, microseconds:\n\n" + table(head, large))
     print("Microseconds of ops, batch 64, float16:\n\n" + table(["op", *(c.name for c in chips.values())], rows))
     print("Assumed, not counted: " + ", ".join(f"{key} {value:g}" for key, value in model.ASSUMED.items()) + ".")
+    head = [f"{count} evaluations, {unit}" for unit in ("ms", "images/s") for count in (EVALUATIONS, FEW)]
+    print("\nSampling by Heun and by a tuned sampler of few evaluations:\n\n" + table(["place", *head], samples))
+    if not args.network:
+        print("A training step, milliseconds; `Python`: to launch its kernels:\n\n" + trained(chips, known))
+        for place in SWEPT:
+            swept = _gpu_sweep.layers_of(traced(*place)[0].nodes)
+            for name, chip in chips.items():
+                known[name] |= sweep(chip, swept)
     if args.write:
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 

@@ -1,5 +1,5 @@
 """What comes after the products of a convolution: the tail y = (sum + rows + residual) scale, the statistics of the
-next norm, and the sum of the parts of a split sum."""
+next norm, and the sum of the parts of a split sum. Backward: the gradient of sum and residual, and that of rows."""
 
 from __future__ import annotations
 
@@ -262,3 +262,33 @@ def _conv2d_statistics(
     to = image.to(tl.int64) * tl.num_programs(1) + index
     tl.store(mean_ptr + to, mean)
     tl.store(rstd_ptr + to, tl.rsqrt(tl.sum(total) / count + eps))
+
+
+@triton.jit
+def _conv2d_tail_bwd(
+    scaled_ptr,  # as dy; None: it is not wanted
+    sums_ptr,  # (N, parts, outputs) float32
+    dy_ptr,  # (N, image_pixels, outputs)
+    scale,
+    parts,
+    share,  # pixels of a part
+    image_pixels,
+    outputs,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """dy scale, and its sums over each part of an image."""
+    image, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    o = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = image.to(tl.int64) * image_pixels * outputs
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(part * share, tl.minimum((part + 1) * share, image_pixels), BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        mask = (m < image_pixels)[:, None] & (o < outputs)[None, :]
+        at = first + tl.cast(start, tl.int64) * outputs
+        offset = (m - start)[:, None] * outputs + o[None, :]
+        dy = tl.load(dy_ptr + at + offset, mask=mask, other=0.0).to(tl.float32) * scale
+        if scaled_ptr is not None:
+            tl.store(scaled_ptr + at + offset, dy.to(scaled_ptr.dtype.element_ty), mask=mask)
+        total += dy
+    tl.store(sums_ptr + tl.program_id(0).to(tl.int64) * outputs + o, tl.sum(total, 0), mask=o < outputs)

@@ -136,9 +136,13 @@ def _others() -> dict[str, Variant]:
     norm |= dict.fromkeys(("images", "channels", "group", "pitch"), "i32")
     tail, narrow, every = _conv2d_tail, {"wide_loads": False}, {"chips": EVERY_CHIP}
     alone = {name: kind for name, kind in reduce.items() if name != "splits"} | {"partial_ptr": t}
+    backward = {"scaled_ptr": t, "sums_ptr": f, "dy_ptr": t, "scale": "fp32"}
+    backward |= dict.fromkeys(("parts", "share", "image_pixels", "outputs"), "i32")
+    whole = ("scaled_ptr", "sums_ptr", "dy_ptr", "share", "image_pixels", "outputs")
     return {
         "reduce_fp16": Variant(tail._conv2d_reduce, reduce, constants, aligned, **every),
         "finish_fp16": Variant(tail._conv2d_reduce, alone, {**constants, "splits": 1}, aligned, **every),
+        "finish_bwd_fp16": Variant(tail._conv2d_tail_bwd, backward, {"BLOCK_M": 64, "BLOCK_N": 64}, whole, **every),
         "reduce_weight_fp16": Variant(
             _conv2d_products._conv2d_reduce_weight,
             weights,
@@ -156,6 +160,18 @@ def _others() -> dict[str, Variant]:
             **narrow,
             **every,
         ),
+    }
+
+
+def _boxes() -> dict[str, Variant]:
+    """Those in Gluon, where Triton has it."""
+    try:
+        from edm_fast.kernels import _conv2d_gluon as gluon
+    except (ImportError, AttributeError):
+        return {}
+    return {
+        "boxes_fp16_32": gluon.variant(gluon.Box(4, 32)),
+        "boxes_bf16_64": gluon.variant(gluon.Box(2, 64), dtype=torch.bfloat16, rows=2),
     }
 
 
@@ -197,4 +213,5 @@ def variants() -> dict[str, Variant]:
         "winograd_output_bf16_c256_statistics": _winograd_output(256, True, "bf16"),
         "winograd_output_fp32_c256_statistics": _winograd_output(256, True, "fp32"),
         **_others(),
+        **_boxes(),
     }

@@ -11,7 +11,9 @@ output's pixels (`pack_phases`, `upsample`): where taps read the same pixel thei
 16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain:
 each phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
 
-A 3x3 convolution with fewer products is `winograd`, and `finish` is the tail after a convolution of another library.
+On Hopper `in_boxes` computes the same with its own units, in Gluon, where `boxes_reason` does not say why not. A 3x3
+convolution with fewer products is `winograd`, and `finish` is the tail after a convolution of another library,
+`finish_gradients` its backward.
 `Float8` is for an experiment, `_conv2d_float8`.
 
 An image's result does not depend on its batch while the blocks are the same (`_conv2d_blocks`: they follow the number
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 import triton
 
-from edm_fast.kernels import _conv2d_products, _conv2d_tail
+from edm_fast.kernels import _conv2d_products, _conv2d_tail, _conv2d_tuned
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
 from edm_fast.kernels._conv2d_prologue import Prologue, affine_of, images_last
 from edm_fast.kernels._conv2d_tail import Statistics, moments, options
@@ -42,8 +44,11 @@ __all__ = [
     "Float8",
     "Prologue",
     "Statistics",
+    "boxes_reason",
     "finish",
+    "finish_gradients",
     "forward",
+    "in_boxes",
     "pack",
     "pack_phases",
     "pack_winograd",
@@ -55,6 +60,7 @@ __all__ = [
 
 
 FINISH_TILE = 64, 64  # pixels and outputs of a program that has no products
+GRADIENT_PROGRAMS = 1024  # that `finish_gradients` cuts its work for: eight for each multiprocessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +176,33 @@ def forward(
     return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan, float8)
 
 
+def boxes_reason(x: torch.Tensor, weight: torch.Tensor, padding: int, proved: bool = False) -> str | None:
+    """Why `in_boxes` does not take a convolution of x with weight (O, C, k, k), or None. It has to be `proved` by the
+    sweep on the chip at hand first."""
+    try:
+        from edm_fast.kernels import _conv2d_gluon  # late: not every Triton has what it takes
+    except (ImportError, AttributeError) as error:
+        return f"this Triton has no such Gluon: {error}"
+    why = _conv2d_gluon.reason(x, weight, padding)
+    if why is None and not proved and not _conv2d_tuned.boxes(x.device):
+        return "it has not run on this chip: `make gpu-report REPORT=--sweep` tries it"
+    return why
+
+
+def in_boxes(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int = 0,
+) -> torch.Tensor:
+    """`forward` in half precision, by TMA and warps of their own for it (`_conv2d_gluon`)."""
+    from edm_fast.kernels import _conv2d_gluon
+
+    return _conv2d_gluon.forward(x, packed, rows, residual, scale, padding)
+
+
 def upsample(
     x: torch.Tensor,
     packed: torch.Tensor,
@@ -211,6 +244,26 @@ def finish(
         grid = triton.cdiv(n * area, m), triton.cdiv(outputs, k), 1
         _conv2d_tail._conv2d_reduce[grid](y, y, rows, residual, sums, scale, 1, n * area, area, wide, outputs, **finish)
         return y if statistics is None or sums is None else (y, moments(y, statistics, sums, part))
+
+
+def finish_gradients(dy: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """dy scale (None where that is dy itself) and its sums over pixels (N, O) float32, in one pass over dy.
+
+    The latter are the gradients of `rows`, the former that of the sums that came in, and of the residual.
+    """
+    n, outputs, high, wide = dy.shape
+    dy, area, (m, k) = images_last(dy), high * wide, FINISH_TILE
+    programs = max(1, n * triton.cdiv(outputs, k))
+    parts = max(1, min(triton.cdiv(GRADIENT_PROGRAMS, programs), triton.cdiv(area, m)))
+    share = triton.cdiv(triton.cdiv(area, parts), m) * m
+    scaled = None if scale == 1.0 else torch.empty_like(dy)
+    sums = torch.empty((n, parts, outputs), dtype=torch.float32, device=dy.device)
+    if dy.numel() > 0:
+        with on_device(dy):
+            _conv2d_tail._conv2d_tail_bwd[n * parts, triton.cdiv(outputs, k)](
+                scaled, sums, dy, scale, parts, share, area, outputs, BLOCK_M=m, BLOCK_N=k
+            )
+    return scaled, sums[:, 0] if parts == 1 else sums.sum(1)
 
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, kernel: int, padding: int) -> torch.Tensor:

@@ -1,8 +1,12 @@
 """README.md and the pages of docs/: their Python runs as pasted, on a CPU, in an empty folder; their commands exist."""
 
+import importlib.util
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -10,8 +14,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from edm_fast import native, use_backend
+from edm_fast import SeedSampler, accelerate, load, native, use_backend
 from edm_fast.cli import main
+from edm_fast.sampling import to_uint8
 from helpers import peers
 from helpers.hub_folder import Hub
 from helpers.pages import check_site
@@ -64,6 +69,26 @@ def test_inpainting(tmp_path, monkeypatch):
     assert float(re.search(r"from (\S+) dB", page)[1]) == pytest.approx(before, abs=0.2)
     assert float(re.search(r"to (\S+) dB", page)[1]) == pytest.approx(after, abs=0.2)
     assert Path("inpainted.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(native.cpu_reason() is not None, reason=str(native.cpu_reason()))
+def test_ray_data(tmp_path):
+    """Two workers draw the images of one process. Ray is 600 MB with what it needs, too much for `make test`."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed; pip install 'ray[data]'")
+    import pyarrow.parquet
+
+    script = [sys.executable, str(ROOT / "examples/ray_data.py")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_MODE": "disabled"}
+    subprocess.run(script, cwd=tmp_path, env=environment, check=True, timeout=300)
+    rows = sorted(pyarrow.parquet.read_table(tmp_path / "digits").to_pylist(), key=lambda row: row["seed"])
+    assert [row["seed"] for row in rows] == [*range(128)] and len({row["worker"] for row in rows}) == 2
+    sampler = SeedSampler(accelerate(load("demo")), solver="ipndm", nfe=9)
+    wanted = np.concatenate([to_uint8(sampler(range(start, start + 16))) for start in range(0, 128, 16)])
+    difference = np.array([row["pixels"] for row in rows]) - wanted.reshape(128, -1).astype(int)
+    # each process takes what it has measured to be the fastest, whose rounding may move a value over the next level
+    assert abs(difference).max() <= 1 and (difference != 0).mean() < 1e-3
 
 
 def commands():

@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import _gpu_model as model  # noqa: E402
 import _gpu_pages as pages  # noqa: E402
+import _gpu_sweep  # noqa: E402
+import _gpu_training  # noqa: E402
 import gpu_predict  # noqa: E402
 from _gpu_model import CHIPS, Convolution  # noqa: E402
 
@@ -60,14 +62,57 @@ def test_instructions_of_the_table_count(key, names, monkeypatch):
 
 def test_the_file_is_that_of_the_table(nodes):
     """`python benchmarks/gpu_predict.py --write` writes it again."""
-    known = json.loads(gpu_predict.RESULTS.read_text())
+    known, step_of = json.loads(gpu_predict.RESULTS.read_text()), gpu_predict.traced(*gpu_predict.TRAINED)
     assert known.keys() == CHIPS.keys()
     for name, chip in CHIPS.items():
         want = gpu_predict.op_seconds(chip)
         by_way, by_kind, _ = gpu_predict.network(chip, nodes)
         want["edm-cifar10-32x32-cond-vp, batch 1"] = by_way["best"]
+        want["edm-cifar10-32x32-cond-vp, batch 1, sampling"] = gpu_predict.sampled(by_way["best"], 35)
+        found = _gpu_training.step(chip, step_of[0].nodes, step_of[1])
+        want["edm-cifar10-32x32-cond-vp, batch 128, training"] = found["step"]
         assert {key: known[name][key] for key in want} == pytest.approx(want)
         assert sum(by_kind.values()) == pytest.approx(min(by_way.values()))
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_a_training_step_has_three_times_the_products_and_a_pass_for_each_term(chip):
+    graph, parameters = gpu_predict.traced("edm-cifar10-32x32-cond-vp", 32)
+    both = [_gpu_training.step(chip, graph.nodes, parameters, one_pass) for one_pass in (True, False)]
+    products = 3 * 32 * 42e9 / chip.convolutions
+    assert all(products < found["convolutions"] < 2 * products for found in both)
+    assert both[0]["convolutions"] < both[1]["convolutions"] and both[0]["Python"] < both[1]["Python"]
+    assert both[0]["step"] == max(sum(both[0][key] for key in ("convolutions", "others", "Adam")), both[0]["Python"])
+    assert parameters == pytest.approx(55.7e6, rel=0.01)
+
+
+def test_rows_of_the_sweep():
+    swept = _gpu_sweep.layers_of(gpu_predict.traced(*gpu_predict.SWEPT[0])[0].nodes)
+    (layer,) = [found for found in swept if found[:6] == (64, 256, 32, 32, 256, 3)]
+    rates = gpu_predict.sweep(H200, [layer])
+    by_way = {key.removeprefix(f"sweep, {layer.name()}, "): rate for key, rate in rates.items()}
+    assert by_way.keys() == {"cudnn", "tail", "cudnn+passes", "fused", "boxes", "winograd"}
+    assert by_way["cudnn"] > by_way["tail"] > by_way["cudnn+passes"] > 0
+    known = json.loads(gpu_predict.RESULTS.read_text())["h200"]
+    assert {key: known[key] for key in rates} == pytest.approx(rates)
+    row = {"id": layer.name(), "tflops": {"cudnn": 600, "64x64, 4 warps": 700, "128x64, 4 warps": 710}, "share": 0.9}
+    parts = {"sweep": {"rows": [row], "facts": {"slug": "cuda-nvidia-h200"}}}
+    (line,) = pages.sweep_lines(parts, 6)
+    assert f"cudnn 600 [{rates[f'sweep, {layer.name()}, cudnn']:.0f}]" in line
+    assert f"128x64, 4 warps 710 [{rates[f'sweep, {layer.name()}, fused']:.0f}]; 64x64, 4 warps 700;" in line
+
+
+@pytest.mark.parametrize(
+    "target, row, batch", [("training", "fused-autocast-bf16", 128), ("sampling", "accelerate-fp16", 64)]
+)
+def test_the_report_prints_steps_and_samplers_beside_what_is_measured(target, row, batch):
+    found = {"network": "edm-cifar10-32x32-cond-vp", "batch": batch, "row": row, "median_s": 0.04, "ratio": 2.0}
+    parts = {target: {"rows": [{**found, "images_per_s": 1, "error": 0}], "facts": {"slug": "cuda-nvidia-h200"}}}
+    known = json.loads(gpu_predict.RESULTS.read_text())["h200"]
+    want = known[f"edm-cifar10-32x32-cond-vp, batch {batch}, {target}"]
+    assert f"{want * 1e3:.3f} predicted" in next(iter(pages.network_lines(parts, target)))
+    parts[target]["rows"][0]["row"] = "reference"
+    assert "predicted" not in next(iter(pages.network_lines(parts, target)))
 
 
 def test_the_report_prints_them_beside_what_is_measured():

@@ -13,6 +13,7 @@ from edm_fast.errors import UserError, count
 CARD_NAME = "README.md"
 SAMPLER_NAME = "model.sampler.json"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # the hub's identifiers: apache-2.0, cc-by-nc-sa-4.0, other
+DIGEST = re.compile(r'\| digest of the weights \| (\w+) \||"digest":\s*"(\w+)"')  # in a card, in a sampler file
 # of the options of a training run: places and habits of one machine, and what the architecture says already
 LEFT_OUT = re.compile(r"(^|_)(path|dir|class_name|dump|pkl|ticks?|benchmark|images)$|^(network|data_loader)_kwargs$")
 ERRORS = {"mean": "mean", "median": "median", "p95": "95th percentile", "worst": "worst"}

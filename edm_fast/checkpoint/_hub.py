@@ -34,16 +34,20 @@ def download(name: str, files: Collection[str]) -> Path:
     """
     assert all(file.endswith(READ) for file in files)
     repo, revision = _parts(name)
-    folder = Path()
+    library, folder = _library(name), None
     for file in files:
         try:
-            folder = Path(_library(name).hf_hub_download(repo, file, revision=revision)).parent
+            if folder is None and not isinstance(library.try_to_load_from_cache(repo, file, revision=revision), str):
+                # asked once, as hf_hub_download goes on trying for half a minute where nobody answers
+                library.HfApi(library_name="edm-fast").model_info(repo, revision=revision, timeout=10)
+            folder = Path(library.hf_hub_download(repo, file, revision=revision)).parent
         except UserError:
             raise
         except BROKEN as error:
             what = "no such file or folder, and no repository of the Hugging Face hub that can be read"
             raise CheckpointError(f"{name}: {what} ({file}: {one_line(error)[:200]})") from None
         revision = folder.name  # the commit, so that the next file is of the same one
+    assert folder is not None
     return folder
 
 

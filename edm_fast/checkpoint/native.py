@@ -21,7 +21,8 @@ import safetensors
 import torch
 
 from edm_fast import __version__
-from edm_fast.checkpoint._card import CARD_NAME
+from edm_fast.checkpoint._card import CARD_NAME, DIGEST, SAMPLER_NAME
+from edm_fast.checkpoint._digest import weights_digest
 from edm_fast.checkpoint._rebuild import StoredNetwork
 from edm_fast.checkpoint._records import CheckpointError, quote
 from edm_fast.checkpoint._source import describe_folder
@@ -53,7 +54,7 @@ def save_native(net: torch.nn.Module, path: Path, folder: bool, others: Mapping[
         with atomic_write(path, kind="safetensors") as file:
             write_safetensors(file, net.state_dict(), metadata)
         return
-    with whole_folder(path) as inside:
+    with whole_folder(path, net) as inside:
         with atomic_write(inside / WEIGHTS_NAME) as file:
             write_safetensors(file, net.state_dict(), metadata)
         with atomic_write(inside / CONFIG_NAME, "w") as file:
@@ -83,9 +84,9 @@ def read_state(path: Path, tensors: bool = True) -> Any:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, net: torch.nn.Module) -> Iterator[Path]:
     """A folder to write into. At the end it becomes `path`, or its files take their places there. The rest stays, and
-    so does a model card, which somebody may have written."""
+    so does a model card, which somebody may have written; see `_set_aside`."""
     if path.exists() and not path.is_dir():
         raise UserOSError(f"{path} is a file; expected the name of a folder, NAME.safetensors or NAME.pkl")
     for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -102,9 +103,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.replace(inside, target)
                 return
         with _alone_in(target):
+            _set_aside(target, weights_digest(net))
             for new in inside.iterdir():
                 if new.name != CARD_NAME or not (target / CARD_NAME).exists():
                     os.replace(new, target / new.name)
+
+
+def _set_aside(folder: Path, digest: str) -> None:
+    """A card and a sampler that name the digest of other weights become NAME.old: they would tell of these."""
+    for name in (CARD_NAME, SAMPLER_NAME):
+        with contextlib.suppress(OSError):
+            named = DIGEST.search((folder / name).read_text(encoding="utf-8", errors="replace"))
+            if named and digest not in named.groups():
+                os.replace(folder / name, folder / f"{name}.old")
 
 
 @contextlib.contextmanager

@@ -29,12 +29,16 @@ def checked(opts: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
     settings = {**DEFAULTS, **edm2_training(opts["preset"]), "fp16": opts["precision"] in ("fp32", "tf32")}
     opts = {**opts, **{name: value for name, value in settings.items() if name not in typed}, "augment": 0}
     opts["cres"] = opts["cres"] or [1, 2, 3, 4]
-    ticks = f"--tick={opts['tick']}, in 1024 images,"
+    part = math.lcm(opts["batch"], KI) // KI
+    ticks, expected = f"--tick={opts['tick']}, in 1024 images,", f"--tick={part}"
     if {*INTERVALS} & {*typed}:
         opts = {**opts, **_ticks(opts, typed)}
         ticks = f"the largest common part of --status, --snapshot and --checkpoint, {opts['tick'] * KI:,.0f} images,"
+        expected = f"{part}Ki for each of them (0: none)"
     if opts["tick"] * KI % opts["batch"]:
-        raise UserError(f"{ticks} is no multiple of --batch={opts['batch']}")
+        raise UserError(
+            f"{ticks} is no multiple of --batch={opts['batch']}; expected {expected} or a multiple, or another batch"
+        )
     return opts
 
 

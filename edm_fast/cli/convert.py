@@ -62,7 +62,8 @@ def command(
     SRC is a published .pkl, a training-state .pt, a safetensors file or folder, or the http(s) address of a file; it is
     recognised by content. A state_dict (of torch.save or safetensors) needs --preset. DST ending in .safetensors
     becomes a single file, in .pkl the published structure; a name without such an ending becomes a folder in the
-    Hugging Face hub layout, with a model card; one that is there stays. Other endings (.pt, .onnx) are refused.
+    Hugging Face hub layout, with a model card; one that is there stays, unless it names other weights (README.md.old).
+    Other endings (.pt, .onnx) are refused.
 
     \b
     edm-fast convert network-snapshot-200000.pkl my-model.safetensors
@@ -103,20 +104,27 @@ def command(
 
 
 def read_options(source: str, path: str | None) -> dict[str, Any] | None:
-    """The options of the training run: of the file that is named, or else of one beside the source."""
+    """The options of the training run: of the file that is named, or else of one beside the source.
+
+    What lies beside it was not asked for: a file that cannot be read is left out after one line.
+    """
     beside = os.path.join(os.path.dirname(source), "training_options.json")
     if path is None and not (os.path.exists(source) and os.path.isfile(beside)):
         return None
+    fault = "holds no JSON object; expected the options of a training run"
     try:
         with open(path or beside, encoding="utf-8") as file:
             found = json.load(file)
+        if isinstance(found, dict):
+            return found
     except OSError as error:
-        raise UserError(f"{path or beside} cannot be read ({error.strerror or error})") from None
+        fault = f"cannot be read ({error.strerror or error})"
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path or beside} holds no JSON object; expected the options of a training run")
-    return found
+        pass
+    if path is not None:
+        raise UserError(f"{path} {fault}")
+    click.echo(f"Warning: {beside} {fault}; the model card goes without them", err=True)
+    return None
 
 
 def default_key(networks: Mapping[str, Any]) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import weakref
 from typing import Any
 
 import torch
 
 from edm_fast.errors import UserError
 
+LEVEL = 1.0  # a time that any convention has
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -77,7 +79,23 @@ def accelerated(net: torch.nn.Module, plan: Any) -> Any:
     fast = copy.copy(net)
     fast.__dict__["_modules"] = dict(net._modules)
     fast.__dict__["forward"] = functools.partial(_forward, net, plan)
+    fast.__dict__["train"] = _Train(fast)
     return fast
+
+
+class _Train:
+    """The method of an accelerated copy, whose parts are those of the network. It does not keep the copy alive."""
+
+    def __init__(self, fast: torch.nn.Module) -> None:
+        self.fast = weakref.ref(fast)
+
+    def __call__(self, mode: bool = True) -> torch.nn.Module | None:
+        if mode:
+            raise UserError("an accelerated network cannot be trained; expected the network itself")
+        return self.fast()
+
+    def __reduce__(self) -> Any:
+        return _Train, (self.fast(),)
 
 
 def _forward(net: torch.nn.Module, plan: Any, *args: Any, **kwargs: Any) -> Any:

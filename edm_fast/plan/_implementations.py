@@ -68,7 +68,8 @@ def _of_op(op: Any, args: Any, packed: Pack, wanted: Statistics | None, availabl
     if all(i.name != "triton" for i in able):
         return found
     if isinstance(args, Conv2dArgs):
-        found = [candidate for candidate in found if candidate.name != "triton"]  # one of the ways, but packs each time
+        # those of a GPU are ways of a plan, too, which prepares their weights once
+        found = [candidate for candidate in found if candidate.name not in ("triton", "cuda")]
         for way in ways(args):
             left = wanted if way.leaves_statistics else None
             found += _with_statistics(way.name, functools.partial(_convolution, way, packed), left)

@@ -210,6 +210,7 @@ def start_run(options: Options, device: torch.device, data_position: int = 0) ->
     if distributed.rank() == 0:
         summarize(net, dataset, round_size, device)
     same_as_rank0(net)  # of EDM2 the summary has put the weights to unit magnitude
+    net = precision.laid_out(net)
     augment_pipe = _build.build_augment(options.augment_kwargs)
     optimizer = _build.build_optimizer(options.optimizer_kwargs, net.parameters())
     model = distribute(net, device, augmented=augment_pipe is not None)

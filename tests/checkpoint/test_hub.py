@@ -75,11 +75,37 @@ def test_what_a_card_says(hub, tmp_path):
     (tmp_path / "shapes/README.md").write_text("by hand")
     assert run("convert", "--overwrite", "run/snapshot.pkl", "shapes").exit_code == 0
     assert (tmp_path / "shapes/README.md").read_text() == "by hand"
+    assert (tmp_path / "shapes/model.sampler.json").read_text() == tuned.text()
+    # but one that names other weights makes room, as does their sampler
+    (tmp_path / "shapes/README.md").write_text(card + "by hand")
+    assert run("convert", "--overwrite", "run/snapshot.pkl", "shapes").exit_code == 0
+    assert (tmp_path / "shapes/README.md").read_text() == card + "by hand"
+    edm_fast.save(tiny(num_blocks=2), "other.safetensors")
+    assert run("convert", "--overwrite", "other.safetensors", "shapes").exit_code == 0
+    assert "cc-by-4.0" not in (tmp_path / "shapes/README.md").read_text()
+    assert (tmp_path / "shapes/README.md.old").read_text() == card + "by hand"
+    assert not (tmp_path / "shapes/model.sampler.json").exists()
+    assert (tmp_path / "shapes/model.sampler.json.old").read_text() == tuned.text()
+    # options that nobody asked for are no reason to stop
+    (tmp_path / "run/training_options.json").write_text("{")
+    done = run("convert", "run/snapshot.pkl", "again")
+    assert done.exit_code == 0 and done.stderr.count("\n") == 1
+    assert "Warning: run/training_options.json holds no JSON object" in done.stderr
     # the code of a card runs as it stands
     edm_fast.push_to_hub(edm_fast.load("demo"), "ann/digits", sampler=edm_fast.load_sampler("demo"))
     code = (hub.head("ann/digits") / "README.md").read_text().split("```python\n")[1].split("```")[0]
     exec(compile(code.replace("range(16)", "range(1)"), "card", "exec"), {})
     assert (tmp_path / "images.png").exists()
+
+
+def test_nobody_answers(hub, monkeypatch):
+    """What is not in the cache is asked for once."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it tries again"))
+    assert "bob/net: no such file or folder, and no repository of the" in refused("convert", "bob/net", "x")
 
 
 def test_refusals(hub, tmp_path, monkeypatch):

@@ -53,7 +53,9 @@ def test_what_it_refuses(tmp_path, data):
     common = ["train", f"--outdir={tmp_path / 'runs'}", f"--data={data}", "-n", *TINY]
     assert "--augment does not go with --arch=edm2" in refused(*common, "--augment=0.1")
     assert "--precond does not go with --arch=edm2" in refused(*common, "--precond=vp")
-    assert "--tick=1, in 1024 images, is no multiple of --batch=100" in refused(*common, "--batch=100")
+    assert "--tick=1, in 1024 images, is no multiple of --batch=100; expected --tick=25 or" in refused(
+        *common, "--batch=100"
+    )
     assert "--ema-std needs --arch=edm2" in refused(*common, "--arch=ddpmpp", "--ema-std=0.1")
     assert "--decay needs --arch=edm2" in refused(*common, "--arch=ddpmpp", "--decay=10")
     assert not (tmp_path / "runs").exists()

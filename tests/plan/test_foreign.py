@@ -80,6 +80,7 @@ def test_hand_written(precision):
         assert torch.equal(fast(x, 0.5, None)[0], fast(x, torch.tensor(0.5))[0])
         again = pickle.loads(pickle.dumps(fast))
         assert torch.equal(again(x, t), fast(x, t)) and torch.equal(copy.deepcopy(fast)(x, t), fast(x, t))
+        assert fast.eval() is fast and again.eval() is again
     assert type(fast) is HandWritten and fast.width == 16 and [*fast.state_dict()] == [*net.state_dict()]
     choices = {choice.op: choice for choice in explain()}
     assert {"conv2d", "group_norm_silu", "upfirdn"} <= {name for name, c in choices.items() if "accelerated" in str(c)}
@@ -167,6 +168,7 @@ REFUSED = {
     "no image": (lambda: called(lambda m, x: {"x": x}), "gives an object of class dict; expected one image"),
     "two images": (lambda: called(lambda m, x: (x, x)), "gives 2 things; expected one image"),
     "later": (lambda: called(lambda m, x: m.conv(x), lambda net, fast: net.train()), "put in training mode after"),
+    "trained": (lambda: accelerate(made()).train(), "cannot be trained; expected the network itself"),
     "float64": (lambda: accelerate(made())(inputs()[0].double(), 1.0), "x is torch.float64; expected images"),
     "rows": (lambda: accelerate(made())(inputs()[0], torch.ones(3)), "noise_labels has 3 rows; expected 2"),
 }

@@ -39,7 +39,8 @@ def loss_of(net, model=None):
 def gradients(net, backend, dtype=None, model=None):
     net.zero_grad()
     device = next(net.parameters()).device.type
-    with use_backend(backend, *LAYERS), tensor_float(False):
+    convolutions, others = ("cuda", "triton") if backend == "tail" else (backend, backend)
+    with use_backend(others, *LAYERS), use_backend(convolutions, "conv2d"), tensor_float(False):
         with torch.autocast(device, dtype, enabled=dtype is not None):
             loss = loss_of(net, model)
         loss.backward()
@@ -48,15 +49,15 @@ def gradients(net, backend, dtype=None, model=None):
 
 
 def backends(device):
-    """All ops on Triton; and on a GPU also each op's own choice."""
-    return ["triton", "auto"] if device == "cuda" else ["triton"]
+    """All ops on Triton, and convolutions by torch with their tails there; and on a GPU also each op's own choice."""
+    return ["triton", "tail", "auto"] if device == "cuda" else ["triton", "tail"]
 
 
 @devices
 @pytest.mark.parametrize("name, dtype", [("ddpmpp", torch.bfloat16), ("adm", torch.float16)])
 def test_gradients_under_autocast(name, dtype, device):
     """Of every parameter within twice the error of the reference under autocast, all by that of float32."""
-    net = trained(device, name)
+    net = trained(device, name).to(memory_format=torch.channels_last)
     exact, plain = gradients(net, "reference"), gradients(net, "reference", dtype)
     errors = [relative_error([g], [e]) for g, e in zip(plain, exact)]
     for backend in backends(device):

@@ -77,3 +77,12 @@ def test_what_does_not_run_is_refused_in_one_line(tmp_path, data):
         Precision("fp8", torch.device("cpu"))
     result = run(*common, "--precision=bf16", "--arch=ddpmpp", "--cbase=4", "--cres=1", "--num-blocks=1")
     assert result.exit_code == 0 and '"precision": "bf16"' in result.output and "batch512-bf16" in result.output
+
+
+@pytest.mark.parametrize(
+    "device, name, last", [("cuda", "bf16", True), ("cuda", "fp32", False), ("cpu", "bf16", False)]
+)
+def test_weights_lie_channels_last_where_matrix_units_read_them(device, name, last, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
+    net = Precision(name, torch.device(device)).laid_out(torch.nn.Conv2d(8, 8, 3))
+    assert net.weight.is_contiguous(memory_format=torch.channels_last) == last

@@ -6,10 +6,11 @@ import torch
 
 from edm_fast.backend import Op
 from edm_fast.ops.conv2d.cpu import cpu
+from edm_fast.ops.conv2d.cuda import cuda
 from edm_fast.ops.conv2d.reference import Conv2dArgs, cases, check, fresh, reference
 from edm_fast.ops.conv2d.triton import triton
 
-_op = Op("conv2d", Conv2dArgs, reference, check, triton, cpu, like=fresh, cases=cases)
+_op = Op("conv2d", Conv2dArgs, reference, check, triton, cpu, cuda, like=fresh, cases=cases)
 
 
 def conv2d(

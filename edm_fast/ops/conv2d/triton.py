@@ -7,7 +7,7 @@ import torch
 
 from edm_fast.backend import Implementation
 from edm_fast.ops import _triton
-from edm_fast.ops.conv2d import _kernel
+from edm_fast.ops.conv2d import _kernel, _tail
 from edm_fast.ops.conv2d.reference import Conv2dArgs
 
 
@@ -34,14 +34,11 @@ def _weight_gradient(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
     return kernels.weight_gradient(dy, args.x, args.weight.shape[-1], args.pad())
 
 
-_run = _kernel.on_kernel("triton", _triton.DEVICES, _forward, _adjoint, _weight_gradient)
+_run = _kernel.on_kernel("triton", _triton.DEVICES, _forward, _adjoint, _weight_gradient, _tail.tail_backward)
 
 
 def forward(args: Conv2dArgs) -> torch.Tensor:
-    kind = args.x.device.type
-    if torch.is_autocast_enabled(kind):
-        args = args._replace(x=args.x.to(torch.get_autocast_dtype(kind)))
-    return _run(args)
+    return _run(_kernel.in_autocast(args))
 
 
 def reason(args: Conv2dArgs) -> str | None:
