@@ -89,11 +89,12 @@ def moved(chip: Chip, size: float, each: float | None = None) -> float:
     return size / (chip.cache if fits else chip.memory)
 
 
-def waves(chip: Chip, b: Blocks, tiles: int, steps: float, after: float) -> float:
-    """Seconds of a grid of products: `tiles` programs of so many steps, and `after` bytes of each at its end."""
-    row = loop_of(chip, b)
+def waves(chip: Chip, b: Blocks, tiles: int, steps: float, after: float, row: Any = None, share: float = 1) -> float:
+    """Seconds of a grid of products: `tiles` programs of so many steps, and `after` bytes of each at its end; `share`:
+    of a step's operands that is fetched for it."""
+    row = row or loop_of(chip, b)
     clocks = b.m * b.n * b.k / chip.rate
-    through = (b.m + b.n) * b.k * SIZE * chip.processors / chip.cache * chip.rhythm()
+    through = share * (b.m + b.n) * b.k * SIZE * chip.processors / chip.cache * chip.rhythm()
     step = max(clocks / row["loop"]["bound"] / ASSUMED["pipeline"], through)
     resident = min(chip.shared // max(row["shared"], 1), 65536 // (row["registers"] * 32 * b.warps))
     end = ASSUMED["start"] + after * chip.processors / chip.memory * chip.rhythm()
@@ -134,6 +135,22 @@ def direct(chip: Chip, c: Convolution) -> float:
     if b.splits > 1:
         seconds += ASSUMED["launch"] + c.bytes_out() * (4 * b.splits + 1) / chip.cache
     bytes_in = c.pixels() * c.c * SIZE + c.outputs * c.c * taps * c.phases * SIZE
+    return max(seconds, moved(chip, bytes_in + images * c.bytes_out(), c.bytes_out())) + ASSUMED["launch"]
+
+
+def boxes(chip: Chip, c: Convolution) -> float | None:
+    """The kernel in Gluon; None where it cannot run. Its rows and weights serve twice: 7 boxes where there were 9."""
+    from edm_fast.kernels import _conv2d_gluon as gluon
+
+    sizes = torch.Size([c.n, c.c, c.h, c.w]), torch.Size([c.outputs, c.c, c.kernel, c.kernel])
+    if chip.table != "sm_90a" or c.phases != 1 or gluon.shape_reason(*sizes, 1):
+        return None
+    row = rows()["conv2d"]["boxes_fp16_32"][chip.table]
+    # a step of two products; the producer is given four warps
+    b = Blocks(2 * gluon.PIXELS, gluon.PIXELS, gluon.CHANNELS, gluon.WARPS + 4, 2)
+    tiles, images = gluon.tiles(c.n, c.h, c.w, c.outputs), 1 + c.added
+    seconds = waves(chip, b, tiles, 9 * c.c / b.k, b.m * b.n * SIZE * images, row, 7 / 9)
+    bytes_in = c.pixels() * c.c * SIZE + c.outputs * c.c * 9 * SIZE
     return max(seconds, moved(chip, bytes_in + images * c.bytes_out(), c.bytes_out())) + ASSUMED["launch"]
 
 

@@ -1,5 +1,5 @@
 """Every convolution of the networks, at batch 64 in float16: cuDNN alone, cuDNN and the tail in one pass or several,
-Winograd, the direct kernel in many blocks.
+Winograd, the kernel in Gluon, the direct one in many blocks.
 
 A row has TFLOP/s, and the best blocks, which go to kernels/tuned-CHIP.json. A result that is not cuDNN's within
 rounding has no time.
@@ -104,8 +104,9 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     return min(timing.gpu_clock(graph, 1) for _ in range(REPLAYS)) / CALLS
 
 
-def measure(layer: Layer, device: torch.device, quick: bool, ceiling: float) -> dict[str, Any]:
-    """TFLOP/s of each way, the best blocks by their key, faults of blocks."""
+def measure(layer: Layer, device: torch.device, quick: bool, ceiling: float, boxes: bool = True) -> dict[str, Any]:
+    """TFLOP/s of each way, the best blocks by their key, faults of blocks; `boxes`: of the kernel in Gluon, too, if it
+    can take the layer."""
     from edm_fast.kernels import _conv2d_tuned, conv2d
 
     generator = torch.Generator(device).manual_seed(0)
@@ -126,8 +127,10 @@ def measure(layer: Layer, device: torch.device, quick: bool, ceiling: float) -> 
     calls: dict[str, Callable[[], torch.Tensor]]
     calls = {"cudnn+passes": functools.partial(backend.ops()["conv2d"].reference, args)}
     for way in _gpu_convolutions.ways(args):
-        if way.name != "fused":
+        if way.name not in ("fused", "boxes"):
             calls[way.name] = functools.partial(way.run, lambda weight, layout: layouts(layout), args)
+    if boxes and conv2d.boxes_reason(x, weight, padding, proved=True) is None:
+        calls["boxes"] = functools.partial(conv2d.in_boxes, x, packed, bias[None], residual, 0.5, padding)
     plans = {}
     for plan in blocks(layer, quick):
         name = f"{plan.m}x{plan.n}x{plan.k}, {plan.warps} warps, {plan.stages} stages, {plan.splits} parts"
@@ -150,4 +153,6 @@ def measure(layer: Layer, device: torch.device, quick: bool, ceiling: float) -> 
         found |= {"best": f"{best[0]:.0f}", "share": best[0] * 1e12 / ceiling}
         sizes = _conv2d_tuned.key(n * h * w, outputs, c, kernel**2, 1, x.dtype)
         found["tuned"] = {sizes: [plan.m, plan.n, plan.k, plan.warps, plan.stages, plan.splits]}
+    if "boxes" in calls:
+        found["tuned"] = {**found.get("tuned", {}), "boxes": [int("boxes" in rates)]}
     return found

@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results/predicted-gpu.json"
 PLACES = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64))
 TRAINED = (DDPMPP, 128)
 STEPS, EVALUATIONS, FEW = 18, 35, 10  # Heun's steps and evaluations; those of a tuned sampler
-WAYS = ("best", "direct", "cuDNN + tail", "cuDNN + passes", "Winograd")
+WAYS = ("best", "direct", "boxes", "cuDNN + tail", "cuDNN + passes", "Winograd")
 Seconds = dict[str, float]
 
 
@@ -82,6 +82,8 @@ def ways(chip: Chip, c: Convolution, normed: bool) -> Seconds:
         "cuDNN + tail": before + model.library(chip, c),
         "cuDNN + passes": before + model.library(chip, c, passes=True),
     }
+    if (boxes := model.boxes(chip, c)) is not None:
+        found["boxes"] = before + boxes
     if c.kernel == 3 and c.phases == 1 and min(c.c, c.outputs) >= 16:
         parts = [sum(model.winograd_parts(chip, c, merged).values()) for merged in (False, True)]
         merged = parts[1] + model.norm(chip, c.n, c.c, c.h * c.w, statistics_alone=True)
@@ -129,7 +131,7 @@ def network(chip: Chip, nodes: list[AnyNode]) -> tuple[Seconds, Seconds, Seconds
             fallback = found.get("cuDNN + tail", best)
             by_way[way] += best if way == "best" or len(found) == 1 else found.get(way, fallback)
             if "Winograd" in found:
-                apart[way] += best if way == "best" else found[way]
+                apart[way] += best if way == "best" else found.get(way, fallback)
     return dict(by_way), dict(by_kind), dict(apart)
 
 
@@ -170,7 +172,13 @@ def sweep(chip: Chip, found: list[_gpu_sweep.Layer]) -> dict[str, float]:
     for layer in found:
         c = Convolution(*layer[:6], added=1)
         bare = model.library(chip, c) - model.moved(chip, 3 * c.bytes_out(), c.bytes_out()) - model.ASSUMED["launch"]
-        names = {"direct": "fused", "cuDNN + tail": "tail", "cuDNN + passes": "cudnn+passes", "Winograd": "winograd"}
+        names = {
+            "direct": "fused",
+            "boxes": "boxes",
+            "cuDNN + tail": "tail",
+            "cuDNN + passes": "cudnn+passes",
+            "Winograd": "winograd",
+        }
         times = {"cudnn": bare} | {names.get(way, way): s for way, s in ways(chip, c, False).items()}
         rates |= {f"sweep, {layer.name()}, {way}": c.flops() / s / 1e12 for way, s in times.items()}
     return rates

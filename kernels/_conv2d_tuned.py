@@ -1,7 +1,7 @@
 """Blocks of convolutions that were measured on a chip: tuned-CHIP.json, which the sweep of `make gpu-report` writes.
 
 A file has, by the sizes of a call (`key`), the fields of `Blocks` that were fastest there. Other sizes and chips go by
-the model of `_conv2d_blocks`.
+the model of `_conv2d_blocks`. "boxes" is [1] where the kernel in Gluon has run on all layers, and rightly.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from edm_fast.kernels._conv2d_blocks import Blocks
 
 FOLDER = Path(__file__).parent
+BOXES = "boxes"
 
 
 def key(pixels: int, outputs: int, inputs: int, taps: int, phases: int, dtype: torch.dtype) -> str:
@@ -30,13 +31,24 @@ def chip(name: str) -> str:
 
 
 @functools.cache
-def table(name: str) -> dict[str, Blocks]:
-    """What is known of the chip of this name; nothing if there is no file, or none that makes sense."""
+def _known(name: str) -> tuple[dict[str, Blocks], bool]:
+    """Of the chip of this name, and whether the kernel in Gluon works; nothing if there is no file that makes sense."""
     try:
         found = json.loads((FOLDER / f"tuned-{chip(name)}.json").read_text())
-        return {str(sizes): Blocks(*map(int, fields)) for sizes, fields in found.items()}
+        works = found.pop(BOXES, None) == [1]
+        return {str(sizes): Blocks(*map(int, fields)) for sizes, fields in found.items()}, works
     except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        return {}, False
+
+
+def table(name: str) -> dict[str, Blocks]:
+    """The blocks that are known of the chip of this name."""
+    return _known(name)[0]
+
+
+def boxes(device: torch.device) -> bool:
+    """Whether the kernel in Gluon is known to work there: if it waited for ever, a plan would, too."""
+    return device.type == "cuda" and _known(_name(device))[1]
 
 
 def version(name: str) -> str:

@@ -163,6 +163,18 @@ def _others() -> dict[str, Variant]:
     }
 
 
+def _boxes() -> dict[str, Variant]:
+    """Those in Gluon, where Triton has it."""
+    try:
+        from edm_fast.kernels import _conv2d_gluon as gluon
+    except (ImportError, AttributeError):
+        return {}
+    return {
+        "boxes_fp16_32": gluon.variant(gluon.Box(4, 32)),
+        "boxes_bf16_64": gluon.variant(gluon.Box(2, 64), dtype=torch.bfloat16, rows=2),
+    }
+
+
 def variants() -> dict[str, Variant]:
     """By name: kernel, dtype, channels, pixels or batch and side of the images."""
     half, bf16, single = torch.float16, torch.bfloat16, torch.float32
@@ -201,4 +213,5 @@ def variants() -> dict[str, Variant]:
         "winograd_output_bf16_c256_statistics": _winograd_output(256, True, "bf16"),
         "winograd_output_fp32_c256_statistics": _winograd_output(256, True, "fp32"),
         **_others(),
+        **_boxes(),
     }

@@ -11,7 +11,8 @@ output's pixels (`pack_phases`, `upsample`): where taps read the same pixel thei
 16 products of the 36 for 4 outputs, and the large image is never written. The filter [1, 3, 3, 1] has no such gain:
 each phase still reads 3x3 pixels, and at the border the zeros around the large image are no filtered ones.
 
-A 3x3 convolution with fewer products is `winograd`, and `finish` is the tail after a convolution of another library,
+On Hopper `in_boxes` computes the same with its own units, in Gluon, where `boxes_reason` does not say why not. A 3x3
+convolution with fewer products is `winograd`, and `finish` is the tail after a convolution of another library,
 `finish_gradients` its backward.
 `Float8` is for an experiment, `_conv2d_float8`.
 
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 import triton
 
-from edm_fast.kernels import _conv2d_products, _conv2d_tail
+from edm_fast.kernels import _conv2d_products, _conv2d_tail, _conv2d_tuned
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
 from edm_fast.kernels._conv2d_prologue import Prologue, affine_of, images_last
 from edm_fast.kernels._conv2d_tail import Statistics, moments, options
@@ -43,9 +44,11 @@ __all__ = [
     "Float8",
     "Prologue",
     "Statistics",
+    "boxes_reason",
     "finish",
     "finish_gradients",
     "forward",
+    "in_boxes",
     "pack",
     "pack_phases",
     "pack_winograd",
@@ -171,6 +174,33 @@ def forward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (2, N, groups) of y."""
     return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan, float8)
+
+
+def boxes_reason(x: torch.Tensor, weight: torch.Tensor, padding: int, proved: bool = False) -> str | None:
+    """Why `in_boxes` does not take a convolution of x with weight (O, C, k, k), or None. It has to be `proved` by the
+    sweep on the chip at hand first."""
+    try:
+        from edm_fast.kernels import _conv2d_gluon  # late: not every Triton has what it takes
+    except (ImportError, AttributeError) as error:
+        return f"this Triton has no such Gluon: {error}"
+    why = _conv2d_gluon.reason(x, weight, padding)
+    if why is None and not proved and not _conv2d_tuned.boxes(x.device):
+        return "it has not run on this chip: `make gpu-report REPORT=--sweep` tries it"
+    return why
+
+
+def in_boxes(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: float = 1.0,
+    padding: int = 0,
+) -> torch.Tensor:
+    """`forward` in half precision, by TMA and warps of their own for it (`_conv2d_gluon`)."""
+    from edm_fast.kernels import _conv2d_gluon
+
+    return _conv2d_gluon.forward(x, packed, rows, residual, scale, padding)
 
 
 def upsample(

@@ -91,7 +91,7 @@ def test_rows_of_the_sweep():
     (layer,) = [found for found in swept if found[:6] == (64, 256, 32, 32, 256, 3)]
     rates = gpu_predict.sweep(H200, [layer])
     by_way = {key.removeprefix(f"sweep, {layer.name()}, "): rate for key, rate in rates.items()}
-    assert by_way.keys() == {"cudnn", "tail", "cudnn+passes", "fused", "winograd"}
+    assert by_way.keys() == {"cudnn", "tail", "cudnn+passes", "fused", "boxes", "winograd"}
     assert by_way["cudnn"] > by_way["tail"] > by_way["cudnn+passes"] > 0
     known = json.loads(gpu_predict.RESULTS.read_text())["h200"]
     assert {key: known[key] for key in rates} == pytest.approx(rates)

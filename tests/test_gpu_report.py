@@ -91,6 +91,39 @@ def test_every_part_that_measures(told, monkeypatch):
     assert [row["row"] for row in told["rows"]] == ["reference"]
 
 
+def test_plans_take_the_kernel_in_gluon_where_the_sweep_has_proved_it(told, tmp_path, monkeypatch):
+    """The direct kernel stands for it: it is right, or wrong, or never ends, which ends the process before the row."""
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    from edm_fast.kernels import _conv2d_tuned, conv2d
+
+    monkeypatch.setattr(_gpu_sweep, "blocks", lambda layer, quick: [])
+    monkeypatch.setattr(_conv2d_tuned, "FOLDER", tmp_path)
+    monkeypatch.setattr(_conv2d_tuned, "_name", lambda device: "cpu")
+    image, weight = torch.ones(1, 16, 4, 4), torch.ones(16, 16, 3, 3)
+    assert conv2d.boxes_reason(image, weight, 1) is not None
+    monkeypatch.setattr(conv2d, "boxes_reason", lambda *args, proved=False: None if proved else "not yet")
+    for factor, proved in ((1.0, True), (2.0, False)):
+        monkeypatch.setattr(conv2d, "in_boxes", lambda *args, factor=factor: factor * conv2d.forward(*args))
+        told |= {"rows": [], "facts": {}}
+        _gpu_parts.sweep(TRIAL, {"done": [], "facts": {}})
+        assert ("boxes" in told["rows"][0]["tflops"]) == proved
+        (tmp_path / "tuned-cpu.json").write_text(_gpu_pages.tuned({"sweep": told})[1])
+        _conv2d_tuned._known.cache_clear()
+        assert _conv2d_tuned.boxes(torch.device("cuda")) == proved and _conv2d_tuned.table("cpu") == {}
+
+    def ends(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conv2d, "in_boxes", ends)
+    told |= {"rows": [], "facts": {}}
+    with pytest.raises(KeyboardInterrupt):
+        _gpu_parts.sweep(TRIAL, {"done": [], "facts": {}})
+    assert not told["rows"]
+    _gpu_parts.sweep(TRIAL, {"done": [], "facts": told["facts"]})
+    assert told["facts"]["tuned"]["boxes"] == [0] and "boxes" not in told["rows"][0]["tflops"]
+
+
 def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, monkeypatch):
     if (reason := _triton.reason(torch.ones(1))) is not None:
         pytest.skip(reason)
@@ -108,14 +141,14 @@ def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, mon
     (tmp_path / "tuned-nvidia-h200.json").write_text(text)
     monkeypatch.setattr(_conv2d_tuned, "FOLDER", tmp_path)
     monkeypatch.setattr(_conv2d_tuned, "_name", lambda device: "NVIDIA H200")
-    _conv2d_tuned.table.cache_clear()
+    _conv2d_tuned._known.cache_clear()
     x = argparse.Namespace(is_cuda=True, device="cuda", dtype=torch.bfloat16)
     sizes = (16, 16, 16, 9, 1)
     (plan,) = _gpu_sweep.blocks(_gpu_parts._swept(True)[0], True)
     assert _conv2d_tuned.tuned(x, *sizes) == plan and _conv2d_tuned.version("NVIDIA H200") != "model"
     assert _conv2d_tuned.tuned(x, 17, *sizes[1:]) is None and _conv2d_tuned.version("NVIDIA L4") == "model"
     (tmp_path / "tuned-nvidia-l40.json").write_text('{"1 2": [1]}')
-    assert _conv2d_tuned.table("NVIDIA L40") == {}
+    assert _conv2d_tuned.table("NVIDIA L40") == {} and not _conv2d_tuned.boxes(torch.device("cuda"))
 
     seen = []
     monkeypatch.setattr(conv2d, "tuned", lambda x, *found: seen.append(found) or plan)

@@ -133,9 +133,9 @@ def half(net: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     return copied
 
 
-def accelerated(net: Any, precision: str, packed_limit: float | None = None) -> Any:
+def accelerated(net: Any, precision: str, **limits: Any) -> Any:
     """edm_fast.accelerate(net, precision); UserError if that cannot be done here."""
-    return accelerate(net, precision=precision, packed_limit=packed_limit)
+    return accelerate(net, precision=precision, **limits)
 
 
 def relative_error(got: list[torch.Tensor], exact: list[torch.Tensor]) -> float:

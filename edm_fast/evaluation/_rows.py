@@ -40,13 +40,14 @@ class Row:
 SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def _ours(precision: str, memory_format: str = "own", limit: float | None = None, device: str = "any") -> Row:
+def _ours(precision: str, name: str = "", device: str = "any", **limits: float) -> Row:
+    """limits: packed_limit and max_error."""
     return Row(
-        f"accelerate-{precision}" + ("" if limit is None else "-unlimited"),
-        lambda subject: accelerated(subject.net, precision, limit),
+        f"accelerate-{precision}{name}",
+        lambda subject: accelerated(subject.net, precision, **limits),
         backend="auto",
         precision="fp32" if precision == "exact" else precision,
-        memory_format=memory_format,
+        memory_format="own",
         device=device,
     )
 
@@ -112,7 +113,8 @@ ROWS: dict[str, Row] = {
         Row("fused", lambda subject: subject.net, backend="auto", trains=True),
         _ours("exact"),
         _ours("fp32"),
-        _ours("fp32", limit=math.inf),
+        _ours("fp32", "-unlimited", packed_limit=math.inf),
+        _ours("fp32", "-3e-6", "cpu", max_error=3e-6),
         _ours("bf16"),
         Row("tuned", _tuned, backend="auto", memory_format="own", tuned=True, device="cpu"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from edm_fast.plan._algorithms import ALLOWED
 from edm_fast.plan._batches import Inputs, by_name, in_parts, shape_fault, shapes_of, shapes_of_one, signature
 from edm_fast.plan._capture import EvaluatedShapes
 from edm_fast.plan._cpu import CpuPlanner, CpuProgram
+from edm_fast.plan._errors import SIGMA, Allowance
 from edm_fast.plan._gpu import GpuPlanner
 from edm_fast.plan._gpu_program import GpuProgram
 from edm_fast.plan._gradients import DifferentiableProgram
@@ -47,7 +49,13 @@ class HiddenError(UserError, AttributeError):
     """A layer of an accelerated network was asked for; an AttributeError too, as the probes of torch expect."""
 
 
-def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packed_limit: float | None = None) -> Any:
+def accelerate(
+    net: Any,
+    precision: str = "fp32",
+    cuda_graph: bool = True,
+    packed_limit: float | None = None,
+    max_error: float | None = None,
+) -> Any:
     """A copy of `net` that evaluates faster: same class, attributes and call, weights as they are now and constant.
 
     precision, on the CPU: "exact" keeps every layer's rounding error within twice the reference's; "fp32" may spend
@@ -68,6 +76,11 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     transform theirs at each call. None: 1 for networks of more than 8 MB of weights; for smaller ones math.inf, no
     limit. Without a limit large networks evaluate a single image sooner; batches gain little.
 
+    max_error, on the CPU: the most that the raw network F may err as a whole, ||F - F64|| / ||F64||; of the algorithms
+    that `precision` allows, layers get those of the least time. The first call with a new shape measures errors on two
+    images of noise at sigma 0.5 (t = 1 for other modules), and `explain()` reports what the plan reaches there; other
+    images differ by some percent. UserError then if it cannot be reached. Evaluations with gradients are "exact".
+
     What was done to `net` is followed: subclasses, replaced methods, adapters, parametrizations, and hooks that change
     what layers compute. Python code inside the raw network runs when a shape is first met, on tensors without numbers,
     and no more: hooks there that only look on or read numbers raise UserError, and random numbers stay as first drawn.
@@ -81,23 +94,38 @@ def accelerate(net: Any, precision: str = "fp32", cuda_graph: bool = True, packe
     net = net if foreign else own_network(net)
     model = net if foreign else net.raw.reference[0] if isinstance(net.raw, PlannedUNet) else net.raw
     device = next(model.parameters()).device
-    if device.type not in PRECISIONS:
-        raise UserError(f"accelerate() takes networks on the CPU or a CUDA device; this one is on {device}")
-    if precision not in PRECISIONS[device.type]:
-        expected = ", ".join(PRECISIONS[device.type])
-        raise UserError(f"precision {precision!r} does not run on {device.type}; expected one of {expected}")
-    if packed_limit is not None and not (isinstance(packed_limit, (int, float)) and packed_limit >= 0):
-        raise UserError(f"packed_limit is {packed_limit!r}; expected a number of at least 0, or None")
-    if device.type == "cpu" and native.cpu_reason() is not None:
-        raise UserError(f"accelerate() is not possible here: {native.cpu_reason()}")
+    if (found := _fault(device, precision, packed_limit, max_error)) is not None:
+        raise UserError(found)
     if net.training or model.training:
         raise UserError("the network is in training mode; expected net.eval() before accelerate()")
+    allowance = None
+    if max_error is not None:
+        level = _foreign.LEVEL if foreign else float(net.coefficients(torch.tensor(SIGMA)).c_noise)
+        allowance = Allowance(max_error, level)
     if foreign:
-        return _foreign.accelerated(net, PlannedUNet(_foreign.RawForeign(net), precision, packed_limit=packed_limit))
-    fast = with_model(net, PlannedUNet(model, precision, cuda_graph, packed_limit))
+        raw = _foreign.RawForeign(net)
+        return _foreign.accelerated(net, PlannedUNet(raw, precision, True, packed_limit, allowance))
+    fast = with_model(net, PlannedUNet(model, precision, cuda_graph, packed_limit, allowance))
     if device.type == "cuda":
         fast.use_fp16 = False  # the plan casts, to the type of its precision
     return fast
+
+
+def _fault(device: torch.device, precision: Any, packed_limit: Any, max_error: Any) -> str | None:
+    """Why a network on this device cannot be accelerated like this, or None."""
+    if device.type not in PRECISIONS:
+        return f"accelerate() takes networks on the CPU or a CUDA device; this one is on {device}"
+    if precision not in PRECISIONS[device.type]:
+        expected = ", ".join(PRECISIONS[device.type])
+        return f"precision {precision!r} does not run on {device.type}; expected one of {expected}"
+    if packed_limit is not None and not (isinstance(packed_limit, (int, float)) and packed_limit >= 0):
+        return f"packed_limit is {packed_limit!r}; expected a number of at least 0, or None"
+    if max_error is not None and not (isinstance(max_error, (int, float)) and 0 < max_error < math.inf):
+        return f"max_error is {max_error!r}; expected a number above 0, such as 2e-6, or None"
+    if max_error is not None and device.type != "cpu":
+        return f"max_error is for networks on the CPU; this one is on {device}, expected a precision alone"
+    reason = native.cpu_reason() if device.type == "cpu" else None
+    return None if reason is None else f"accelerate() is not possible here: {reason}"
 
 
 def unaccelerated(device: torch.device) -> str | None:
@@ -107,16 +135,11 @@ def unaccelerated(device: torch.device) -> str | None:
     return native.cpu_reason() if device.type == "cpu" else None
 
 
-def planner(
-    device: torch.device,
-    precision: str,
-    cuda_graph: bool,
-    packed_limit: float | None,
-    choose: Callable[..., Any] | None,
-) -> Any:
-    """What makes a program of a traced network on this device."""
+def planner(device: torch.device, how: tuple[Any, ...]) -> Any:
+    """What makes a program of a traced network on this device; how: see `PlannedUNet`."""
+    precision, cuda_graph, packed_limit, allowance, choose = how
     if device.type == "cpu":
-        return CpuPlanner(precision, packed_limit, choose)
+        return CpuPlanner(precision, packed_limit, allowance, choose)
     return GpuPlanner(precision, device, cuda_graph, choose)
 
 
@@ -177,13 +200,14 @@ class PlannedUNet(torch.nn.Module):
         precision: str,
         cuda_graph: bool = True,
         packed_limit: float | None = None,
+        allowance: Allowance | None = None,
         choose: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         self.reference = [model]  # in a list, so that torch does not count it as a part to convert, load or train
         self.device = next(model.parameters()).device
-        self.how = precision, cuda_graph, packed_limit, choose
-        self.planner = planner(self.device, *self.how)
+        self.how = precision, cuda_graph, packed_limit, allowance, choose
+        self.planner, self.allowance = planner(self.device, self.how), allowance
         self.pool: Pool[Program] = Pool()
         self.differentiable: Pool[DifferentiableProgram] = Pool()
         self.graphs: dict[Shapes, Graph] = {}  # traced, and not yet made programs of
@@ -261,7 +285,7 @@ class PlannedUNet(torch.nn.Module):
         """A new program for inputs of these shapes."""
         # in inference mode the program could be used there alone; autocast would change what is timed and recorded
         with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
-            program = self.planner(self.graph(shapes))
+            program = self.planner(self.graph(shapes), self.graph)
         for name in program.calls:
             reasons = dict.fromkeys(backend.ops()[name].implementations, "the network runs as one accelerated plan")
             self.reasons[name] = {**reasons, **dropped(name)}
@@ -269,8 +293,11 @@ class PlannedUNet(torch.nn.Module):
 
     def note(self, program: Program) -> None:
         """For `explain`: the ops of one evaluation have run, in a plan."""
+        way = f"accelerated {self.how[0]}"
+        if self.allowance is not None and isinstance(program, CpuProgram):
+            way += f", error {program.error:.1e} of {self.allowance.max_error:g} allowed"
         for name, calls in program.calls.items():
-            backend.ops()[name].note(f"accelerated {self.how[0]}", self.reasons[name], calls)
+            backend.ops()[name].note(way, self.reasons[name], calls)
 
     def replayer(
         self, net: Any

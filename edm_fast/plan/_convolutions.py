@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from edm_fast.plan._rewrite import fuse_gain, fuse_norm, fuse_upsampling, rewrit
 from edm_fast.plan._select import Candidate, fastest, within_memory
 
 Seconds = Callable[[Shape], Mapping[Algorithm, float]]  # of the algorithms to choose from
+Price = Callable[[AnyNode, Algorithm], float]  # seconds that the error of an algorithm of a convolution counts for
 
 
 def convolution(node: AnyNode) -> Any:
@@ -33,7 +35,25 @@ def shape_of(node: AnyNode) -> Shape:
     return Shape(n, channels, h, w, outputs, kernel, conv.pad(), doubled)
 
 
-def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph, dict[Node, Algorithm]]:
+def convolutions(graph: Graph) -> list[AnyNode]:
+    """Those of images, whose algorithms there is a choice of."""
+    return [n for n in graph.nodes if convolution(n) is not None and not isinstance(n.args, LinearArgs)]
+
+
+def merged(first: Node, second: Node) -> list[AnyNode] | None:
+    """An upsampling and the convolution of its image that some algorithms take as one."""
+    fused = fuse_upsampling(first, second)
+    return fused if fused and first.args.up == 2 and second.args.weight.shape[-1] == 3 else None
+
+
+def free(node: AnyNode, algorithm: Algorithm) -> float:
+    """The price of errors where none is asked for."""
+    return 0.0
+
+
+def with_algorithms(
+    graph: Graph, seconds: Seconds, limit: float, price: Price = free
+) -> tuple[Graph, dict[Node, Algorithm]]:
     """The graph with what its convolutions take in of the nodes before them, and the algorithm of each.
 
     A convolution for which no algorithm works is not among the latter.
@@ -41,12 +61,15 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
     limit: of the memory of packed weights, in that of the convolutions' own.
     """
 
+    def candidates(node: AnyNode) -> list[Candidate]:
+        own = node.second if isinstance(node, Fused) else node
+        found = candidates_of(shape_of(node), seconds)
+        return [dataclasses.replace(c, seconds=c.seconds + price(own, c.implementation)) for c in found]
+
     def merge_upsampling(first: Node, second: Node) -> list[AnyNode] | None:
         """Where an algorithm that merges the two is the fastest."""
-        fused = fuse_upsampling(first, second)
-        if fused is None or first.args.up != 2 or second.args.weight.shape[-1] != 3:
-            return None
-        found = candidates_of(shape_of(fused[0]), seconds)
+        fused = merged(first, second)
+        found = candidates(fused[0]) if fused else []
         return fused if found and fastest(found).implementation.doubled else None
 
     def merge_norm(first: Node, second: Node) -> list[AnyNode] | None:
@@ -57,10 +80,8 @@ def with_algorithms(graph: Graph, seconds: Seconds, limit: float) -> tuple[Graph
 
     graph = rewrite(graph, merge_upsampling)
     found = {}
-    for node in graph.nodes:
-        if convolution(node) is not None and not isinstance(node.args, LinearArgs):
-            doubled = isinstance(node, Fused)
-            found[node] = [c for c in candidates_of(shape_of(node), seconds) if c.implementation.doubled == doubled]
+    for node in convolutions(graph):
+        found[node] = [c for c in candidates(node) if c.implementation.doubled == isinstance(node, Fused)]
     found = {node: able for node, able in found.items() if able}
     selected = within_memory(found, limit * sum(convolution(node).weight.numel() for node in found))
     linear = [node for node in graph.nodes if isinstance(node.args, LinearArgs)]

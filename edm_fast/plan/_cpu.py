@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from edm_fast import backend
+from edm_fast.errors import UserError
 from edm_fast.native import Algorithm
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.conv2d.cpu import lower as lower_conv2d
@@ -25,6 +26,7 @@ from edm_fast.plan import _algorithms, _gradients
 from edm_fast.plan._algorithms import Shape
 from edm_fast.plan._batches import MANY
 from edm_fast.plan._convolutions import Seconds, convolution, shape_of, with_algorithms
+from edm_fast.plan._errors import Allowance, NetworkErrors, layers, probe_shapes, within
 from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import (
     AnyNode,
@@ -40,6 +42,7 @@ from edm_fast.plan._graph import (
     parts_of,
 )
 from edm_fast.plan._memory import Place, Region, allocate
+from edm_fast.plan._pool import Shapes
 from edm_fast.plan._rewrite import fold_clip, rewrite, rewritten
 from edm_fast.plan._tune import MeasuredAlgorithms
 from edm_fast.plan._weights import Packing, Prepared, Weights
@@ -64,8 +67,15 @@ class CpuPlanner:
 
     captured = False  # there are no graphs on CPUs
 
-    def __init__(self, precision: str, packed_limit: float | None, seconds: Seconds | None = None) -> None:
-        self.precision, self.limit, self.seconds = precision, packed_limit, seconds
+    def __init__(
+        self,
+        precision: str,
+        packed_limit: float | None,
+        allowance: Allowance | None = None,
+        seconds: Seconds | None = None,
+    ) -> None:
+        self.precision, self.limit, self.allowance, self.seconds = precision, packed_limit, allowance, seconds
+        self.errors: dict[Shapes, NetworkErrors] = {}
         self.prepared: WeakValueDictionary[Any, Prepared] = WeakValueDictionary()
 
     def images_at_once(self, graph: Graph) -> int:
@@ -76,14 +86,31 @@ class CpuPlanner:
             return MANY
         return max(1, IMAGES_AT_ONCE // (4 * max(math.prod(shape[1:]) for shape in images)))
 
-    def __call__(self, graph: Graph) -> CpuProgram:
-        calls, weights = graph.op_calls(), Weights(_prepare, self.prepared)
-        graph, algorithms = with_algorithms(rewrite(rewritten(graph), fold_clip), *self._terms(graph, self.precision))
-        return _Builder(algorithms, weights).program(graph, calls)
+    def __call__(self, graph: Graph, traced: Callable[[Shapes], Graph]) -> CpuProgram:
+        """traced: the same network for other shapes."""
+        calls, terms, plain = graph.op_calls(), self._terms(graph, self.precision), rewrite(rewritten(graph), fold_clip)
+
+        def build(chosen: Graph, algorithms: Mapping[Node, Algorithm], *_: Any) -> CpuProgram:
+            return _Builder(algorithms, Weights(_prepare, self.prepared)).program(chosen, calls)
+
+        if self.allowance is None:
+            return build(*with_algorithms(plain, *terms))
+        errors, n = self._errors(graph, self.allowance.level, traced), graph.inputs["x"].shape[0]
+        choose = functools.partial(errors.choose, plain, *terms)
+        return within(self.allowance.max_error, choose, lambda c: build(*c), lambda program: errors.of(program.run, n))
+
+    def _errors(self, graph: Graph, level: float, traced: Callable[[Shapes], Graph]) -> NetworkErrors:
+        shapes = probe_shapes(graph)
+        if shapes not in self.errors:
+            self.errors[shapes] = NetworkErrors(traced(shapes), level, _algorithms.ALLOWED[self.precision])
+        if self.errors[shapes].layers != layers(graph):
+            raise UserError("max_error needs a network of the same layers in every batch; expected no max_error")
+        return self.errors[shapes]
 
     def differentiable(self, graph: Graph) -> DifferentiableProgram:
-        """The same for evaluations with gradients; "bf16" has products of float32 here."""
-        terms = self._terms(graph, "fp32" if self.precision == "bf16" else self.precision)
+        """The same for evaluations with gradients: products of float32 in "bf16", and "exact" ones in an allowance."""
+        precision = "exact" if self.allowance else "fp32" if self.precision == "bf16" else self.precision
+        terms = self._terms(graph, precision)
         return _gradients.on_cpu(graph, *terms, Weights(_prepare, self.prepared))
 
     def _terms(self, graph: Graph, precision: str) -> tuple[Seconds, float]:
@@ -111,6 +138,8 @@ def _prepare(tensor: torch.Tensor, layout: Packing | torch.memory_format | None)
 
 class CpuProgram:
     """A network at one set of input shapes. Not for two threads at once: its arena is its own."""
+
+    error: float | None = None  # of F, relative to float64, where that was measured
 
     def __init__(
         self,

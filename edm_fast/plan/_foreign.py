@@ -15,6 +15,7 @@ import torch
 
 from edm_fast.errors import UserError
 
+LEVEL = 1.0  # a time that any convention has
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 

@@ -62,7 +62,7 @@ class GpuPlanner:
         """All of them: a GPU is not full with a few."""
         return MANY
 
-    def __call__(self, graph: Graph) -> GpuProgram:
+    def __call__(self, graph: Graph, *_: Any) -> GpuProgram:
         weights = Weights(self._prepare, self.prepared)
         calls, nodes = graph.op_calls(), graph.nodes
         if not self.numerics.exact:

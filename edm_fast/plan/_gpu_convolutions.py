@@ -57,6 +57,8 @@ def ways(args: Conv2dArgs, norm: GroupNormSiluArgs | None = None) -> list[Way]:
         found.append(Way("winograd", _winograd, "merged-winograd", whole))
         by_library = functools.partial(_winograd, library=True)
         found.append(Way("winograd-bmm", by_library, "merged-winograd-bmm", whole))
+    if kernels().boxes_reason(args.x, args.weight, args.pad()) is None:
+        found.append(Way("boxes", _in_boxes, leaves_statistics=False))
     return found
 
 
@@ -72,6 +74,11 @@ def _library(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:
 def _direct(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:
     """The op's own kernel."""
     return kernels().forward(args.x, packed(args.weight, "packed"), *tail(args), args.pad(), **more)
+
+
+def _in_boxes(packed: Pack, args: Conv2dArgs, statistics: None = None) -> Any:
+    """The same in Gluon."""
+    return kernels().in_boxes(args.x, packed(args.weight, "packed"), *tail(args), args.pad())
 
 
 def _winograd(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:

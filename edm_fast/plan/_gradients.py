@@ -33,13 +33,17 @@ class DifferentiableProgram:
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The output, float32 and contiguous."""
+        return self.output(inputs).to(torch.float32).contiguous()
+
+    def output(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """As the last node gives it."""
         values = {value: self.cast(inputs[name]) for name, value in self.graph.inputs.items()}
         for node in self.graph.nodes:
             result = self.call(node, map_values(values.__getitem__, node.args))
             values.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
             for value in self.dead[node]:  # autograd holds what it needs
                 values.pop(value, None)
-        return values[self.graph.output].to(torch.float32).contiguous()
+        return values[self.graph.output]
 
     def finish(self) -> None:
         """Wait for the last call: it holds no memory that another one could write to."""

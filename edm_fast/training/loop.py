@@ -77,8 +77,7 @@ def training_loop(
     run where this project's dump left it; with a published dump of EDM, resume_pkl is the snapshot beside it. With the
     class Precond the run is one of EDM2 (Karras et al. 2024): lr_kwargs are those of `inverse_sqrt_rate` in place of
     lr_rampup_kimg, ema_kwargs name the averages in place of the half-life, see `_recipes`. resume_pkl alone starts from
-    the weights of a snapshot. preview_images: samples drawn beside a snapshot, 0 = none; measure(average) gives further
-    numbers by name, on rank 0.
+    the weights of a snapshot. preview_images: samples beside a snapshot, 0 = none; measure(average): numbers of one.
 
     Besides the dumps of state_dump_ticks, which stay, there is one every dump_minutes (0 = none), of which the newest
     keep_states stay. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, to any rank, write one after the next step on all ranks and

@@ -26,7 +26,7 @@ def measured(target, path, batch, rows, **kwargs):
 
 
 def test_one_evaluation(tmp_path, monkeypatch):
-    def accelerated(net, precision, limit):
+    def accelerated(net, precision, **limits):
         if precision == "bf16":
             raise UserError("this CPU has no bf16")
         return lambda x, sigma, labels: net(x, sigma, labels) * 1.001
@@ -195,17 +195,17 @@ def test_a_continued_run_measures_what_is_missing(tmp_path, monkeypatch):
 
 def test_rows_without_numbers_are_tried_again(tmp_path, monkeypatch):
     network = tiny_checkpoint(tmp_path)
-    monkeypatch.setattr("edm_fast.evaluation._rows.accelerated", lambda net, precision, limit: 1 / 0)
+    monkeypatch.setattr("edm_fast.evaluation._rows.accelerated", lambda net, precision, **limits: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a fault of our own is no reason
         run(tmp_path, network, rows=["accelerate-fp32"])
 
-    def not_yet(net, precision, limit):
+    def not_yet(net, precision, **limits):
         raise UserError("not yet")
 
     monkeypatch.setattr("edm_fast.evaluation._rows.accelerated", not_yet)
     first, _ = run(tmp_path, network, rows=["accelerate-fp32"])
     assert first[1, "accelerate-fp32"]["reason"] == "not yet"
-    monkeypatch.setattr("edm_fast.evaluation._rows.accelerated", lambda net, precision, limit: net)
+    monkeypatch.setattr("edm_fast.evaluation._rows.accelerated", lambda net, precision, **limits: net)
     second, _ = run(tmp_path, network, rows=["accelerate-fp32"], resume=True)
     assert list(second) == list(first) and second[1, "accelerate-fp32"]["ratio"] > 0
 

@@ -128,7 +128,10 @@ def compiled(variant: Any, chip: int) -> Any:
     names = variant.kernel.arg_names
     missing = set(names) ^ {*variant.signature, *variant.constants}
     assert not missing, f"arguments of {variant.kernel.__name__} without a type, or types without one: {missing}"
-    source = triton.compiler.ASTSource(
+    form: Any = triton.compiler.ASTSource
+    if getattr(variant.kernel, "is_gluon", lambda: False)():
+        from triton.experimental.gluon._runtime import GluonASTSource as form
+    source = form(
         fn=variant.kernel,
         signature={name: variant.signature.get(name, "constexpr") for name in names},
         constexprs=dict(variant.constants),

@@ -8,9 +8,10 @@ import torch
 
 from edm_fast import backend
 from edm_fast.evaluation._networks import inputs
+from edm_fast.ops import _triton
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
-from edm_fast.plan import _gpu, _gpu_program, _implementations
+from edm_fast.plan import _gpu, _gpu_convolutions, _gpu_program, _implementations
 from edm_fast.plan._graph import Fused, Node
 from edm_fast.plan._select import Candidate
 from helpers import taped_graph
@@ -107,3 +108,18 @@ def test_pairs_take_the_time_of_their_halves():
         assert found[0].name == "torch+torch"
     both = [["torch", "kernel", "breaks"], ["torch", "slow"]]
     assert measured == [*both, ["torch+torch", "merged"], *both]
+
+
+def test_the_kernel_in_gluon_is_a_way_once_it_is_proved(monkeypatch):
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    kernels = _gpu_convolutions.kernels()
+    x, weight = torch.randn(1, 64, 2, 32).half(), torch.randn(64, 64, 3, 3).half() / 24
+    args = Conv2dArgs(x, weight, torch.randn(64).half(), None, x, 0.5)
+    assert "boxes" not in {way.name for way in _gpu_convolutions.ways(args)}
+    monkeypatch.setattr(kernels, "boxes_reason", lambda *args: None)
+    monkeypatch.setattr(kernels, "in_boxes", kernels.forward)
+    (way,) = [way for way in _gpu_convolutions.ways(args) if way.name == "boxes"]
+    assert not way.leaves_statistics and not way.merged
+    found = way.run(lambda weight, layout: _gpu_convolutions.pack(weight, layout, weight.dtype), args)
+    torch.testing.assert_close(found, backend.ops()["conv2d"].reference(args), rtol=1e-2, atol=1e-2)

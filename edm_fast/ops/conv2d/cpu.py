@@ -35,7 +35,7 @@ def always(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> native.Al
     return native.ALGORITHMS["winograd4x4-unpacked" if weight.shape[-1] == 3 else "direct"]
 
 
-def _convolve(
+def convolve(
     y: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -46,7 +46,7 @@ def _convolve(
 ) -> torch.Tensor:
     """The convolution, or its adjoint, with the terms and the scale of `tail`: written to y, which it returns.
 
-    how: what chooses the algorithm, and `pack` or one that keeps what it packed.
+    how: what chooses the algorithm, and `pack` or one that keeps what it packed. y is of the size that it makes of x.
     """
     x, k = channels_last(x), weight.shape[-1]
     (n, inputs, h, w), outputs = x.shape, y.shape[1]
@@ -86,11 +86,11 @@ def convolutions(
     how = choose, packed
 
     def forward(args: Conv2dArgs) -> torch.Tensor:
-        return _convolve(fresh(args), args.x, args.weight, args.pad(), how, tail=args)
+        return convolve(fresh(args), args.x, args.weight, args.pad(), how, tail=args)
 
     def adjoint(dy: torch.Tensor, args: Conv2dArgs) -> torch.Tensor:
         dx = _kernel.fresh_adjoint(dy, args)
-        return _convolve(dx, dy, args.weight, args.weight.shape[-1] - 1 - args.pad(), how, transposed=True)
+        return convolve(dx, dy, args.weight, args.weight.shape[-1] - 1 - args.pad(), how, transposed=True)
 
     return forward, adjoint
 
