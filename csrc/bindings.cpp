@@ -334,6 +334,8 @@ PYBIND11_MODULE(_C, m) {
     m.attr("BEST_ISA") = best_isa();
     m.attr("SOURCES") = EDM_SOURCES;
     m.attr("CUDA_STATUS") = EDM_CUDA_STATUS;
+    m.def("far_apart", [] { return far_apart(); });
+    m.def("set_far_apart", [](int far) { set_far_apart(far); });
     m.def("thread_pool", [] { return std::string(thread_pool()); });
     bound_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&bound_spec));
     if (!bound_type) throw py::error_already_set();

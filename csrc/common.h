@@ -24,6 +24,12 @@ enum Status : int { kOk = 0, kBadArgument = 1, kBadType = 2, kCudaError = 1000 }
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 void parallel_for(int64_t size, int64_t grain, int threads, Body body, void* context);
 
+// Whether two threads of parallel_for run on cores that share no cache, so that what one has written reaches the other
+// by a long way. Measured now and then: a virtual machine's cores move. What depends on it may differ in time alone.
+bool far_apart();
+// what far_apart says from now on; negative: what is measured
+void set_far_apart(int far);
+
 // where parallel_for runs: the path of the OpenMP library, or "own threads"
 const char* thread_pool();
 

@@ -219,6 +219,18 @@ def test_the_pool_is_torchs():
 
 
 @needs_native
+def test_how_far_cores_are_apart():
+    """What was measured, or what it is told."""
+    assert native.lib.far_apart() in (False, True)
+    try:
+        for far in (True, False):
+            native.lib.set_far_apart(far)
+            assert native.lib.far_apart() is far
+    finally:
+        native.lib.set_far_apart(-1)
+
+
+@needs_native
 def test_threads_of_its_own_without_openmp():
     """Before torch is loaded no pool is in the process; the fallback then computes the same."""
     code = f"""

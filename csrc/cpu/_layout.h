@@ -15,6 +15,9 @@ constexpr int64_t padded(int64_t columns) { return panels(columns) * kPanel; }
 // floats from one row of a matrix to the next: rows a power of two apart would share few sets of the first-level cache
 constexpr int64_t row_pitch(int64_t depth) { return (depth + 15) / 16 * 16 + 16; }
 
+// the same for places that are written or read in turn: an odd number of cache lines
+constexpr int64_t spread(int64_t floats) { return (floats / 16 | 1) * 16; }
+
 // Long sums are cut: the rounding errors of a running sum grow with its length
 constexpr int64_t kChunk = 128, kShortChunk = 64;
 

@@ -68,7 +68,7 @@ constexpr int64_t kSharedFloats = 7 << 18, kOwnFloats = 1 << 22;
 // Paired: where in a row its corrections begin
 constexpr int64_t corrections_at(int64_t in) { return (in + 15) / 16 * 16; }
 
-// floats from tile to tile of a plane: paired, rows end with their corrections, and the first plane's with the factor
+// floats from plane to plane of a tile: paired, rows end with their corrections, and the first plane's with the factor
 // that takes back the scale of the tile
 constexpr int64_t tile_pitch(const Algorithm& algorithm, int64_t in) {
     if (!algorithm.paired()) return row_pitch(in);
@@ -79,13 +79,13 @@ constexpr int64_t tile_pitch(const Algorithm& algorithm, int64_t in) {
 
 // The tiles of one phase in chunks of `tiles`, the last one perhaps of fewer.
 struct Chunks {
-    int64_t planes, pitch, tiles;  // pitch: floats of a tile's row in v
-    bool shared;                   // by all threads, which take panels; otherwise each thread takes chunks
+    int64_t planes, pitch, tile, tiles;  // pitch, tile: floats from plane to plane, and from tile to tile
+    bool shared;  // by all threads, which take panels; otherwise each thread takes chunks
     // threads = 0: for as many as share the tiles
     Chunks(const Conv2d& s, int64_t total, int threads)
         : planes(kAlgorithms[s.algorithm].planes(s.kernel)), pitch(tile_pitch(kAlgorithms[s.algorithm], s.in)),
-          shared(threads == 0 || total < threads * kOwnTiles) {
-        const int64_t most = std::max<int64_t>(kTileGroup, (shared ? kSharedFloats : kOwnFloats) / (planes * pitch));
+          tile(spread(planes * pitch)), shared(threads == 0 || total < threads * kOwnTiles) {
+        const int64_t most = std::max<int64_t>(kTileGroup, (shared ? kSharedFloats : kOwnFloats) / tile);
         int64_t count = (total + most - 1) / most;
         if (!shared) count = (count + threads - 1) / threads * threads;
         tiles = (total + count - 1) / count;

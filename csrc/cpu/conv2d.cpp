@@ -26,8 +26,9 @@ int64_t scratch_floats(const Conv2d& s, int64_t block) {
         return 16 * kPanel + (algorithm.paired() ? block * (tile_pitch(algorithm, s.in) + 1) : 0);
     }
     const int64_t count = algorithm.planes(s.kernel);
-    if (algorithm.int16()) return count * (block * (kPanel + 1 + q) + pitch);
-    return count * block * (pitch + kPanel + 1);
+    const int64_t sums = count * spread(block * kPanel);
+    if (algorithm.int16()) return sums + count * (block * (1 + q) + pitch);
+    return sums + block * spread(count * pitch);
 }
 
 bool supports(const Conv2d& s) {
@@ -52,22 +53,26 @@ void convolve_unpacked(const Conv2d& s, const Cut& cut, Phase phase, const Conv2
     const auto multiply = kAlgorithms[s.algorithm].paired() ? kernels.multiply_tiles_in_pairs : kernels.multiply_tiles;
     const Chunks chunks(s, cut.total, threads);
     const Filters filters{static_cast<const float*>(s.weight_ptr), s.out, s.in, 9, s.transposed};
-    const int64_t v_floats = chunks.planes * chunks.tiles * chunks.pitch;
-    const int64_t floats = chunks.planes * chunks.tiles * kPanel + 9 * kDepth * kPanel + 10 * kPlaneStep;
+    const int64_t v_floats = chunks.tiles * chunks.tile;
+    const int64_t floats = chunks.planes * spread(chunks.tiles * kPanel) + 9 * kDepth * kPanel + 10 * kPlaneStep;
     const int64_t image_floats = s.affine_ptr ? s.h * s.w * row_pitch(s.in) : 0;
-    if (!chunks.shared) {
-        const int64_t count = (cut.total + chunks.tiles - 1) / chunks.tiles;
-        parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
-            float *v = scratch_of(v_floats + floats + image_floats), *scratch = v + v_floats, *image = scratch + floats;
-            for (int64_t chunk = begin; chunk < end; ++chunk) {
-                const int64_t base = chunk * chunks.tiles, tiles = std::min(chunks.tiles, cut.total - base);
-                kernels.read_tiles(s, cut, phase, base, 0, tiles, chunks, v, image);
-                for (int64_t panel = 0; panel < panels(s.out); ++panel)
-                    multiply(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch);
-            }
-        });
-        return;
-    }
+    const int64_t chunk_count = (cut.total + chunks.tiles - 1) / chunks.tiles;
+    const auto alone = [&](int64_t first, int64_t last, int64_t first_panel, int64_t last_panel) {
+        float *v = scratch_of(v_floats + floats + image_floats), *scratch = v + v_floats, *image = scratch + floats;
+        for (int64_t chunk = first; chunk < last; ++chunk) {
+            const int64_t base = chunk * chunks.tiles, tiles = std::min(chunks.tiles, cut.total - base);
+            kernels.read_tiles(s, cut, phase, base, 0, tiles, chunks, v, image);
+            for (int64_t panel = first_panel; panel < last_panel; ++panel)
+                multiply(s, filters, cut, phase, base, 0, tiles, chunks, panel, v, scratch);
+        }
+    };
+    if (!chunks.shared)
+        return parallel_for(chunk_count, 1, threads,
+                            [&](int64_t begin, int64_t end) { alone(begin, end, 0, panels(s.out)); });
+    // each transforms all tiles rather than write where the other reads
+    if (threads == 2 && panels(s.out) > 1 && far_apart())
+        return parallel_for(panels(s.out), 1, 2,
+                            [&](int64_t begin, int64_t end) { alone(0, chunk_count, begin, end); });
     // more threads than panels share the tiles of one, and each transforms the weights for itself
     const int64_t parts = std::max<int64_t>(1, std::min(threads / panels(s.out), chunks.tiles / kTileGroup));
     float* v = static_cast<float*>(s.workspace_ptr);
@@ -102,7 +107,7 @@ int64_t conv2d_fwd_workspace(const Conv2d& s) {
     if (!supports(s)) return -1;
     if (kAlgorithms[s.algorithm].packed || s.n < 1) return 0;
     const Chunks chunks(s, Cut(s).total, 0);
-    return chunks.planes * chunks.tiles * chunks.pitch;
+    return chunks.tiles * chunks.tile;
 }
 
 int conv2d_pack_cpu(const Conv2dPack& s, int isa, int threads) {

@@ -130,6 +130,30 @@ def test_threads_agree(algorithm, case, isa):
     assert all(torch.equal(first, other) for other in others)
 
 
+@pytest.fixture
+def place_of_cores():
+    """`native.lib.set_far_apart`; what is measured holds again afterwards."""
+    yield native.lib.set_far_apart
+    native.lib.set_far_apart(-1)
+
+
+@pytest.mark.parametrize("isa", nc.isas())
+@pytest.mark.parametrize("shape", [(3, 20, 9, 13), (1, 264, 5, 6), (2, 600, 32, 33)], ids=str)
+@pytest.mark.parametrize("algorithm", nc.UNPACKED)
+def test_cores_that_are_far_apart_agree(place_of_cores, algorithm, shape, isa):
+    """Of several panels and of one, of a single chunk of tiles and of several; with the norm of the image."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    _, affine = nc.normalised(x, True, groups=4)
+    for outputs in (40, 3):
+        weight = torch.randn(outputs, shape[1], 3, 3, generator=torch.Generator().manual_seed(2))
+        found = []
+        for far in (0, 1):
+            place_of_cores(far)
+            with native.use_isa(isa):
+                found.append(nc.convolve(x, weight, algorithm, threads=2, affine=affine, silu=True, margin=(16, 3)))
+        assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("isa", nc.isas())
 @pytest.mark.parametrize("algorithm", [a for a in nc.UNPACKED if nc.variant(a, packed=True)])
 @pytest.mark.parametrize("threads", [1, 5])

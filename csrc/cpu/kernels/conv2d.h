@@ -49,23 +49,23 @@ static void winograd(const Conv2d& s, const Cut& cut, int64_t first, int64_t las
     constexpr int planes = Rows::kPoints * Columns::kPoints;
     const bool small = kAlgorithms[s.algorithm].int16();
     const int64_t first_panel = phase.index() * panels(s.out);
-    const int64_t depth = s.in, pitch = row_pitch(depth), count = last - first, m_step = count * kPanel;
+    const int64_t depth = s.in, pitch = row_pitch(depth), count = last - first, m_step = spread(count * kPanel);
     const int64_t panel_floats = small ? int16_panel(depth) : depth * kPanel;
     // one tile at a time on its way to integers, otherwise all of the block's
-    const int64_t v_step = small ? pitch : count * pitch, q_step = count * int16_pitch(depth);
-    float *m = scratch, *v = m + planes * m_step, *factors = v + planes * v_step;
+    const int64_t tile = small ? 0 : spread(planes * pitch), q_step = count * int16_pitch(depth);
+    float *m = scratch, *v = m + planes * m_step, *factors = v + (small ? planes * pitch : count * tile);
     int16_t* q = reinterpret_cast<int16_t*>(factors + planes * count);
     Place places[kMostTiles];
     for (int64_t t = 0; t < count; ++t) {
         const Place at = places[t] = cut.place(first + t);
         if (!small) {
-            read_tile<Rows, Columns>(s, at.n, at.y + phase.y, at.x + phase.x, v + t * pitch, v_step);
+            read_tile<Rows, Columns>(s, at.n, at.y + phase.y, at.x + phase.x, v + t * tile, pitch);
             continue;
         }
-        read_tile<Rows, Columns>(s, at.n, at.y + phase.y, at.x + phase.x, v, v_step);
+        read_tile<Rows, Columns>(s, at.n, at.y + phase.y, at.x + phase.x, v, pitch);
         for (int plane = 0; plane < planes; ++plane)
             factors[plane * count + t] =
-                quantize(v + plane * v_step, depth, q + plane * q_step + t * int16_pitch(depth));
+                quantize(v + plane * pitch, depth, q + plane * q_step + t * int16_pitch(depth));
     }
     const Tail tail(s);
     for (; panel < last_panel; ++panel) {
@@ -73,7 +73,7 @@ static void winograd(const Conv2d& s, const Cut& cut, int64_t first, int64_t las
         for (int plane = 0; plane < planes; ++plane, u += panel_floats) {
             float* const to = m + plane * m_step;
             if (small) multiply_plane_int16(q + plane * q_step, factors + plane * count, count, depth, u, to);
-            else multiply_plane(v + plane * v_step, pitch, count, depth, u, to);
+            else multiply_plane(v + plane * pitch, tile, count, depth, u, to);
         }
         for (int64_t t = 0; t < count; ++t)
             write_tile<Rows, Columns>(s, tail, cut, phase, places[t], panel * kPanel, m + t * kPanel, m_step);

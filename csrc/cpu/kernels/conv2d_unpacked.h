@@ -58,7 +58,7 @@ static void read_tiles(const Conv2d& s, const Cut& cut, Phase phase, int64_t bas
         using Rows = decltype(rows);
         using Columns = decltype(columns);
         constexpr int64_t chunk = chunk_of<Columns, true>();
-        const int64_t step = chunks.tiles * chunks.pitch, behind = corrections_at(s.in);
+        const int64_t step = chunks.pitch, behind = corrections_at(s.in);
         Place at = cut.place(base + first);
         int64_t n = -1, done = 0;  // the image that lies in `image`, its rows so far
         for (int64_t t = first; t < last; ++t, at = cut.next(at)) {
@@ -68,7 +68,7 @@ static void read_tiles(const Conv2d& s, const Cut& cut, Phase phase, int64_t bas
                 const int64_t end = std::min(s.h, top + Rows::kPoints);
                 if (done < end) normalise_rows(s, n, done, end, image, near.x_pitch), done = end;
             }
-            float* to = v + t * chunks.pitch;
+            float* to = v + t * chunks.tile;
             const int64_t image_at = s.affine_ptr ? 0 : at.n;
             if (!kAlgorithms[s.algorithm].paired()) {
                 read_tile<Rows, Columns>(near, image_at, y, x, to, step);
@@ -91,9 +91,9 @@ template <bool Paired>
 static void multiply_tiles(const Conv2d& s, const Filters& filters, const Cut& cut, Phase phase, int64_t base,
                            int64_t first, int64_t last, const Chunks& chunks, int64_t panel, const float* v,
                            float* scratch) {
-    const int64_t count = last - first, m_step = count * kPanel, v_step = chunks.tiles * chunks.pitch;
+    const int64_t count = last - first, m_step = spread(count * kPanel);
     float *m = scratch, *g = m + chunks.planes * m_step, *u = g + 9 * kDepth * kPanel;
-    v += first * chunks.pitch;
+    v += first * chunks.tile;
     const Tail tail(s);
     const Balance balance(s.balance_ptr, s.in, s.out);
     const int64_t output = panel * kPanel;  // the first
@@ -112,19 +112,19 @@ static void multiply_tiles(const Conv2d& s, const Filters& filters, const Cut& c
                                                               Paired ? balance.outputs + output : nullptr);
                 for (int j = 0; j < Q; ++j) {
                     const int plane = row * Q + j;
-                    const float* from = v + plane * v_step + k;
+                    const float* from = v + plane * chunks.pitch + k;
                     float *weights = u + j * kPlaneStep, *behind = weights + depth * kPanel;
                     if (Paired) correct_columns(weights, depth, chunk, behind);
-                    multiply_far_plane<Paired>(from, chunks.pitch, count,
-                                               {depth, weights, m + plane * m_step, kPanel, k > 0, chunk, from + v_step,
-                                                behind, corrections - k});
+                    multiply_far_plane<Paired>(from, chunks.tile, count,
+                                               {depth, weights, m + plane * m_step, kPanel, k > 0, chunk,
+                                                from + chunks.pitch, behind, corrections - k});
                 }
             });
             corrections += parts_of(depth, chunk);
         }
         Place at = cut.place(base + first);
         for (int64_t t = 0; t < count; ++t, at = cut.next(at)) {
-            const float factor = Paired ? v[t * chunks.pitch + chunks.pitch - 1] : 1;
+            const float factor = Paired ? v[t * chunks.tile + chunks.pitch - 1] : 1;
             write_tile<Rows, Columns>(s, tail, cut, phase, at, output, m + t * kPanel, m_step, factor,
                                       Paired ? balance.back + output : nullptr);
         }
