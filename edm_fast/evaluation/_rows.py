@@ -118,7 +118,7 @@ ROWS: dict[str, Row] = {
         _ours("bf16"),
         Row("tuned", _tuned, backend="auto", memory_format="own", tuned=True, device="cpu"),
         Row("torch-bf16", lambda subject: half(subject.net), precision="bf16", memory_format="channels_last"),
-        Row("torch.compile", _peers.compiled, compile="default"),
+        Row("torch.compile", _peers.compiled, compile="default", trains=True),
         _library("onnxruntime", _peers.onnxruntime, compile="all"),
         _library("openvino", lambda s: _peers.openvino(s, "f32"), compile="latency"),
         _library("openvino-bf16", lambda s: _peers.openvino(s, "bf16"), precision="bf16", compile="latency"),

@@ -114,6 +114,12 @@ def test_training_compares_gradients(tmp_path, monkeypatch):
     assert measured("training", path, 2, ["fused"])["fused"]["error"] > 1e-3
 
 
+@pytest.mark.parametrize("row", ["ncnn", "accelerate-fp32", "torch-bf16"])
+def test_rows_that_do_not_train(tmp_path, row):
+    found = measured("training", tiny_checkpoint(tmp_path), 1, [row])[row]
+    assert "ratio" not in found and found["reason"].startswith(f"{row} is no way to train; expected some of reference,")
+
+
 def test_networks_of_edm2(tmp_path):
     """By their own loss, whose log-variance is trained, too."""
     unet = {name: value for name, value in UNET.items() if name != "model_type"}
