@@ -223,11 +223,17 @@ def norm(chip: Chip, n: int, c: int, pixels: int, statistics_alone: bool = False
     return max(issue, moved(chip, images * image, image)) + launches * ASSUMED["launch"]
 
 
-def pixel_norm(chip: Chip, n: int, c: int, pixels: int) -> float:
-    """pixel_norm with a factor and SiLU, by the instructions of a program that has as many elements."""
-    _, blocks = pixel_kernels.tile(pixels, c, 1)
-    image, programs = n * c * pixels * SIZE, n * -(-pixels // blocks["BLOCK_P"])
-    issue = issued(chip, "pixel_norm", "fwd_all_fp16_c384_hw1024", programs, blocks["num_warps"])
+def pixel_norm(chip: Chip, n: int, c: int, pixels: int, groups: int | None, gain: bool, silu: bool) -> float:
+    """pixel_norm of so many groups (None: without the norm), by the instructions of a program that does what it does
+    to as many elements."""
+    width, blocks = pixel_kernels.tile(pixels, c, groups)
+    image, programs = n * c * pixels * SIZE, n * -(-pixels // blocks["BLOCK_P"]) * -(-c // width)
+    if groups is None:
+        name = "fwd_gain_fp16_c192_hw4096" if gain else "fwd_silu_fp16_c384_hw1024"
+    else:
+        norm = "fwd_norm_fp16_c192_hw4096" if groups == 1 else "fwd_qkv_fp16_c1728_hw256"
+        name = "fwd_all_fp16_c384_hw1024" if silu else norm
+    issue = issued(chip, "pixel_norm", name, programs, blocks["num_warps"])
     return max(issue, moved(chip, 2 * image, image)) + ASSUMED["launch"]
 
 

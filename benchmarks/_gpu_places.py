@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 DDPMPP, NCSNPP = "edm-cifar10-32x32-cond-vp", "edm-cifar10-32x32-cond-ve"
-ADM = "edm-imagenet-64x64-cond-adm"
-BATCHES = {DDPMPP: (64, 1, 16, 256), NCSNPP: (64, 1, 16, 256), ADM: (64, 1, 16)}
+ADM, EDM2 = "edm-imagenet-64x64-cond-adm", "edm2-img64-s"
+BATCHES = {DDPMPP: (64, 1, 16, 256), NCSNPP: (64, 1, 16, 256), ADM: (64, 1, 16), EDM2: (64, 1)}
 FIRST = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64), (NCSNPP, 64))
 OTHERS = tuple((name, size) for name, sizes in BATCHES.items() for size in sizes if (name, size) not in FIRST)
 

@@ -18,7 +18,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,20 +28,22 @@ import _gpu_model as model  # noqa: E402
 import _gpu_sweep  # noqa: E402
 import _gpu_training  # noqa: E402
 from _gpu_model import CHIPS, Chip, Convolution  # noqa: E402
-from _gpu_places import ADM, DDPMPP, SWEPT  # noqa: E402
+from _gpu_places import ADM, DDPMPP, EDM2, SWEPT  # noqa: E402
 
 from edm_fast import cases  # noqa: E402
-from edm_fast.networks import preset  # noqa: E402
+from edm_fast.errors import near  # noqa: E402
+from edm_fast.networks import PRESETS, preset  # noqa: E402
 from edm_fast.ops.attention import AttentionArgs  # noqa: E402
 from edm_fast.ops.conv2d import Conv2dArgs  # noqa: E402
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs  # noqa: E402
+from edm_fast.ops.pixel_norm import PixelNormArgs  # noqa: E402
 from edm_fast.ops.upfirdn import UpfirdnArgs  # noqa: E402
-from edm_fast.plan import _rewrite  # noqa: E402
-from edm_fast.plan._graph import AnyNode, Fused, Graph, SeparateQKVArgs  # noqa: E402
+from edm_fast.plan import _gpu  # noqa: E402
+from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, SeparateQKVArgs  # noqa: E402
 from edm_fast.plan._trace import trace  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results/predicted-gpu.json"
-PLACES = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64))
+PLACES = ((DDPMPP, 64), (DDPMPP, 1), (ADM, 64), (EDM2, 64))
 TRAINED = (DDPMPP, 128)
 STEPS, EVALUATIONS, FEW = 18, 35, 10  # Heun's steps and evaluations; those of a tuned sampler
 WAYS = ("best", "direct", "boxes", "cuDNN + tail", "cuDNN + passes", "Winograd")
@@ -49,24 +51,27 @@ Seconds = dict[str, float]
 
 
 def traced(network: str, batch: int) -> tuple[Graph, int]:
-    """The calls of a network without numbers, and its parameters."""
+    """The calls of a network without numbers but those of its filters, and its parameters."""
     with torch.device("meta"):
         net: Any = preset(network).eval().requires_grad_(False)
-    for module in net.modules():
-        if (f := getattr(module, "resample_filter", None)) is not None:  # plans look at its numbers
-            taps = torch.tensor([math.comb(f.shape[-1] - 1, i) for i in range(f.shape[-1])], dtype=torch.float32)
-            module.resample_filter = (torch.outer(taps, taps) / taps.sum().square()).expand(f.shape).clone()
     shapes = {"x": (batch, net.img_channels, net.img_resolution, net.img_resolution), "noise_labels": (batch,)}
     shapes |= {"class_labels": (batch, net.label_dim)} if net.label_dim else {}
-    return trace(net.model, shapes), sum(p.numel() for p in net.parameters())
+    graph = trace(net.raw, shapes)
+    for node in graph.nodes:
+        if isinstance(node, Node) and isinstance(node.args, UpfirdnArgs):
+            node.args = node.args._replace(f=binomial(node.args.f.shape[-1]))
+    return graph, sum(p.numel() for p in net.parameters())
+
+
+def binomial(count: int) -> torch.Tensor:
+    """The filter of so many taps that networks have: [1, 1] or [1, 3, 3, 1] in both directions, of sum 1."""
+    taps = torch.tensor([math.comb(count - 1, i) for i in range(count)], dtype=torch.float32)
+    return torch.outer(taps, taps) / taps.sum().square()
 
 
 def graph_of(network: str, batch: int) -> list[AnyNode]:
     """The nodes of a plan in half precision."""
-    rules = _rewrite.skip_dropout, _rewrite.fold_bias
-    graph = _rewrite.rewrite(_rewrite.rewritten(traced(network, batch)[0]), *rules)
-    graph = _rewrite.join_embeddings(graph, torch.float16)
-    return [*_rewrite.rewrite(graph, _rewrite.fuse_norm, _rewrite.fuse_upsampling).nodes]
+    return [*_gpu.fused(traced(network, batch)[0], torch.float16).nodes]
 
 
 def convolution_of(args: Conv2dArgs, x: Any, phases: int = 1) -> Convolution:
@@ -74,9 +79,34 @@ def convolution_of(args: Conv2dArgs, x: Any, phases: int = 1) -> Convolution:
     return Convolution(n, c, h, w, args.weight.shape[0], args.weight.shape[-1], int(args.residual is not None), phases)
 
 
-def ways(chip: Chip, c: Convolution, normed: bool) -> Seconds:
-    """Seconds of a convolution, by the way it is computed, and of the norm before it."""
-    before = model.norm(chip, c.n, c.c, c.h * c.w) if normed else 0.0
+class Before(NamedTuple):
+    """What a convolution may take in of the node before it: seconds of that alone, and of what is left of it then."""
+
+    name: str = ""
+    seconds: float = 0.0
+    rest: float = 0.0
+
+
+def before_of(chip: Chip, node: AnyNode) -> Before:
+    first = node.first.args if isinstance(node, Fused) else None
+    if isinstance(first, GroupNormSiluArgs):
+        n, c, h, w = first.x.shape
+        alone, statistics = (model.norm(chip, n, c, h * w, statistics_alone=part) for part in (False, True))
+        return Before("norm and ", alone, statistics)
+    if isinstance(first, PixelNormArgs):
+        return Before("factor and SiLU and ", pixel_norm(chip, first), 2 * model.ASSUMED["launch"])
+    return Before()
+
+
+def pixel_norm(chip: Chip, args: PixelNormArgs) -> float:
+    n, c, h, w = args.x.shape
+    groups = args.groups if args.norm else None
+    return model.pixel_norm(chip, n, c, h * w, groups, args.gain is not None, args.silu)
+
+
+def ways(chip: Chip, c: Convolution, first: Before) -> Seconds:
+    """Seconds of a convolution, by the way it is computed, and of what is before it."""
+    before = first.seconds
     found = {
         "direct": before + model.direct(chip, c),
         "cuDNN + tail": before + model.library(chip, c),
@@ -86,29 +116,30 @@ def ways(chip: Chip, c: Convolution, normed: bool) -> Seconds:
         found["boxes"] = before + boxes
     if c.kernel == 3 and c.phases == 1 and min(c.c, c.outputs) >= 16:
         parts = [sum(model.winograd_parts(chip, c, merged).values()) for merged in (False, True)]
-        merged = parts[1] + model.norm(chip, c.n, c.c, c.h * c.w, statistics_alone=True)
-        found["Winograd"] = min(before + parts[0], merged) if normed else parts[0]
+        found["Winograd"] = min(before + parts[0], first.rest + parts[1]) if first.name else parts[0]
     return found
 
 
-def convolution(node: AnyNode) -> tuple[Convolution, bool] | None:
-    """That of a node, and whether a norm comes before it."""
+def convolution(node: AnyNode) -> Convolution | None:
+    """That of a node."""
     if isinstance(node, Fused):
         first, conv = node.first.args, node.second.args
         phases = 4 if isinstance(first, UpfirdnArgs) and conv.weight.shape[-1] == 3 else 1
-        return convolution_of(conv, first.x, phases), isinstance(first, GroupNormSiluArgs)
-    return (convolution_of(node.args, node.args.x), False) if isinstance(node.args, Conv2dArgs) else None
+        return convolution_of(conv, first.x, phases)
+    return convolution_of(node.args, node.args.x) if isinstance(node.args, Conv2dArgs) else None
 
 
 def node_seconds(chip: Chip, node: AnyNode) -> tuple[str, Seconds]:
     """What a node is, and its seconds by the ways it can go."""
-    if (found := convolution(node)) is not None:
-        c, normed = found
-        return f"{'norm and ' if normed else ''}convolution {c.kernel}x{c.kernel}", ways(chip, c, normed)
+    if (c := convolution(node)) is not None:
+        first = before_of(chip, node)
+        return f"{first.name}convolution {c.kernel}x{c.kernel}", ways(chip, c, first)
     args = node.args
     if isinstance(args, GroupNormSiluArgs):
         n, c, h, w = args.x.shape
         return "norm", {"": model.norm(chip, n, c, h * w)}
+    if isinstance(args, PixelNormArgs):
+        return "norm" if args.norm else "factor and SiLU", {"": pixel_norm(chip, args)}
     if isinstance(args, (SeparateQKVArgs, AttentionArgs)):
         n, channels, h, w = args.qkv.shape
         return "attention", {"": model.attended(chip, n, args.num_heads, channels // 3 // args.num_heads, h * w)}
@@ -150,7 +181,7 @@ def op_seconds(chip: Chip) -> Seconds:
         elif op == "group_norm_silu":
             found[f"{op}, {case.name}"] = model.norm(chip, *x.shape[:2], math.prod(x.shape[2:]))
         elif op == "pixel_norm":
-            found[f"{op}, {case.name}"] = model.pixel_norm(chip, *x.shape[:2], math.prod(x.shape[2:]))
+            found[f"{op}, {case.name}"] = model.pixel_norm(chip, *x.shape[:2], math.prod(x.shape[2:]), 1, True, True)
         elif op == "attention":
             n, channels, h, w = x.shape
             seconds = model.attended(chip, n, args[1], channels // 3 // args[1], h * w)
@@ -179,19 +210,19 @@ def sweep(chip: Chip, found: list[_gpu_sweep.Layer]) -> dict[str, float]:
             "cuDNN + passes": "cudnn+passes",
             "Winograd": "winograd",
         }
-        times = {"cudnn": bare} | {names.get(way, way): s for way, s in ways(chip, c, False).items()}
+        times = {"cudnn": bare} | {names.get(way, way): s for way, s in ways(chip, c, Before()).items()}
         rates |= {f"sweep, {layer.name()}, {way}": c.flops() / s / 1e12 for way, s in times.items()}
     return rates
 
 
 def layers(chip: Chip, nodes: list[AnyNode], most: int = 5) -> list[list[str]]:
     """The 3x3 convolutions that take most of a network, in microseconds."""
-    every = [found for node in nodes if (found := convolution(node)) and found[0].kernel == 3]
+    every = [(c, before_of(chip, node)) for node in nodes if (c := convolution(node)) and c.kernel == 3]
     counts = Counter(found for found in every if found[0].phases == 1)
     rows = []
-    for (c, normed), count in sorted(counts.items(), key=lambda item: -item[0][0].flops() * item[1])[:most]:
+    for (c, first), count in sorted(counts.items(), key=lambda item: -item[0][0].flops() * item[1])[:most]:
         name = f"{c.c} to {c.outputs} at {c.h}x{c.w}{', residual' if c.added else ''} ({count})"
-        found, parts = ways(chip, c, normed), model.winograd_parts(chip, c, False)
+        found, parts = ways(chip, c, first), model.winograd_parts(chip, c, False)
         times = [f"{found[way] * 1e6:.0f}" if way in found else "" for way in WAYS[1:]]
         of_winograd = ", ".join(f"{seconds * 1e6:.0f}" for seconds in parts.values())
         rows.append([chip.name, name, f"{c.flops() / 1e9:.1f}", *times, of_winograd])
@@ -225,9 +256,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=[*CHIPS], help="that one alone")
     parser.add_argument("--network", help="a preset alone, with --batch")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64, help="images [default: %(default)s]")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args()
+    if args.network not in (None, *PRESETS):
+        parser.error(f"--network={args.network} is no preset{near(args.network, PRESETS)}; such as {ADM}")
+    if args.batch < 1:
+        parser.error(f"--batch={args.batch}; expected 1 or more")
     places = [(args.network, args.batch)] if args.network else [*PLACES]
     chips = {name: chip for name, chip in CHIPS.items() if args.chip in (None, name)}
     known: dict[str, dict[str, float]] = {name: op_seconds(chip) for name, chip in chips.items()}

@@ -109,7 +109,7 @@ def _conv2d_fwd(
     rows_ptr, residual_ptr,
     affine_ptr,  # (2, N, channels) float32
     factors_ptr,  # (outputs,) float32, of float8; or None
-    partial_ptr, sums_ptr, scale, images, height, width,
+    partial_ptr, sums_ptr, scale, clip, images, height, width,
     grid_height, grid_width,  # of the pixels summed for, in one phase
     channels, outputs, padding,
     steps,  # along K, of one split
@@ -159,8 +159,8 @@ def _conv2d_fwd(
         _store_part(total, to, pixels, outputs, tile_m, tile_n, BLOCK_M, BLOCK_N)
     else:
         _finish_wide(
-            total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, pixels, image_pixels, grid_width, outputs,
-            tile_m, tile_n, phase, BLOCK_M, BLOCK_N, PHASES, ROWS, RESIDUAL, PART,
+            total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, clip, pixels, image_pixels, grid_width,
+            outputs, tile_m, tile_n, phase, BLOCK_M, BLOCK_N, PHASES, ROWS, RESIDUAL, PART,
         )
 # fmt: on
 

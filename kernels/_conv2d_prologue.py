@@ -1,5 +1,5 @@
-"""What comes before the products of a convolution: a norm and SiLU, with one factor and one summand for each image and
-channel, applied to x as it is read."""
+"""What comes before the products of a convolution: a norm or a factor, and SiLU, with one factor and one summand for
+each image and channel, applied to x as it is read."""
 
 from __future__ import annotations
 
@@ -28,10 +28,22 @@ class Prologue:
     silu: bool = True
 
 
-def affine_of(prologue: Prologue, n: int, c: int) -> torch.Tensor:
-    """(2, N, C) float32: the norm as x a + b."""
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """gain (1 or N, C), if there is one, and SiLU, applied to x as it is read."""
+
+    gain: torch.Tensor | None
+    silu: bool = True
+
+
+def affine_of(prologue: Prologue | Factor, n: int, c: int, device: torch.device) -> torch.Tensor:
+    """(2, N, C) float32: the norm, or the factor, as x a + b."""
     p = prologue
-    affine = torch.empty((2, n, c), dtype=torch.float32, device=p.mean.device)
+    if isinstance(p, Factor):
+        affine = torch.zeros((2, n, c), dtype=torch.float32, device=device)
+        affine[0] = 1.0 if p.gain is None else p.gain
+        return affine
+    affine = torch.empty((2, n, c), dtype=torch.float32, device=device)
     block = min(512, triton.next_power_of_2(c))
     scale, shift, pitch = p.scale, p.shift, 0
     if scale is not None and shift is not None:

@@ -1,5 +1,6 @@
-"""What comes after the products of a convolution: the tail y = (sum + rows + residual) scale, the statistics of the
-next norm, and the sum of the parts of a split sum. Backward: the gradient of sum and residual, and that of rows."""
+"""What comes after the products of a convolution: the tail y = (sum + rows + residual) scale, perhaps kept within
++-clip, the statistics of the next norm, and the sum of the parts of a split sum. Backward: the gradient of sum and
+residual, and that of rows."""
 
 from __future__ import annotations
 
@@ -60,11 +61,15 @@ def _rows(rows_ptr, m, o, mask, first, image_pixels, outputs, ROWS: tl.constexpr
 
 
 @triton.jit
-def _write(total, y_ptr, residual_ptr, first, offset, mask, scale, RESIDUAL: tl.constexpr):
-    """y = (total + residual) scale, as it was rounded and written. 64 bits to where a tile begins, 32 from there on."""
+def _write(total, y_ptr, residual_ptr, first, offset, mask, scale, clip, RESIDUAL: tl.constexpr):
+    """y = (total + residual) scale, within +-clip if there is one, as it was rounded and written. 64 bits to where a
+    tile begins, 32 from there on."""
     if RESIDUAL:
         total += tl.load(residual_ptr + first + offset, mask=mask, other=0.0).to(tl.float32)
-    y = (total * scale).to(y_ptr.dtype.element_ty)
+    total *= scale
+    if clip is not None:
+        total = tl.where(tl.abs(total) > clip, tl.where(total > 0, clip, -clip), total)
+    y = total.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + first + offset, y, mask=mask)
     return y
 
@@ -112,6 +117,7 @@ def _finish(
     residual_ptr,
     sums_ptr,
     scale,
+    clip,
     pixels,
     image_pixels,
     width,
@@ -136,7 +142,7 @@ def _finish(
     first = _target(tile_m * BLOCK_M, image_pixels, width, high, wide, SIDE)
     offset = (_target(m, image_pixels, width, high, wide, SIDE) - first).to(tl.int32)[:, None] * outputs + o[None, :]
     first = (first + phase // SIDE * wide + phase % SIDE) * outputs
-    y = _write(total, y_ptr, residual_ptr, first, offset, mask, scale, RESIDUAL)
+    y = _write(total, y_ptr, residual_ptr, first, offset, mask, scale, clip, RESIDUAL)
     # fmt: off
     if PART > 0:
         _write_sums(
@@ -153,6 +159,7 @@ def _finish_wide(
     residual_ptr,
     sums_ptr,
     scale,
+    clip,
     pixels,
     image_pixels,
     width,
@@ -172,17 +179,17 @@ def _finish_wide(
     if BLOCK_N == 256:
         left, right = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, 128)), (0, 2, 1)))
         _finish(
-            left, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, pixels, image_pixels, width, outputs,
-            tile_m, 2 * tile_n, phase, BLOCK_M, 128, PHASES, ROWS, RESIDUAL, PART,
+            left, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, clip, pixels, image_pixels, width,
+            outputs, tile_m, 2 * tile_n, phase, BLOCK_M, 128, PHASES, ROWS, RESIDUAL, PART,
         )
         _finish(
-            right, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, pixels, image_pixels, width, outputs,
-            tile_m, 2 * tile_n + 1, phase, BLOCK_M, 128, PHASES, ROWS, RESIDUAL, PART,
+            right, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, clip, pixels, image_pixels, width,
+            outputs, tile_m, 2 * tile_n + 1, phase, BLOCK_M, 128, PHASES, ROWS, RESIDUAL, PART,
         )
     else:
         _finish(
-            total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, pixels, image_pixels, width, outputs,
-            tile_m, tile_n, phase, BLOCK_M, BLOCK_N, PHASES, ROWS, RESIDUAL, PART,
+            total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, clip, pixels, image_pixels, width,
+            outputs, tile_m, tile_n, phase, BLOCK_M, BLOCK_N, PHASES, ROWS, RESIDUAL, PART,
         )
     # fmt: on
 
@@ -195,6 +202,7 @@ def _conv2d_reduce(
     residual_ptr,
     sums_ptr,
     scale,
+    clip,
     splits,
     pixels,
     image_pixels,
@@ -220,8 +228,8 @@ def _conv2d_reduce(
         offset += PHASES * stride
     # fmt: off
     _finish(
-        total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, pixels, image_pixels, width, outputs,
-        tile_m, tile_n, phase, BLOCK_M, BLOCK_N, PHASES, ROWS, RESIDUAL, PART,
+        total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, clip, pixels, image_pixels, width,
+        outputs, tile_m, tile_n, phase, BLOCK_M, BLOCK_N, PHASES, ROWS, RESIDUAL, PART,
     )
     # fmt: on
 

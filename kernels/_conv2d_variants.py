@@ -25,6 +25,7 @@ def _fwd(
     phases: int = 1,
     affine: bool = False,
     part: bool = False,
+    clip: bool = False,
     rows: int = 1,
     area: int = 1024,
     chips: tuple[str, ...] = CHIPS,
@@ -41,10 +42,11 @@ def _fwd(
     constants |= {"PART": b.m if part else 0, "SILU": affine, "ONE_IMAGE": area % b.m == 0, "PADDED": kernel > 1}
     constants |= {"PRECISION": precision, "BATCHED": False}
     constants |= {} if float8 else {"factors_ptr": None}
+    constants |= {} if clip else {"clip": None}
     constants |= {} if affine else {"affine_ptr": None}
     constants |= {} if split else {"partial_ptr": None}
     constants |= {} if part else {"sums_ptr": None}
-    signature = {**pointers, "scale": "fp32", **dict.fromkeys(ints, "i32")}
+    signature = {**pointers, "scale": "fp32", "clip": "fp32", **dict.fromkeys(ints, "i32")}
     signature = {name: kind for name, kind in signature.items() if name not in constants}
     aligned = [name for name in (*pointers, "height", "width", "grid_height", "grid_width") if name in signature]
     aligned += [name for name, size in (("channels", inputs), ("outputs", outputs)) if size % 16 == 0]
@@ -94,13 +96,14 @@ def _winograd_input(channels: int, affine: bool, dtype: str = "fp16") -> Variant
     return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=EVERY_CHIP)
 
 
-def _winograd_output(outputs: int, part: bool, dtype: str = "fp16") -> Variant:
+def _winograd_output(outputs: int, part: bool, dtype: str = "fp16", clip: bool = False) -> Variant:
     m, n = _conv2d_winograd.block_of(outputs)
     pointers = {"y_ptr": f"*{dtype}", "products_ptr": "*fp16", "factors_ptr": "*fp32", "rows_ptr": f"*{dtype}"}
     pointers |= {"residual_ptr": f"*{dtype}", "sums_ptr": "*fp32"}
     ints = ("images", "tiles_high", "tiles_wide", "high", "wide", "outputs")
-    signature = {**pointers, "scale": "fp32", **dict.fromkeys(ints, "i32")}
+    signature = {**pointers, "scale": "fp32", **({"clip": "fp32"} if clip else {}), **dict.fromkeys(ints, "i32")}
     constants: dict[str, Any] = {"ROWS": 2, "RESIDUAL": True, "PART": m if part else 0, "BLOCK_M": m, "BLOCK_N": n}
+    constants |= {} if clip else {"clip": None}
     aligned = (*pointers, "high", "wide", "outputs")
     kernel = _conv2d_winograd._winograd_output
     return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=EVERY_CHIP)
@@ -111,8 +114,8 @@ def _winograd_products(tiles: int, outputs: int, inputs: int) -> Variant:
     ints = ("height", "grid_height", "channels", "outputs", "padding", "steps")
     signature = {"x_ptr": "*fp16", "weight_ptr": "*fp16", "partial_ptr": "*fp16", "scale": "fp32"}
     signature |= dict.fromkeys(ints, "i32")
-    pointers = ("y_ptr", "rows_ptr", "residual_ptr", "affine_ptr", "factors_ptr", "sums_ptr")
-    constants: dict[str, Any] = {**dict.fromkeys(pointers), "images": 1, "width": 1, "grid_width": 1}
+    absent = ("y_ptr", "rows_ptr", "residual_ptr", "affine_ptr", "factors_ptr", "sums_ptr", "clip")
+    constants: dict[str, Any] = {**dict.fromkeys(absent), "images": 1, "width": 1, "grid_width": 1}
     constants |= {"KERNEL": 1, "PHASES": 36, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k, "SPLIT": True}
     constants |= {"EVEN": inputs % b.k == 0, "ROWS": 0, "RESIDUAL": False, "PART": 0, "AFFINE": False, "SILU": False}
     constants |= {"ONE_IMAGE": False, "PADDED": False, "BATCHED": True, "PRECISION": "ieee"}
@@ -127,6 +130,7 @@ def _others() -> dict[str, Variant]:
     ints = dict.fromkeys(("splits", "pixels", "image_pixels", "width", "outputs"), "i32")
     reduce = {"y_ptr": t, "partial_ptr": f, "rows_ptr": t, "residual_ptr": t, "sums_ptr": f, "scale": "fp32", **ints}
     constants: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "PHASES": 1, "ROWS": 1, "RESIDUAL": True, "PART": 64}
+    constants |= {"clip": None}
     aligned = ("y_ptr", "partial_ptr", "rows_ptr", "residual_ptr", "sums_ptr", "pixels", "image_pixels", "outputs")
     weights = {"dweight_ptr": t, "partial_ptr": f, "splits": "i32", "size": "i32", "channels": "i32"}
     ints = dict.fromkeys(("parts", "part", "outputs", "group"), "i32")
@@ -136,12 +140,20 @@ def _others() -> dict[str, Variant]:
     norm |= dict.fromkeys(("images", "channels", "group", "pitch"), "i32")
     tail, narrow, every = _conv2d_tail, {"wide_loads": False}, {"chips": EVERY_CHIP}
     alone = {name: kind for name, kind in reduce.items() if name != "splits"} | {"partial_ptr": t}
+    clipped = {**{k: v for k, v in constants.items() if k != "clip"}, "splits": 1, "PART": 0, "sums_ptr": None}
     backward = {"scaled_ptr": t, "sums_ptr": f, "dy_ptr": t, "scale": "fp32"}
     backward |= dict.fromkeys(("parts", "share", "image_pixels", "outputs"), "i32")
     whole = ("scaled_ptr", "sums_ptr", "dy_ptr", "share", "image_pixels", "outputs")
     return {
         "reduce_fp16": Variant(tail._conv2d_reduce, reduce, constants, aligned, **every),
         "finish_fp16": Variant(tail._conv2d_reduce, alone, {**constants, "splits": 1}, aligned, **every),
+        "finish_fp16_clip": Variant(
+            tail._conv2d_reduce,
+            {name: kind for name, kind in (alone | {"clip": f[1:]}).items() if name != "sums_ptr"},
+            clipped,
+            tuple(name for name in aligned if name != "sums_ptr"),
+            **every,
+        ),
         "finish_bwd_fp16": Variant(tail._conv2d_tail_bwd, backward, {"BLOCK_M": 64, "BLOCK_N": 64}, whole, **every),
         "reduce_weight_fp16": Variant(
             _conv2d_products._conv2d_reduce_weight,
@@ -188,6 +200,7 @@ def variants() -> dict[str, Variant]:
         "fwd_fp16_c256_b1_8_split": _fwd(64, 256, 256, area=64),
         "fwd_tf32_c256_b1_8_split": _fwd(64, 256, 256, dtype=single, precision="tf32", area=64),
         "fwd_fp16_c192_b64_64": _fwd(4 * b64, 192, 192, area=4096),
+        "fwd_fp16_c192_b64_64_clip": _fwd(4 * b64, 192, 192, area=4096, clip=True),
         "fwd_fp16_c576_b64_16_statistics": _fwd(64 * 256, 576, 576, part=True, area=256),
         "fwd_fp16_c256_b64_32_statistics": _fwd(b64, 256, 256, part=True),
         "fwd_fp16_c256_b64_32_prologue": _fwd(b64, 256, 256, part=True, affine=True, rows=2),
@@ -210,6 +223,7 @@ def variants() -> dict[str, Variant]:
         "winograd_input_fp32_c256_prologue": _winograd_input(256, True, "fp32"),
         "winograd_products_c256_t832": _winograd_products(832, 256, 256),
         "winograd_output_fp16_c256": _winograd_output(256, False),
+        "winograd_output_fp16_c256_clip": _winograd_output(256, False, clip=True),
         "winograd_output_bf16_c256_statistics": _winograd_output(256, True, "bf16"),
         "winograd_output_fp32_c256_statistics": _winograd_output(256, True, "fp32"),
         **_others(),

@@ -24,7 +24,7 @@ import triton.language as tl
 
 from edm_fast.kernels import _conv2d_products
 from edm_fast.kernels._conv2d_blocks import blocks
-from edm_fast.kernels._conv2d_prologue import Prologue, _activated, _factors, affine_of, images_last
+from edm_fast.kernels._conv2d_prologue import Factor, Prologue, _activated, _factors, affine_of, images_last
 from edm_fast.kernels._conv2d_tail import Statistics, _rows, _target, _write, _write_sums, moments, options
 from edm_fast.kernels._launch import on_device
 
@@ -137,6 +137,7 @@ def _winograd_output(
     residual_ptr,
     sums_ptr,
     scale,
+    clip,
     images,
     tiles_high,
     tiles_wide,
@@ -176,7 +177,8 @@ def _winograd_output(
             inside = (m // tiles_wide % tiles_high * 4 + i < high) & (m % tiles_wide * 4 + j < wide)
             there = (begin + i * wide + j) * outputs
             total = row[j] * factors + rows
-            values += (_write(total, y_ptr, residual_ptr, there, offset, mask & inside[:, None], scale, RESIDUAL),)
+            own = mask & inside[:, None]
+            values += (_write(total, y_ptr, residual_ptr, there, offset, own, scale, clip, RESIDUAL),)
     if PART > 0:
         _write_sums(
             values, 16, sums_ptr, o, tl.program_id(0), count, image_tiles, outputs, 0, BLOCK_M, BLOCK_N, 1, PART
@@ -227,7 +229,7 @@ def _multiply(tiles: torch.Tensor, weights: torch.Tensor, library: bool) -> torc
     b = blocks(count, outputs, c, 1, DTYPE, phases=places)
     # fmt: off
     _conv2d_products._conv2d_fwd[triton.cdiv(count, b.m) * triton.cdiv(outputs, b.n), places, 1](
-        None, tiles, weights, None, None, None, None, products, None, 1.0,
+        None, tiles, weights, None, None, None, None, products, None, 1.0, None,
         1, count, 1, count, 1, c, outputs, 0, triton.cdiv(c, b.k),
         KERNEL=1, PHASES=places, BLOCK_M=b.m, BLOCK_N=b.n, BLOCK_K=b.k, SPLIT=True, EVEN=c % b.k == 0, ROWS=0,
         RESIDUAL=False, PART=0, AFFINE=False, SILU=False, ONE_IMAGE=False, PADDED=False, BATCHED=True,
@@ -245,7 +247,8 @@ def forward(
     scale: float = 1.0,
     padding: int = 1,
     *,
-    prologue: Prologue | None = None,
+    clip: float | None = None,
+    prologue: Prologue | Factor | None = None,
     statistics: Statistics | None = None,
     library: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -267,7 +270,7 @@ def forward(
     x, residual = images_last(x), None if residual is None else images_last(residual)
     rows = None if rows is None else rows.contiguous()
     with on_device(x):
-        affine = None if prologue is None else affine_of(prologue, n, c)
+        affine = None if prologue is None else affine_of(prologue, n, c, x.device)
         silu = prologue is not None and prologue.silu
         at_once = images_at_once(n, tiles, c + outputs, x.device)
         for first in range(0, n, at_once):
@@ -281,7 +284,7 @@ def forward(
                 y[images],
                 # held by no name: those of the next images come to the same memory, and to the same cache lines
                 _multiply(_transform(x[images], of, grid, padding, silu), weights, library),
-                factors, *own, scale, count, *grid, high, wide, outputs,
+                factors, *own, scale, clip, count, *grid, high, wide, outputs,
                 PART=part, BLOCK_M=block_m, BLOCK_N=block_n, **options(rows, residual),
             )
             # fmt: on

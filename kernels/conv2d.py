@@ -3,8 +3,8 @@
     y = (weight * x + rows + residual) scale            x: (N, C, H, W); weight as `pack` gives it; rows: (1 or N, O)
 
 Float32 runs on TF32 matrix units where torch.backends.cudnn.allow_tf32 says so, as the reference's convolution does,
-and on plain multiply-adds otherwise. Inference may have the norm before the convolution applied as x is read
-(`Prologue`), and the statistics of the norm after it taken as y is written.
+and on plain multiply-adds otherwise. Inference may have the norm before the convolution (`Prologue`), or a `Factor`,
+applied as x is read, y kept within +-clip, and the statistics of the norm after it taken as y is written.
 
 A nearest-neighbour upsampling by 2 and a 3x3 convolution after it are four 2x2 convolutions, one for each phase of the
 output's pixels (`pack_phases`, `upsample`): where taps read the same pixel their weights are added first, which leaves
@@ -31,7 +31,7 @@ import triton
 
 from edm_fast.kernels import _conv2d_products, _conv2d_tail, _conv2d_tuned
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
-from edm_fast.kernels._conv2d_prologue import Prologue, affine_of, images_last
+from edm_fast.kernels._conv2d_prologue import Factor, Prologue, affine_of, images_last
 from edm_fast.kernels._conv2d_tail import Statistics, moments, options
 from edm_fast.kernels._conv2d_tuned import tuned
 from edm_fast.kernels._conv2d_variants import variants
@@ -41,6 +41,7 @@ from edm_fast.kernels._launch import on_device
 
 __all__ = [
     "Blocks",
+    "Factor",
     "Float8",
     "Prologue",
     "Statistics",
@@ -111,9 +112,9 @@ def _plain(dtype: torch.dtype) -> bool:
 def _launch(
     x: torch.Tensor,
     packed: torch.Tensor,  # (phases, O, k, k, C)
-    tail: tuple[torch.Tensor | None, torch.Tensor | None, float],
+    tail: tuple[torch.Tensor | None, torch.Tensor | None, float, float | None],
     padding: int,
-    prologue: Prologue | None,
+    prologue: Prologue | Factor | None,
     statistics: Statistics | None,
     plan: Blocks | None,
     float8: Float8 | None = None,
@@ -126,7 +127,7 @@ def _launch(
     y = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
         return y if statistics is None else (y, moments(y, statistics))
-    rows, residual, scale = tail
+    rows, residual, scale, clip = tail
     rows, factors = (None if t is None else t.contiguous() for t in (rows, None if float8 is None else float8.factors))
     x, residual = images_last(x), None if residual is None else images_last(residual)
     area = high * wide
@@ -141,11 +142,11 @@ def _launch(
     steps = triton.cdiv(triton.cdiv(k * k * c, b.k), b.splits)
     finish = {"PHASES": phases, "PART": part, "BLOCK_M": b.m, "BLOCK_N": b.n, **options(rows, residual)}
     with on_device(x):
-        affine = None if prologue is None else affine_of(prologue, n, c)
+        affine = None if prologue is None else affine_of(prologue, n, c, x.device)
         tiles_m, tiles_n = triton.cdiv(pixels, b.m), triton.cdiv(outputs, b.n)
         # fmt: off
         _conv2d_products._conv2d_fwd[tiles_m * tiles_n, phases, b.splits](
-            y, x, packed, rows, residual, affine, factors, partial, sums, scale,
+            y, x, packed, rows, residual, affine, factors, partial, sums, scale, clip,
             n, h, w, high, wide, c, outputs, padding, steps,
             KERNEL=k, BLOCK_K=b.k, SPLIT=b.splits > 1, EVEN=c % b.k == 0, AFFINE=affine is not None,
             SILU=prologue is not None and prologue.silu, ONE_IMAGE=area % b.m == 0, PADDED=k > 1 or padding > 0,
@@ -153,7 +154,7 @@ def _launch(
         )
         if partial is not None:
             _conv2d_tail._conv2d_reduce[tiles_m, tiles_n, phases](
-                y, partial, rows, residual, sums, scale, b.splits, pixels, area, wide, outputs, **finish
+                y, partial, rows, residual, sums, scale, clip, b.splits, pixels, area, wide, outputs, **finish
             )
         # fmt: on
         return y if statistics is None or sums is None else (y, moments(y, statistics, sums, part))
@@ -167,13 +168,14 @@ def forward(
     scale: float = 1.0,
     padding: int = 0,
     *,
-    prologue: Prologue | None = None,
+    clip: float | None = None,
+    prologue: Prologue | Factor | None = None,
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
     float8: Float8 | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (2, N, groups) of y."""
-    return _launch(x, packed[None], (rows, residual, scale), padding, prologue, statistics, plan, float8)
+    return _launch(x, packed[None], (rows, residual, scale, clip), padding, prologue, statistics, plan, float8)
 
 
 def boxes_reason(x: torch.Tensor, weight: torch.Tensor, padding: int, proved: bool = False) -> str | None:
@@ -210,7 +212,8 @@ def upsample(
     residual: torch.Tensor | None = None,
     scale: float = 1.0,
     *,
-    prologue: Prologue | None = None,
+    clip: float | None = None,
+    prologue: Prologue | Factor | None = None,
     statistics: Statistics | None = None,
     plan: Blocks | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -218,7 +221,7 @@ def upsample(
 
     packed: (4, O, 2, 2, C) of `pack_phases`. A prologue comes before the repetition, with which it commutes.
     """
-    return _launch(x, packed, (rows, residual, scale), 1, prologue, statistics, plan)
+    return _launch(x, packed, (rows, residual, scale, clip), 1, prologue, statistics, plan)
 
 
 def finish(
@@ -227,6 +230,7 @@ def finish(
     residual: torch.Tensor | None = None,
     scale: float = 1.0,
     *,
+    clip: float | None = None,
     statistics: Statistics | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """(y + rows + residual) scale in one pass, in place where y (N, O, H, W) lies channels last: the tail alone, of
@@ -242,7 +246,9 @@ def finish(
     finish = {"PHASES": 1, "PART": part, "BLOCK_M": m, "BLOCK_N": k, **options(rows, residual)}
     with on_device(y):
         grid = triton.cdiv(n * area, m), triton.cdiv(outputs, k), 1
-        _conv2d_tail._conv2d_reduce[grid](y, y, rows, residual, sums, scale, 1, n * area, area, wide, outputs, **finish)
+        _conv2d_tail._conv2d_reduce[grid](
+            y, y, rows, residual, sums, scale, clip, 1, n * area, area, wide, outputs, **finish
+        )
         return y if statistics is None or sums is None else (y, moments(y, statistics, sums, part))
 
 

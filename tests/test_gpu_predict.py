@@ -27,8 +27,34 @@ def nodes():
 
 def test_products_of_a_network(nodes):
     """2 x 21.2 billion multiply-adds of an image, after the rewrites of plans."""
-    convolutions = [found[0] for node in nodes if (found := gpu_predict.convolution(node))]
+    convolutions = [c for node in nodes if (c := gpu_predict.convolution(node))]
     assert sum(c.flops() for c in convolutions) == pytest.approx(42e9, rel=0.02)
+
+
+def test_edm2():
+    """Its 2 x 100 billion multiply-adds; factors and SiLU in its convolutions, and no pass that clips."""
+    nodes = gpu_predict.graph_of("edm2-img64-s", 1)
+    convolutions = [c for node in nodes if (c := gpu_predict.convolution(node))]
+    assert sum(c.flops() for c in convolutions) == pytest.approx(2 * 100e9, rel=0.03)
+    _, kinds, _ = gpu_predict.network(H200, nodes)
+    assert {"norm", "factor and SiLU and convolution 3x3", "convolution 1x1", "attention"} < kinds.keys()
+    assert not any(getattr(node.function, "__name__", "") == "clip" for node in nodes if hasattr(node, "function"))
+    first = [gpu_predict.before_of(H200, node) for node in nodes]
+    assert all(min(f.rest, f.seconds) > 0 for f in first if f.name) and any(f.name for f in first)
+
+
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        (["--network=edm2-img64"], "is no preset (near names: edm2-img64-"),
+        (["--batch=0"], "--batch=0; expected 1 or more"),
+    ],
+)
+def test_refusals(options, line, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu_predict.py", *options])
+    with pytest.raises(SystemExit) as refused:
+        gpu_predict.main()
+    assert refused.value.code == 2 and line in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)

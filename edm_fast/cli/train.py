@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import json
 import math
@@ -37,6 +36,8 @@ from edm_fast.cli._options import (
     PROBABILITY,
     Count,
 )
+from edm_fast.cli._run_folder import pick_run_dir, run_name
+from edm_fast.cli._snapshot_quality import snapshot_quality
 from edm_fast.cli._widths import WIDTHS
 from edm_fast.errors import UserError, UserOSError
 from edm_fast.files import atomic_write
@@ -61,7 +62,6 @@ from edm_fast.training import (
 )
 
 PRECONDS = {"vp": ("VPPrecond", "VPLoss"), "ve": ("VEPrecond", "VELoss"), "edm": ("EDMPrecond", "EDMLoss")}
-RUN_NAME = re.compile(r"(\d+)-?(.*)")
 
 
 def dataset_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolderDataset]:
@@ -153,19 +153,6 @@ def training_settings(opts: dict[str, Any]) -> tuple[dict[str, Any], ImageFolder
     return settings, dataset
 
 
-def run_name(opts: dict[str, Any], dataset: ImageFolderDataset) -> str:
-    """The run folder's name without its number."""
-    kind = "cond" if opts["cond"] else "uncond"
-    precision = "fp16" if opts["fp16"] else opts["precision"]
-    name = f"{dataset.name}-{kind}-{opts['arch']}-{opts['precond']}"
-    name += f"-gpus{distributed.world_size()}-batch{opts['batch']}-{precision}"
-    if opts["desc"] is None:
-        return name
-    if "/" in opts["desc"] or os.sep in opts["desc"]:
-        raise UserError(f"--desc={opts['desc']} has a slash; expected text that may stand in a folder's name")
-    return f"{name}-{opts['desc']}"
-
-
 def own_settings(opts: dict[str, Any]) -> dict[str, Any]:
     """Settings the published program does not have, where they differ from the loop's defaults."""
     settings: dict[str, Any] = {}
@@ -179,6 +166,8 @@ def own_settings(opts: dict[str, Any]) -> dict[str, Any]:
         settings["dump_minutes"] = opts["dump_minutes"]
     if opts["precision"] != "fp32":
         settings["precision"] = opts["precision"]
+    if opts["log_to"] is not None:
+        settings["log_to"] = opts["log_to"]
     if opts["keep_states"] != 2:
         settings["keep_states"] = opts["keep_states"]
     return settings
@@ -189,36 +178,6 @@ def common_seed(seed: int | None) -> int:
     if seed is None:
         seed = int(torch.seed() % (1 << 31))
     return distributed.broadcast_object(seed)
-
-
-def numbered_runs(outdir: str) -> list[tuple[int, str, str]]:
-    """(number, name, folder) of the run folders in outdir."""
-    folders = [entry.name for entry in os.scandir(outdir) if entry.is_dir()] if os.path.isdir(outdir) else []
-    return [(int(match[1]), match[2], folder) for folder in folders if (match := RUN_NAME.fullmatch(folder))]
-
-
-def pick_run_dir(outdir: str, name: str, nosubdir: bool, auto: bool) -> str:
-    """outdir itself, or a numbered folder in it: with --resume auto the newest of this name, otherwise a new one.
-
-    The newest with results, that is: a start that failed in between is no reason to begin again.
-    """
-    if nosubdir:
-        return outdir
-    found = numbered_runs(outdir)
-    same = [(number, folder) for number, other, folder in found if other == name]
-    if auto and same:
-        results = [(number, folder) for number, folder in same if run_results(os.path.join(outdir, folder))]
-        return os.path.join(outdir, max(results or same)[1])
-    new = os.path.join(outdir, f"{max((number for number, _, _ in found), default=-1) + 1:05d}-{name}")
-    if auto:
-        others = {other: folder for _, other, folder in sorted(found) if run_results(os.path.join(outdir, folder))}
-        near = difflib.get_close_matches(name, others, n=3, cutoff=0)
-        if near and distributed.rank() == 0:
-            names = ", ".join(others[other] for other in near)
-            click.echo(
-                f"Warning: {outdir} has no run named {name}, so {new} is a new one; others there: {names}", err=True
-            )
-    return new
 
 
 def length_line(settings: dict[str, Any], duration: float) -> str:
@@ -257,7 +216,9 @@ def prepare_auto(run_dir: str) -> dict[str, Any]:
     return {"resume_state_dump": str(path), "seed": seed}
 
 
-def launch(settings: dict[str, Any], tell: Callable[[], None], run_dir: str, auto: bool, device: torch.device) -> None:
+def launch(
+    settings: dict[str, Any], tell: Callable[[], None], run_dir: str, auto: bool, device: torch.device, measure: Any
+) -> None:
     """Make the run folder, find the dump to go on from, and train; tell: prints what will be done."""
     main = distributed.rank() == 0
     if not auto:
@@ -274,7 +235,7 @@ def launch(settings: dict[str, Any], tell: Callable[[], None], run_dir: str, aut
                 raise UserOSError(f"cannot write to {run_dir}: {error.strerror or error}") from error
             tell()
         distributed.barrier()
-        training_loop(run_dir=run_dir, device=device, **settings)
+        training_loop(run_dir=run_dir, device=device, measure=measure, **settings)
 
 
 @click.command(context_settings={"show_default": True})
@@ -349,6 +310,8 @@ def launch(settings: dict[str, Any], tell: Callable[[], None], run_dir: str, aut
     "--snapshot-format", help="Format of snapshots", type=click.Choice(["safetensors", "pkl"]), default="safetensors"
 )
 @click.option("--preview", help="Samples drawn beside each snapshot, 0 = none", type=NON_NEGATIVE_INT, default=32)
+@click.option("--quality", help="Samples measured at each snapshot, 0 = none", type=NON_NEGATIVE_INT, default=0)
+@click.option("--log-to", help="Module like wandb that gets the numbers  [default: none]", metavar="MODULE")
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 @click.option("-n", "--dry-run", help="Print the settings and stop  [default: off]", is_flag=True, show_default=False)
 def command(**opts: Any) -> None:
@@ -392,8 +355,10 @@ def command(**opts: Any) -> None:
             tell()
             print("Dry run; stopping.")
     else:
+        measured = opts["quality"] and distributed.rank() == 0
+        measure = snapshot_quality(opts["quality"], opts["data"], device) if measured else None
         try:
-            launch(settings, tell, run_dir, opts["resume"] == "auto", device)
+            launch(settings, tell, run_dir, opts["resume"] == "auto", device, measure)
         except (Stopped, Interrupted):  # on all ranks
             distributed.shutdown()
             raise

@@ -56,12 +56,16 @@ def open_network(name: str, device: torch.device | str = "cpu") -> Any:
 def randomise(net: torch.nn.Module, seed: int = 0) -> None:
     """Fresh networks start with layers at zero, which would hide any error before them: give every term a weight.
 
-    Weights far below a variance of 1 / fan_in are drawn anew with it; biases and the gains of norms move by 0.1.
+    Weights far below a variance of 1 / fan_in are drawn anew with it; biases and the gains of norms move by 0.1. EDM2's
+    gains, numbers that start at 0, become 0.7, so that what is measured is not c_skip x.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in net.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim < 2:
+        if parameter.ndim == 0:
+            parameter.fill_(0.7)
+            continue
+        if parameter.ndim == 1:
             parameter.add_(noise, alpha=0.1)
             continue
         deviation = 1 / math.sqrt(parameter[0].numel())

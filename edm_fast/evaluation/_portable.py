@@ -23,7 +23,7 @@ from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
 from edm_fast.ops.pixel_norm import PixelNormArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
-from edm_fast.plan._graph import LinearArgs, Node, SeparateQKVArgs, last_uses, map_tensors, map_values
+from edm_fast.plan._graph import LinearArgs, Node, SeparateQKVArgs, TorchArgs, last_uses, map_tensors, map_values
 from edm_fast.plan._rewrite import repeats_pixels, rewrite, rewritten, skip_dropout
 from edm_fast.plan._trace import trace
 
@@ -71,7 +71,8 @@ class Portable(torch.nn.Module):
         for node in self.graph.nodes:
             assert isinstance(node, Node)
             args = map_values(values.__getitem__, self.args[node])
-            formula = FORMULAS.get(type(args))
+            name = getattr(node.function, "__name__", "")
+            formula = FUNCTIONS.get(name) or FORMULAS.get(type(args))
             result = node.run(args) if formula is None else formula(node.args, args)
             values.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
             for value in self.dead[node]:
@@ -133,10 +134,20 @@ def _attention(of: AttentionArgs | SeparateQKVArgs, args: AttentionArgs | Separa
     return torch.bmm(v, weights.transpose(1, 2)).reshape(n, of.num_heads * head, h, w)
 
 
+def _lerp(of: TorchArgs, args: TorchArgs) -> torch.Tensor:
+    a, b, t = args.args
+    return a * (1 - t) + b * t
+
+
+def _ones_like(of: TorchArgs, args: TorchArgs) -> torch.Tensor:
+    return args.args[0] * 0.0 + 1.0  # a constant would be of one batch
+
+
 def _linear(of: LinearArgs, args: LinearArgs) -> torch.Tensor:
     return F.linear(*args)
 
 
+FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {"lerp": _lerp, "ones_like": _ones_like}
 FORMULAS: dict[type, Callable[..., torch.Tensor]] = {
     Conv2dArgs: _conv2d,
     GroupNormSiluArgs: _group_norm_silu,

@@ -18,11 +18,12 @@ import torch
 
 from edm_fast.backend import use_backend
 from edm_fast.checkpoint import save
-from edm_fast.diffusion.loss import EDMLoss
+from edm_fast.diffusion.loss import EDM2Loss, EDMLoss
 from edm_fast.errors import UserError
 from edm_fast.evaluation._networks import DEMO
 from edm_fast.evaluation._peers import Subject
 from edm_fast.evaluation._rows import ROWS, Row, names
+from edm_fast.networks import Precond
 from edm_fast.plan._gpu_program import tensor_float
 from edm_fast.sampling import edm_sampler, load_sampler, sample, sample_seeds
 from edm_fast.sampling.images import image_name, read_png
@@ -124,7 +125,8 @@ def training(row: Row, subject: Subject) -> Callable[[], Results]:
         net = net.to(memory_format=torch.channels_last)
     run = net if row.compile == "none" else torch.compile(net, dynamic=False)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-    loss_fn, images = EDMLoss(), subject.example.x.clamp(-1, 1)
+    loss_fn = EDM2Loss() if isinstance(net, Precond) else EDMLoss()
+    images = subject.example.x.clamp(-1, 1)
     labels, gpus = subject.example.labels, [subject.device] if subject.device.type == "cuda" else []
 
     def call() -> Results:
@@ -153,5 +155,6 @@ TARGETS = {
 
 
 def default_batches(target: str, network: str) -> Sequence[int]:
-    """ADM at 64x64 takes ten times the work of the others, so its batches are smaller."""
-    return (1, 2, 8) if target == "networks" and network == ADM else TARGETS[target].batches
+    """ADM at 64x64 takes ten times the work of the others, EDM2 as much or more, so their batches are smaller."""
+    large = network == ADM or network.startswith("edm2-")
+    return (1, 2, 8) if target == "networks" and large else TARGETS[target].batches

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -210,6 +211,7 @@ class PlannedUNet(torch.nn.Module):
         self.planner, self.allowance = planner(self.device, self.how), allowance
         self.pool: Pool[Program] = Pool()
         self.differentiable: Pool[DifferentiableProgram] = Pool()
+        self.made: WeakValueDictionary[Hashable, torch.Tensor] = WeakValueDictionary()  # of weights, by traces
         self.graphs: dict[Shapes, Graph] = {}  # traced, and not yet made programs of
         self.most_images: dict[Shapes, int] = {}  # evaluated at once, by the shapes of one
         self.evaluated_shapes = EvaluatedShapes()
@@ -263,10 +265,9 @@ class PlannedUNet(torch.nn.Module):
 
     def graph(self, shapes: Shapes) -> Graph:
         """What the network computes of inputs of these shapes."""
-        found = self.graphs.pop(shapes, None)
-        if found is not None:
+        if (found := self.graphs.pop(shapes, None)) is not None:
             return found
-        graph = trace(self.reference[0], dict(shapes))
+        graph = trace(self.reference[0], dict(shapes), self.made)
         return as_ops(graph) if isinstance(self.reference[0], _foreign.RawForeign) else graph
 
     def run(self, inputs: Inputs) -> torch.Tensor:

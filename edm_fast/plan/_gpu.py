@@ -24,6 +24,8 @@ from edm_fast.plan._gradients import DifferentiableProgram
 from edm_fast.plan._graph import AnyNode, Fused, Graph, Node, Value, last_uses, map_tensors
 from edm_fast.plan._rewrite import (
     fold_bias,
+    fold_clip,
+    fuse_gain,
     fuse_norm,
     fuse_upsampling,
     join_embeddings,
@@ -49,6 +51,12 @@ def captures(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def fused(graph: Graph, dtype: torch.dtype) -> Graph:
+    """What a plan of this dtype measures: nodes and pairs of them."""
+    graph = rewrite(rewritten(graph), skip_dropout, fold_bias, fold_clip)
+    return rewrite(join_embeddings(graph, dtype), fuse_norm, fuse_gain, fuse_upsampling)
+
+
 class GpuPlanner:
     """Builds the programs of one network on one device, which share their weights."""
 
@@ -66,8 +74,7 @@ class GpuPlanner:
         weights = Weights(self._prepare, self.prepared)
         calls, nodes = graph.op_calls(), graph.nodes
         if not self.numerics.exact:
-            graph = join_embeddings(rewrite(rewritten(graph), skip_dropout, fold_bias), self.numerics.dtype)
-            graph = rewrite(graph, fuse_norm, fuse_upsampling)
+            graph = fused(graph, self.numerics.dtype)
             nodes = [_with_weights(node, weights) for node in graph.nodes]
         generator = torch.Generator(self.device).manual_seed(0)  # the caller's random numbers stay what they are
         inputs = {}

@@ -57,30 +57,31 @@ def ways(args: Conv2dArgs, norm: GroupNormSiluArgs | None = None) -> list[Way]:
         found.append(Way("winograd", _winograd, "merged-winograd", whole))
         by_library = functools.partial(_winograd, library=True)
         found.append(Way("winograd-bmm", by_library, "merged-winograd-bmm", whole))
-    if kernels().boxes_reason(args.x, args.weight, args.pad()) is None:
+    if args.clip is None and kernels().boxes_reason(args.x, args.weight, args.pad()) is None:
         found.append(Way("boxes", _in_boxes, leaves_statistics=False))
     return found
 
 
-def tail(args: Conv2dArgs) -> tuple[Any, Any, float]:
-    return rows(args), args.residual, float(args.scale)
+def tail(args: Conv2dArgs) -> dict[str, Any]:
+    return {"rows": rows(args), "residual": args.residual, "scale": float(args.scale), "clip": args.clip}
 
 
 def _library(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:
     """torch's convolution and one pass for all that comes after it."""
-    return kernels().finish(F.conv2d(args.x, args.weight, padding=args.pad()), *tail(args), **more)
+    return kernels().finish(F.conv2d(args.x, args.weight, padding=args.pad()), **tail(args), **more)
 
 
 def _direct(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:
     """The op's own kernel."""
-    return kernels().forward(args.x, packed(args.weight, "packed"), *tail(args), args.pad(), **more)
+    return kernels().forward(args.x, packed(args.weight, "packed"), padding=args.pad(), **tail(args), **more)
 
 
 def _in_boxes(packed: Pack, args: Conv2dArgs, statistics: None = None) -> Any:
-    """The same in Gluon."""
-    return kernels().in_boxes(args.x, packed(args.weight, "packed"), *tail(args), args.pad())
+    """The same in Gluon, which does not clip."""
+    terms = rows(args), args.residual, float(args.scale)
+    return kernels().in_boxes(args.x, packed(args.weight, "packed"), *terms, args.pad())
 
 
 def _winograd(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:
     weights, factors = (packed(args.weight, layout) for layout in WINOGRAD_LAYOUTS)
-    return kernels().winograd(args.x, (weights, factors), *tail(args), args.pad(), **more)
+    return kernels().winograd(args.x, (weights, factors), padding=args.pad(), **tail(args), **more)

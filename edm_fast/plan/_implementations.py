@@ -19,6 +19,7 @@ from edm_fast import backend
 from edm_fast.ops.attention import AttentionArgs
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.group_norm_silu import GroupNormSiluArgs
+from edm_fast.ops.pixel_norm import PixelNormArgs
 from edm_fast.ops.upfirdn import UpfirdnArgs
 from edm_fast.plan._gpu_convolutions import Pack, Way, kernels, tail, ways
 from edm_fast.plan._graph import AnyNode, Fused, LinearArgs, Node, SeparateQKVArgs, TorchArgs, Value, attention_of
@@ -65,15 +66,16 @@ def _of_op(op: Any, args: Any, packed: Pack, wanted: Statistics | None, availabl
     found = [Candidate(i.name, i.forward) for i in able]
     if isinstance(args, AttentionArgs):
         found[0] = Candidate("sdpa", _sdpa)
-    if all(i.name != "triton" for i in able):
-        return found
     if isinstance(args, Conv2dArgs):
         # those of a GPU are ways of a plan, too, which prepares their weights once
         found = [candidate for candidate in found if candidate.name not in ("triton", "cuda")]
+        triton = op.implementations["triton"]  # which clips in plans alone
+        if triton.reason is not None and triton.reason(args._replace(clip=None)) is not None:
+            return found
         for way in ways(args):
             left = wanted if way.leaves_statistics else None
             found += _with_statistics(way.name, functools.partial(_convolution, way, packed), left)
-    if isinstance(args, GroupNormSiluArgs) and available:
+    if isinstance(args, GroupNormSiluArgs) and available and any(i.name == "triton" for i in able):
         found.append(Candidate("apply", _normalise, needs_statistics=True, base="triton"))
     return found
 
@@ -144,11 +146,14 @@ def _normalised(
     way: Way,
     packed: Pack,
     wanted: Statistics | None,
-    args: tuple[GroupNormSiluArgs, Conv2dArgs],
+    args: tuple[GroupNormSiluArgs | PixelNormArgs, Conv2dArgs],
     stats: torch.Tensor | None = None,
 ) -> Any:
-    """The convolution of a normalised image, which is never written."""
+    """The convolution of a normalised image, or one with a factor and SiLU, which is never written."""
     norm, conv = args
+    if isinstance(norm, PixelNormArgs):
+        prologue = kernels().Factor(norm.gain, norm.silu)
+        return way.run(packed, conv._replace(x=norm.x), prologue=prologue, statistics=_statistics(wanted))
     if stats is None:
         stats = _norms().moments(norm.x, norm.groups, norm.eps, last=True)
     mean, rstd = stats
@@ -161,7 +166,7 @@ def _upsampled(packed: Pack, wanted: Statistics | None, args: tuple[UpfirdnArgs,
     """The 3x3 convolution of an image upsampled by repetition: 16 products in place of 36, no large image."""
     up, conv = args
     weight = packed(conv.weight, "phases")
-    return kernels().upsample(up.x, weight, *tail(conv), statistics=_statistics(wanted))
+    return kernels().upsample(up.x, weight, **tail(conv), statistics=_statistics(wanted))
 
 
 def _sdpa(args: AttentionArgs) -> torch.Tensor:

@@ -30,9 +30,12 @@ def own_network(net: Any) -> _Precond:
     kwargs = getattr(net, "init_kwargs", None)
     if name not in PRECONDS or not isinstance(net, torch.nn.Module) or not isinstance(kwargs, dict):
         raise UserError(f"accelerate() got an object of class {name}; expected {_expected(net)}")
-    own = build(name, {key: value for key, value in kwargs.items()})
+    own, state = build(name, {key: value for key, value in kwargs.items()}), net.state_dict()
+    for key, tensor in own.state_dict(keep_vars=True).items() if own.half_weights else ():
+        if key in state and state[key].dtype == torch.float16:
+            tensor.data = tensor.data.half()
     try:
-        own.load_state_dict(net.state_dict())
+        own.load_state_dict(state)
     except RuntimeError as error:
         fault = str(error).strip().splitlines()[-1].strip()
         raise UserError(

@@ -7,7 +7,7 @@ it does to tensors is seen by torch's function mode. Python code around them, ho
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -135,12 +135,20 @@ def _mixed(*trees: Any) -> bool:
     return len({tensor.is_meta for tensor in backend.tensors(trees)}) == 2
 
 
-def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
-    """The graph of module(**inputs) for float32 inputs of these shapes, in inference, on the device of the module."""
+def trace(
+    module: torch.nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    made: MutableMapping[Hashable, torch.Tensor] | None = None,
+) -> Graph:
+    """The graph of module(**inputs) for float32 inputs of these shapes, in inference, on the device of the module.
+
+    made: what earlier traces of the module have made of its own tensors, such as normalised weights; they are added.
+    """
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     metas = {name: tensor.detach().to("meta") for name, tensor in own.items()}
     device = next(iter(own.values())).device
-    recorder = Recorder({metas[name]: tensor.detach() for name, tensor in own.items()}, device)
+    real = {name: tensor.detach() for name, tensor in own.items()}
+    recorder = Recorder({metas[name]: tensor for name, tensor in real.items()}, device)
     inputs = {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
     values = {name: recorder.value(tensor, name) for name, tensor in inputs.items()}
     positional = [inputs.pop(name) for name in POSITIONAL if name in inputs]
@@ -161,7 +169,8 @@ def trace(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Gra
             f"accelerate() cannot follow this network, whose layers, hooks and replaced methods may compute anything "
             f"but not read numbers of tensors ({type(error).__name__}: {one_line(error)}); expected the network itself"
         ) from error
-    nodes = _needed(_folded(recorder.nodes), output)
+    names = {id(tensor): (name, tensor.data_ptr(), tensor._version) for name, tensor in real.items()}
+    nodes = _needed(_folded(recorder.nodes, names, {} if made is None else made), output)
     for node in nodes:
         if isinstance(node.function, backend.Op) and any(isinstance(w, Value) for w in _weights(node.args)):
             raise UserError(
@@ -176,18 +185,45 @@ def _weights(args: Any) -> list[Any]:
     return [getattr(args, name, None) for name in ("weight", "bias", "f")]
 
 
-def _folded(nodes: list[Node]) -> list[Node]:
-    """The nodes that depend on an input; what is made of the network's own tensors alone is computed now."""
-    constant: dict[Value, torch.Tensor] = {}
-    dependent = []
+def _folded(
+    nodes: list[Node], names: Mapping[int, Hashable], made: MutableMapping[Hashable, torch.Tensor]
+) -> list[Node]:
+    """The nodes that depend on an input; what is made of the network's own tensors alone is computed, if not before.
+
+    names: of these tensors, by identity. Results are known by their calls, and by the places of these among all, as
+    random ones differ from call to call.
+    """
+    keys: dict[Value, Hashable] = {}
+
+    def key(leaf: Any) -> Hashable:
+        if isinstance(leaf, torch.Tensor):
+            return names.get(id(leaf), object())  # any other tensor is met this once
+        return keys[leaf] if isinstance(leaf, Value) else repr(leaf)
+
+    constant, dependent = [], []
+    for place, node in enumerate(nodes):
+        if any(value not in keys for value in node.inputs()):
+            dependent.append(node)
+            continue
+        constant.append(node)
+        leaves: list[Any] = []
+        map_leaves(leaves.append, node.args)
+        keys |= {value: (place, index, node.function, *map(key, leaves)) for index, value in enumerate(node.outputs)}
+    read = dict.fromkeys(value for node in dependent for value in node.inputs() if value in keys)
+    found = {value: made.get(keys[value]) for value in read}
+    results = {value: tensor for value, tensor in found.items() if tensor is not None}
+    wanted, missing = set(read), []
+    for node in reversed(constant):
+        if any(value in wanted and value not in results for value in node.outputs):
+            missing.append(node)
+            wanted.update(node.inputs())
     with torch.no_grad():
-        for node in nodes:
-            node.args = map_values(lambda value: constant.get(value, value), node.args)
-            if node.inputs():
-                dependent.append(node)
-                continue
-            result = node.run(node.args)
-            constant.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
+        for node in reversed(missing):
+            result = node.run(map_values(results.__getitem__, node.args))
+            results.update(zip(node.outputs, [result] if isinstance(result, torch.Tensor) else result))
+    made.update((keys[value], results[value]) for value in read)
+    for node in dependent:
+        node.args = map_values(lambda value: results.get(value, value), node.args)
     return dependent
 
 

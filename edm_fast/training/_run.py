@@ -72,6 +72,8 @@ class Options:
     lr_kwargs: Mapping[str, Any] | None = None
     ema_kwargs: Mapping[str, Any] | None = None
     precision: str = "fp32"
+    log_to: str | None = None
+    measure: Callable[[torch.nn.Module], Mapping[str, float]] | None = None
 
     def __post_init__(self) -> None:
         self.run_dir = Path(user_path(self.run_dir))

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from edm_fast.errors import BROKEN, UserOSError
 from edm_fast.files import atomic_write
+from edm_fast.training import _boards
 
 NOISE_BORDERS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the ranges that a loss is told for
 ENDS = (0.0, *NOISE_BORDERS, float("inf"))
@@ -85,10 +86,14 @@ class Stats:
 
 
 class StatsWriter:
-    """Appends rows to stats.jsonl of a run folder, and to TensorBoard's event files where that is installed."""
+    """Appends rows to stats.jsonl of a run folder, and to TensorBoard's event files where that is installed.
 
-    def __init__(self, run_dir: Path, keep_lines: int | None = None) -> None:
-        """keep_lines: lines of an interrupted run that stay; those after the state it goes on from are dropped."""
+    `with` it: the end closes what else the numbers go to.
+    """
+
+    def __init__(self, run_dir: Path, keep_lines: int | None = None, loggers: Mapping[str, Any] | None = None) -> None:
+        """keep_lines: lines of an interrupted run that stay; those after the state it goes on from are dropped.
+        loggers: more boards by name, see `_boards`."""
         self.path = run_dir / "stats.jsonl"
         self.lines = 0
         if keep_lines is not None and self.path.exists():
@@ -96,8 +101,18 @@ class StatsWriter:
             with atomic_write(self.path) as file:
                 file.writelines(row + b"\n" for row in rows)
             self.lines = len(rows)
-        self._board: Any = None
-        self._try_board(lambda: self._open_board(run_dir / "tensorboard"))
+        self._boards: dict[str, Any] = {**(loggers or {})}
+        try:
+            if (board := _boards.tensorboard(run_dir / "tensorboard")) is not None:
+                self._boards["TensorBoard"] = board
+        except BROKEN as error:
+            _boards.say_failed("TensorBoard", error)
+
+    def __enter__(self) -> StatsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _boards.try_each(self._boards, lambda board: board.close())
 
     def write(self, row: dict[str, dict[str, float]], cur_nimg: int) -> None:
         """One more line, whole or not at all."""
@@ -113,31 +128,7 @@ class StatsWriter:
                 os.truncate(self.path, before)
             raise UserOSError(f"cannot write to {self.path}: {error.strerror or error}") from error
         self.lines += 1
-        if self._board is not None:
-            self._try_board(lambda: self._write_board(row, cur_nimg))
-
-    def _open_board(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] in ("torch", "tensorboard"):
-                return  # an optional extra
-            raise
-        self._board = SummaryWriter(str(folder))
-
-    def _write_board(self, row: dict[str, dict[str, float]], cur_nimg: int) -> None:
-        for name, value in row.items():
-            self._board.add_scalar(name, value["mean"], global_step=cur_nimg)
-        self._board.flush()
-
-    def _try_board(self, action: Callable[[], None]) -> None:
-        """TensorBoard is an extra: however it fails, training goes on without it, after one line."""
-        try:
-            action()
-        except BROKEN as error:
-            self._board = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            print(f"Going on without TensorBoard, which failed ({reason}); stats.jsonl has all numbers", flush=True)
+        _boards.try_each(self._boards, lambda board: board.write(row, cur_nimg))
 
 
 def resident_gb() -> float:

@@ -178,6 +178,8 @@ def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> Path | None:
     row = report_progress(run, clock, tick_end)
     if is_multiple(run, options.snapshot_ticks):
         save_snapshot(run)
+        if options.measure is not None and writer is not None:
+            row |= measured(run)
     dump = run.tick != 0 and is_multiple(run, options.state_dump_ticks)
     if writer is not None:
         writer.write(row, run.cur_nimg)
@@ -185,6 +187,16 @@ def maintain(run: Run, clock: Clock, writer: StatsWriter | None) -> Path | None:
     run.tick_start_nimg = run.cur_nimg
     clock.next_tick(tick_end)
     return write_state(run, clock, writer, automatic=False) if dump else None
+
+
+def measured(run: Run) -> dict[str, dict[str, float]]:
+    """What `measure` finds of the average, as entries of a row; the run's random numbers stay as they are."""
+    assert run.options.measure is not None
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        values = run.options.measure(run.ema)
+    found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    print(f"Snapshot at kimg {run.cur_nimg / 1e3:g}: {found}", flush=True)
+    return {name: {"num": 1, "mean": float(value), "std": 0.0} for name, value in values.items()}
 
 
 def write_state(run: Run, clock: Clock, writer: StatsWriter | None, automatic: bool) -> Path:

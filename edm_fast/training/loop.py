@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from edm_fast import distributed
 from edm_fast.errors import UserError
 from edm_fast.training import _stop
+from edm_fast.training._boards import Logger
 from edm_fast.training._folder import check_free
 from edm_fast.training._progress import Progress
 from edm_fast.training._resume import data_position, read_dump, resume
@@ -67,14 +68,16 @@ def training_loop(
     lr_kwargs: Mapping[str, Any] | None = None,
     ema_kwargs: Mapping[str, Any] | None = None,
     precision: str = "fp32",
+    log_to: str | None = None,
+    measure: Callable[[torch.nn.Module], Mapping[str, float]] | None = None,
 ) -> Run:
-    """Train; returns the finished run (net, ema, cur_nimg, ...). precision: see `_precision`.
+    """Train; returns the finished run (net, ema, cur_nimg, ...). precision: see `_precision`, log_to: `_boards`.
 
     network_kwargs need a `class_name` and, like the others, name classes bare or dotted. resume_state_dump continues a
-    run exactly where this project's dump left it; with a published dump of EDM, resume_pkl is the snapshot beside it.
-    With the class Precond the run is one of EDM2 (Karras et al. 2024): lr_kwargs are those of `inverse_sqrt_rate` in
-    place of lr_rampup_kimg, ema_kwargs name the averages in place of the half-life, see `_recipes`.
-    resume_pkl alone starts from the weights of a snapshot. preview_images: samples drawn beside a snapshot, 0 = none.
+    run where this project's dump left it; with a published dump of EDM, resume_pkl is the snapshot beside it. With the
+    class Precond the run is one of EDM2 (Karras et al. 2024): lr_kwargs are those of `inverse_sqrt_rate` in place of
+    lr_rampup_kimg, ema_kwargs name the averages in place of the half-life, see `_recipes`. resume_pkl alone starts from
+    the weights of a snapshot. preview_images: samples beside a snapshot, 0 = none; measure(average): numbers of one.
 
     Besides the dumps of state_dump_ticks, which stay, there is one every dump_minutes (0 = none), of which the newest
     keep_states stay. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, to any rank, write one after the next step on all ranks and
@@ -84,9 +87,7 @@ def training_loop(
     check_options(snapshot_format)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stored, published = read_dump(resume_state_dump)
-    if stored is not None:
-        arguments["seed"] = stored["seed"]
-        arguments["ema_rampup_ratio"] = stored.get("ema_rampup_ratio", ema_rampup_ratio)
+    arguments |= {name: value for name, value in (stored or {}).items() if name in ("seed", "ema_rampup_ratio")}
     options = Options(**{field.name: arguments[field.name] for field in dataclasses.fields(Options)})
     set_numerics(cudnn_benchmark, tf32=precision == "tf32")
     with _stop.Signals() as signals, one_line_for_lost_ranks():
@@ -110,16 +111,16 @@ def train(run: Run, signals: _stop.Signals, stats_lines: int | None) -> None:
     options = run.options
     main = distributed.rank() == 0
     options.run_dir.mkdir(parents=True, exist_ok=True)
-    writer = StatsWriter(options.run_dir, keep_lines=stats_lines) if main else None
     check_same(run)
     ranks, clock = _stop.Agreement(), Clock(run)
     what = "nothing is left to train" if run.done else "training starts"
     distributed.print0(f"Image {run.cur_nimg} of {round(options.total_kimg * 1000)}: {what}", flush=True)
     progress = Progress(run, shown=main and options.progress)
+    writer = open_writer(options, stats_lines) if main else None
     first, state = run.cur_nimg, None
     if first == 0 and run.recipe.first_tick and options.snapshot_ticks:
         save_snapshot(run)
-    with progress.bar:
+    with progress.bar, writer or contextlib.nullcontext():
         wish = ranks.finish(signals.wish)  # a signal may have come while the run was set up
         while not run.done and wish <= _stop.DUMP:
             train_step(run)
@@ -141,6 +142,15 @@ def train(run: Run, signals: _stop.Signals, stats_lines: int | None) -> None:
             distributed.barrier()  # a rank that ends may be started anew, and read what rank 0 has written
             say_stopped(run, _stop.signal_name(wish), state if run.cur_nimg > first else None)
         raise _stop.ending(wish)
+
+
+def open_writer(options: Options, stats_lines: int | None) -> StatsWriter:
+    """What takes the numbers of each tick."""
+    loggers = {}
+    if options.log_to is not None:
+        config = {name: value for name, value in vars(options).items() if name not in ("run_dir", "measure")}
+        loggers[options.log_to] = Logger(options.log_to, options.run_dir.resolve().name, config)
+    return StatsWriter(options.run_dir, stats_lines, loggers)
 
 
 def say_stopped(run: Run, name: str, state: Path | None) -> None:

@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 
-from edm_fast import backend, timing
+from edm_fast import backend, checkpoint, networks, timing
 from edm_fast.errors import UserError
 from edm_fast.evaluation import _memory, _networks, _peers, bench
 from edm_fast.evaluation._rows import ROWS
 from edm_fast.evaluation._targets import TARGETS, default_batches
-from helpers.tiny_networks import tiny_checkpoint
+from helpers.tiny_networks import UNET, tiny_checkpoint
 
 
 def silent(text):
@@ -112,6 +112,21 @@ def test_training_compares_gradients(tmp_path, monkeypatch):
     wrong = dataclasses.replace(op.implementations["cpu"], forward=lambda args: op.reference(args) * 1.1)
     monkeypatch.setitem(op.implementations, "cpu", wrong)
     assert measured("training", path, 2, ["fused"])["fused"]["error"] > 1e-3
+
+
+def test_networks_of_edm2(tmp_path):
+    """By their own loss, whose log-variance is trained, too."""
+    unet = {name: value for name, value in UNET.items() if name != "model_type"}
+    net = networks.build("Precond", {**unet, "label_dim": 2, "channels_per_head": 4}).eval().requires_grad_(False)
+    _networks.randomise(net)
+    checkpoint.save(net, path := str(tmp_path / "edm2.safetensors"))
+    entries = measured("networks", path, 2, ["fused", "accelerate-fp32"])
+    assert 0 < max(entries[row]["error"] for row in ("fused", "accelerate-fp32")) < 1e-5
+    assert measured("training", path, 2, ["fused"])["fused"]["error"] < 1e-5
+    with _peers.subject(_networks.open_network(path), 2) as subject:
+        gradients = TARGETS["training"].prepare(ROWS["reference"], subject)()
+    assert len(gradients) == len([*net.parameters()]) and all(gradient.any() for gradient in gradients)
+    assert default_batches("networks", "edm2-img64-s") == (1, 2, 8)
 
 
 def test_training_moves_the_weights_of_a_copy(tmp_path):

@@ -42,10 +42,12 @@ def test_gradients_keep_the_budget(op, name, case, dtype):
 @needs_native
 @pytest.mark.parametrize("op, name, case, dtype", calls(real=False, wanted=("cpu",)))
 def test_threads_agree(op, name, case, dtype):
-    """On each instruction set; the gradient of the first argument, too, where the op has one."""
+    """On each instruction set; the gradients of all arguments, too, where the op has them."""
     args, kwargs = case.inputs(dtype)
     function, threads = op_checks.forced(op, name), torch.get_num_threads()
-    derive = testing.gradients(function) if backend.ops()[op].implementations[name].differentiable else None
+    derive = op_checks.gradients(op, function) if backend.ops()[op].implementations[name].differentiable else None
+    if (op, case.name) == ("conv2d", "k1"):  # the gradient of its weight is torch's, summed in parts of threads
+        derive = testing.gradients(function)
     try:
         for isa in filter(native.available, native.ISAS):
             results = []
@@ -59,6 +61,14 @@ def test_threads_agree(op, name, case, dtype):
         torch.set_num_threads(threads)
 
 
+def within(image):
+    """An image channels last as some of the channels of a wider one."""
+    n, c, h, w = image.shape
+    wide = torch.full((n, c + 5, h, w), torch.nan).to(memory_format=torch.channels_last)
+    wide[:, 2 : 2 + c] = image
+    return wide[:, 2 : 2 + c]
+
+
 @needs_native
 @pytest.mark.parametrize("op", [name for name, op in backend.ops().items() if op.implementations["cpu"].lower])
 def test_a_bound_call_gives_the_bits_of_the_op(op):
@@ -70,3 +80,11 @@ def test_a_bound_call_gives_the_bits_of_the_op(op):
     result = torch.full_like(expected, torch.nan)
     how.lower(result, record, scratch)(2)
     assert torch.equal(result, expected)
+    # in plans an image may lie in a wider one, and so may what these two write
+    record = backend.ops()[op].arguments(
+        *(within(a) if torch.is_tensor(a) and a.ndim == 4 else a for a in args), **kwargs
+    )
+    for wide in (result, within(result)) if op in ("attention", "pixel_norm") else (result,):
+        wide.fill_(torch.nan)
+        how.lower(wide, record, scratch)(2)
+        assert torch.equal(wide, expected)

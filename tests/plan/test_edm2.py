@@ -1,5 +1,7 @@
 """Plans of EDM2 networks: what is left to torch, and that factors, clipping and normalised attention are the same."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from edm_fast.evaluation._networks import Exact
 from edm_fast.networks import build
 from edm_fast.ops.conv2d import Conv2dArgs
 from edm_fast.ops.pixel_norm import PixelNormArgs
-from edm_fast.plan._graph import SeparateQKVArgs, TorchArgs
+from edm_fast.plan._graph import Fused, SeparateQKVArgs, TorchArgs, Value
 from edm_fast.plan._rewrite import fold_clip, rewrite, rewritten
 from edm_fast.plan._trace import trace
 from helpers.planned_networks import moved, places, planned
@@ -18,13 +20,13 @@ SMALL = {"img_resolution": 16, "img_channels": 3, "label_dim": 4, "model_channel
 SMALL |= {"num_blocks": 1, "attn_resolutions": [8], "channels_per_head": 16}
 
 
-def network(**changes):
+def network(gain=0.7, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = build("Precond", {**SMALL, **changes}).eval().requires_grad_(False)
     for parameter in net.parameters():
         if parameter.ndim == 0:
-            parameter.fill_(0.7)
+            parameter.fill_(gain)
     return net
 
 
@@ -65,6 +67,29 @@ def test_same_images(changes, batch):
             assert (network()(*call) - expected).abs().max() > 0.01 * expected.abs().max()
 
 
+class Published(torch.nn.Module):
+    """Stands in for a network of the published code, which is not of this package."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.init_kwargs = net.init_kwargs
+        self._modules.update(net._modules)
+        self.eval()
+
+
+@needs_native
+def test_networks_of_the_published_class_keep_their_half_precision():
+    """The rounding of its gains and frequencies is part of a network: it has another function in float32."""
+    net, call = network(gain=0.9).half(), inputs(2)
+    theirs = Published(net)
+    theirs.__class__ = type("Precond", (Published,), {})
+    found = accelerate(theirs)(*call)
+    assert torch.equal(found, accelerate(net)(*call))
+    wide = accelerate(copy.deepcopy(net).float())(*call)
+    assert (found - wide).abs().max() > 2e-5 * wide.abs().max()
+    assert next(theirs.parameters()).dtype == torch.float16
+
+
 @pytest.mark.parametrize("precision, limit", {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}.items())
 def test_gpu_plans_take_the_pixel_norm_of_triton(precision, limit):
     pytest.importorskip("triton")
@@ -73,12 +98,33 @@ def test_gpu_plans_take_the_pixel_norm_of_triton(precision, limit):
 
     def measure(key, ways):
         """The kernel is the fastest one where it is met, elsewhere torch's own function."""
-        return places(ways) | ({"triton": -1.0} if " pixel_norm " in key else {})
+        return {name: place - (name.split("+")[0] == "triton") for name, place in places(ways).items()}
 
     with torch.no_grad():
         want, fast = Exact(net)(*call), planned(net, precision, measure)
         found = fast(*moved(*call)).cpu()
     (program,) = next(iter(fast.raw.pool.programs.values()))
-    names = [step.candidate.name for step in program.steps if isinstance(step.node.args, PixelNormArgs)]
-    assert len(names) == 27 and set(names) == {"triton"}
+    alone = [s.candidate.name for s in program.steps if isinstance(s.node.args, PixelNormArgs)]
+    fused = [s.candidate.name for s in program.steps if isinstance(s.node, Fused) and s.node.rule == "norm"]
+    assert len(alone) == 8 and len(fused) == 19
+    assert set(alone) == {"triton"} and {name.split("+")[0] for name in fused} == {"triton"}
+    assert (found - want).abs().max() <= limit * want.abs().max()
+
+
+@pytest.mark.parametrize("precision, limit", {"tf32": 5e-3, "fp16": 5e-3}.items())
+def test_gpu_plans_take_factors_in_and_clip_in_the_same_pass(precision, limit):
+    pytest.importorskip("triton")
+    net, (x, sigma, labels) = network(img_resolution=8, attn_resolutions=[4], clip_act=0.5), inputs(1)
+    call = x[..., :8, :8], sigma, labels
+
+    def measure(key, ways):
+        return {name: place - ("merged" in name) - 0.5 * ("winograd" in name) for name, place in places(ways).items()}
+
+    with torch.no_grad():
+        want, fast = Exact(net)(*call), planned(net, precision, measure)
+        found = fast(*moved(*call)).cpu()
+    (program,) = next(iter(fast.raw.pool.programs.values()))
+    merged = [s for s in program.steps if isinstance(s.node, Fused) and s.candidate.name == "merged-winograd"]
+    assert sum(isinstance(s.node.first.args.gain, torch.Tensor | Value) for s in merged) == 12
+    assert not any(getattr(s.node, "function", None) in (torch.clip, torch.Tensor.clip) for s in program.steps)
     assert (found - want).abs().max() <= limit * want.abs().max()

@@ -1,8 +1,10 @@
 """trace(): the calls of a module in order, without running it."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -129,3 +131,35 @@ def test_the_first_image_waits_for_no_compiler():
     command = [sys.executable, "-c", IMPORTS, str(demo_path())]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+class Normalised(torch.nn.Module):
+    """A weight made of the network's own, with noise that is drawn anew at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x):
+        noise = [torch.rand_like(self.weight) for _ in range(2)]
+        y = ops.conv2d(x, self.weight / self.weight.norm())
+        return (
+            y
+            + ops.conv2d(x, noise[0] - noise[1])
+            + ops.conv2d(x, torch.arange(12.0, device=x.device).reshape(4, 3, 1, 1))
+        )
+
+
+def test_what_is_made_of_weights_is_made_once_for_all_shapes():
+    module, made = Normalised(), weakref.WeakValueDictionary()
+    graphs = [trace(module, {"x": (n, 3, 6, 6)}, made) for n in (1, 2)]
+    (weight, noise, box), again = ([n.args.weight for n in g.nodes if isinstance(n.args, Conv2dArgs)] for g in graphs)
+    assert again[0] is weight and again[1] is noise and noise.abs().max() > 0
+    assert again[2] is not box and torch.equal(again[2], box)  # of a tensor that no name tells
+    with torch.no_grad():
+        module.weight[0] = 0
+    changed = next(n.args.weight for n in trace(module, {"x": (3, 3, 6, 6)}, made).nodes if hasattr(n.args, "weight"))
+    assert torch.equal(changed, module.weight / module.weight.norm()) and not torch.equal(changed, weight)
+    del graphs, weight, noise, box, again, changed
+    gc.collect()
+    assert not made

@@ -21,7 +21,7 @@
 #include "winograd.h"
 
 EDM_BEGIN
-constexpr int64_t kManyChannels = 384;
+constexpr int64_t kManyChannels = 256;
 
 // m (count, kPanel) of one plane: rows v, `pitch` floats apart, times a packed panel
 static void multiply_plane(const float* v, int64_t pitch, int64_t count, int64_t depth, const float* u, float* m) {

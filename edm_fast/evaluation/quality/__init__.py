@@ -140,7 +140,8 @@ def _real(data: str, images: int, others: int) -> tuple[torch.Tensor, torch.Tens
         dataset = fid.open_images(data)
         order, border = _shuffled(len(dataset)), min(others, len(dataset) // 2)
         indices = order[border : border + images], order[:border]
-        parts = [np.stack([dataset[i][0] for i in part]) for part in indices]
+        none = np.empty((0, *dataset.image_shape), np.uint8)
+        parts = [np.stack([dataset[i][0] for i in part]) if len(part) else none for part in indices]
     return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
 
 

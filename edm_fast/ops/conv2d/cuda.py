@@ -54,10 +54,10 @@ def reason(args: Conv2dArgs) -> str | None:
 
 
 def slower(args: Conv2dArgs) -> str | None:
-    terms = sum(term is not None for term in (args.bias, args.emb, args.residual)) + (args.scale != 1.0)
-    if terms < 2:
+    terms = [args.bias is not None, args.emb is not None, args.residual is not None, args.scale != 1.0]
+    if terms.count(True) < 2:
         return "torch takes as few passes for so short a tail"
-    if not any(t.is_contiguous(memory_format=torch.channels_last) for t in (args.x, args.weight)):
+    if not any([t.is_contiguous(memory_format=torch.channels_last) for t in (args.x, args.weight)]):
         return "neither images nor weights lie channels last"
     return _triton.slower(args.x)
 

@@ -78,6 +78,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"groups_{layout}", _pixels((2, 102, 3, 5), layout=layout, groups=6, silu=True))
     yield Case("large_values", _pixels((2, 16, 4, 4), scale=1e13, silu=True))
     yield Case("small_values", _pixels((2, 16, 4, 4), 1, scale=1e-5))
+    yield Case("pixels_of_zeros", _pixels((2, 16, 4, 4), 1, scale=0.0, silu=True))
     yield Case("one_channel", _pixels((2, 1, 4, 5)))
     yield Case("one_pixel", _pixels((2, 48, 1, 1), 2, silu=True))
     yield Case("batch_0", _pixels((0, 4, 3, 3), 1))
