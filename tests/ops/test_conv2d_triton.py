@@ -360,14 +360,15 @@ def test_opcheck(layout):
     torch.library.opcheck(torch.ops.edm_fast.conv2d_triton_weight_gradient.default, (dy, *plain))
 
 
-def test_compiles_without_a_graph_break():
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_compiles_without_a_graph_break(name):
     args, kwargs = inputs((2, 5, 4, 3), 6, scale=0.7)
     leaves = [t.clone().requires_grad_() for t in args]
 
     def loss(x, *rest):
         return conv2d(x * 2, *rest, **kwargs).square().sum()
 
-    with backend.use_backend("triton", "conv2d"):
+    with backend.use_backend(name, "conv2d"):
         expected = torch.autograd.grad(loss(*leaves), leaves)
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
         torch.testing.assert_close(torch.autograd.grad(compiled, leaves), expected)
