@@ -6,8 +6,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# a machine that does much else draws inputs slowly, and examples take any time
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 # read when a kernel is defined: without a GPU the Triton kernels are run by Triton's interpreter, on the CPU
 if not torch.cuda.is_available():

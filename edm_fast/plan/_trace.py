@@ -169,7 +169,8 @@ def trace(
             f"accelerate() cannot follow this network, whose layers, hooks and replaced methods may compute anything "
             f"but not read numbers of tensors ({type(error).__name__}: {one_line(error)}); expected the network itself"
         ) from error
-    names = {id(tensor): (name, tensor.data_ptr(), tensor._version) for name, tensor in real.items()}
+    # tensors made in inference mode count no versions
+    names = {id(t): (name, t.data_ptr(), None if t.is_inference() else t._version) for name, t in real.items()}
     nodes = _needed(_folded(recorder.nodes, names, {} if made is None else made), output)
     for node in nodes:
         if isinstance(node.function, backend.Op) and any(isinstance(w, Value) for w in _weights(node.args)):

@@ -9,7 +9,7 @@ from edm_fast.plan._memory import ALIGNMENT, Place, Region, allocate
 LIVES = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 12), st.integers(0, 12)), max_size=25)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(LIVES)
 def test_what_is_alive_at_once_lies_apart(lives):
     regions = [Region(size) for size, _, _ in lives]

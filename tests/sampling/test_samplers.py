@@ -39,7 +39,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(options)
 def test_the_ablation_sampler_contains_the_edm_sampler(kwargs):
     latents, randn_like = start()
@@ -49,7 +49,7 @@ def test_the_ablation_sampler_contains_the_edm_sampler(kwargs):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(options, st.sampled_from(["euler", "heun"]))
 def test_evaluations_and_draws(kwargs, solver):
     net, n = gauss(), kwargs["num_steps"]
