@@ -117,7 +117,7 @@ def test_links_and_pages_exist():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for name, text in PAGES.items():
         folder = ROOT if name == "README.md" else ROOT / "docs"
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) + re.findall(r'src="([^":]+)"', text):
             assert (folder / link).exists(), f"{name}: {link}"
         assert name == "README.md" or f"- {name}\n" in site, f"{name} is not in mkdocs.yml"
 

@@ -44,17 +44,18 @@ def _is_old(device: torch.device, least: tuple[int, int]) -> bool:
 
 def reason(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
     """None if the kernels can take these tensors, as far as device and dtype go; the first one's are decisive."""
+    first = tensors[0]
+    if not INTERPRETED and first is not None and not first.is_cuda:
+        return "it needs CUDA tensors"  # at once: every call on a CPU asks
     found = [t for t in tensors if t is not None]
     device = found[0].device
-    if device.type != "cuda" and not INTERPRETED:
-        return "it needs CUDA tensors"  # first: every call on a CPU asks
     if any([t.device != device for t in found]):
         return "the tensors are on different devices"
     if any([t.dtype not in dtypes for t in found]):
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         other = next(t.dtype for t in found if t.dtype not in dtypes)
         return f"it takes {', '.join(names[:-1])} and {names[-1]}, not {other}"
-    if device.type not in ("cuda", "cpu"):
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
         return "it needs CUDA tensors"
     kernels = _kernels()
     if isinstance(kernels, str):
