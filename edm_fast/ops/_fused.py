@@ -166,12 +166,12 @@ def differentiable(
         @staticmethod
         def backward(ctx: Any, dy: torch.Tensor) -> Any:
             unpacked = ctx.saved_tensors  # once: torch does it anew each time
-            kept, more = unpacked[:count], unpacked[count:]
-            tensors = [
-                t if shape is None else dy.new_empty_strided(shape[0], [0] * len(shape[0]), dtype=shape[1])
-                for t, shape in zip(kept, ctx.shapes)
-            ]
-            args = arguments(*_replaced(ctx.rest, places, tensors))
+            more, flat = unpacked[count:], ctx.rest[:]
+            for place, tensor, shape in zip(places, unpacked, ctx.shapes):
+                if shape is not None:
+                    tensor = dy.new_empty_strided(shape[0], [0] * len(shape[0]), dtype=shape[1])
+                flat[place] = tensor
+            args = arguments(*flat)
             needs = arguments(*ctx.needs_input_grad)
             if transformed():  # a kernel would lose what `dy` carries
                 found = _through_reference(reference, args, places, dy)

@@ -28,8 +28,9 @@ def fresh(args: AttentionArgs, stats_dtype: torch.dtype | None = None) -> tuple[
     return a, qkv.new_empty((2, n, args.num_heads * h * w), dtype=stats_dtype)
 
 
-def fresh_gradient(args: AttentionArgs) -> torch.Tensor:
-    return torch.empty_like(args.qkv, memory_format=native.dense_layout(args.qkv))
+def fresh_gradient(args: AttentionArgs, layout: torch.memory_format | None = None) -> torch.Tensor:
+    """Memory in this layout, by default that of qkv."""
+    return torch.empty_like(args.qkv, memory_format=layout or native.dense_layout(args.qkv))
 
 
 def on_kernel(

@@ -59,8 +59,9 @@ def _forward(args: AttentionArgs) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _backward(da: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, args: AttentionArgs) -> torch.Tensor:
-    layout, dqkv = native.dense_layout(args.qkv), _kernel.fresh_gradient(args)
-    qkv, da, a = (t.contiguous(memory_format=layout) for t in (args.qkv, da, a))
+    layout = native.dense_layout(args.qkv)
+    dqkv = _kernel.fresh_gradient(args, layout)
+    qkv, da, a = [t.contiguous(memory_format=layout) for t in (args.qkv, da, a)]
     native.call("attention_bwd_cpu", qkv=qkv, a=a, stats=stats, da=da, dqkv=dqkv, **_sizes(args, layout))
     return dqkv
 
