@@ -23,4 +23,14 @@ def case_inputs(
     return tuple(testing.laid_out(t, layout if t.ndim == 4 else "contiguous") for t in tensors), kwargs
 
 
+# calls of which gradients are compared: shape of x, outputs, and the rest of `case_inputs`
+GRADIENTS = {
+    "scaled": ((2, 17, 9, 7), 20, {"scale": 0.7}),
+    "one_embedding": ((2, 17, 5, 4), 20, {"emb": 1}),
+    "strided": ((2, 5, 5, 6), 9, {"layout": "strided"}),
+    "padding_0": ((2, 5, 5, 6), 9, {"padding": 0}),
+    "k1_wide": ((1, 64, 3, 3), 70, {"k": 1, "emb": 1}),
+    "one_pixel": ((3, 8, 1, 1), 5, {"emb": 3}),
+    "no_images": ((0, 17, 9, 7), 20, {"emb": 1}),
+}
 all_gradients = functools.partial(op_checks.gradients, "conv2d")

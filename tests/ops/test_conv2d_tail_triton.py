@@ -5,7 +5,7 @@ import torch
 
 from edm_fast import backend, testing
 from edm_fast.ops import _triton
-from helpers import op_checks
+from helpers import conv_inputs, op_checks
 from helpers.conv_inputs import all_gradients, case_inputs
 
 DEVICE = op_checks.BACKENDS["cuda"]
@@ -39,17 +39,10 @@ def test_half_precision_keeps_the_budget(case, dtype):
     op_checks.gradient("conv2d", "cuda", case, dtype)
 
 
-GRADIENTS = {
-    "scaled": ((2, 17, 9, 7), 20, {"scale": 0.7}),
-    "one_embedding": ((2, 17, 5, 4), 20, {"emb": 1}),
-    "strided": ((2, 5, 5, 6), 9, {"layout": "strided"}),
-    "padding_0": ((2, 5, 5, 6), 9, {"padding": 0}),
+GRADIENTS = conv_inputs.GRADIENTS | {
     "padding_3": ((2, 5, 5, 6), 9, {"padding": 3, "scale": 0.7}),
-    "k1_wide": ((1, 64, 3, 3), 70, {"k": 1, "emb": 1}),
     "k5": ((2, 5, 5, 6), 9, {"k": 5, "scale": 0.7}),
     "several_parts": ((2, 3, 12, 11), 5, {"scale": 0.7}),
-    "one_pixel": ((3, 8, 1, 1), 5, {"emb": 3}),
-    "no_images": ((0, 17, 9, 7), 20, {"emb": 1}),
 }
 
 
