@@ -25,7 +25,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# modules are compiled to bytecode when they are first imported: most of them never are
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 NATIVE := setup.py native_build.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # one process for each core, and one thread in each: faster than the reverse for tests this small; each takes whole files
 # while it can, as what the tests of a file share is made once in each process

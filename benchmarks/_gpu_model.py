@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,27 +187,38 @@ def issued(chip: Chip, op: str, name: str, programs: int, warps: int = 4) -> flo
 def winograd_parts(chip: Chip, c: Convolution, norm: bool) -> dict[str, float]:
     """Seconds of its three kernels, without their launches, and of these."""
     tiles = -(-c.h // 4) * -(-c.w // 4)
-    most = max(1, chip.cache_bytes * 5 // 8 // (36 * tiles * (c.c + c.outputs) * SIZE))
-    at_once = -(-c.n // -(-c.n // most))
-    chunks, count = -(-c.n // at_once), at_once * tiles
-    image, spread = c.pixels() * c.c * SIZE, 36 / 16
+    of = winograd.Chip.with_cache(chip.cache_bytes, chip.processors)
+    at_once = winograd.images_at_once(of, c.n, tiles, c.c, c.outputs, False)
+    found: Counter[str] = Counter()
+    for first in range(0, c.n, at_once):
+        images = min(at_once, c.n - first)
+        found.update(winograd_part(chip, of, c, images, images * tiles, norm))
+        found["launches"] += 3 * ASSUMED["launch"]
+    return found
+
+
+def winograd_part(
+    chip: Chip, of: winograd.Chip, c: Convolution, images: int, count: int, norm: bool
+) -> dict[str, float]:
+    """Of so many of its images, which go through at once, with `count` tiles."""
+    image, result = (c.pixels() * channels * SIZE for channels in (c.c, c.outputs))
+    share, spread = images / c.n, 36 / 16
     (m, k), (mo, ko) = winograd.block_of(c.c), winograd.block_of(c.outputs)
     name = "winograd_input_fp16_c256" + ("_prologue" if norm else "")
     first = max(
-        issued(chip, "conv2d", name, chunks * -(-count // m) * -(-c.c // k)),
-        moved(chip, image),
-        2 * spread * image / chip.cache,
+        issued(chip, "conv2d", name, -(-count // m) * -(-c.c // k)),
+        moved(chip, share * image, image),
+        2 * spread * share * image / chip.cache,
     )
-    b = blocks(count, c.outputs, c.c, 1, HALF, phases=36)
+    b = winograd.products(of, count, c.c, c.outputs, False).blocks
     grid = 36 * -(-count // b.m) * -(-c.outputs // b.n)
     turns = waves(chip, b, grid, -(-c.c // b.k), 0)
     through = grid * ((b.m + b.n) * c.c + b.m * b.n) * SIZE / chip.cache
     last = max(
-        issued(chip, "conv2d", "winograd_output_fp16_c256", chunks * -(-count // mo) * -(-c.outputs // ko)),
-        moved(chip, (1 + c.added) * c.bytes_out(), c.bytes_out()) + spread * c.bytes_out() / chip.cache,
+        issued(chip, "conv2d", "winograd_output_fp16_c256", -(-count // mo) * -(-c.outputs // ko)),
+        moved(chip, (1 + c.added) * share * result, result) + spread * share * result / chip.cache,
     )
-    launches = 3 * chunks * ASSUMED["launch"]
-    return {"to tiles": first, "products": chunks * max(turns, through), "back": last, "launches": launches}
+    return {"to tiles": first, "products": max(turns, through), "back": last}
 
 
 def norm(chip: Chip, n: int, c: int, pixels: int, statistics_alone: bool = False) -> float:

@@ -213,9 +213,13 @@ def documents(parts: Parts) -> dict[str, str]:
 
 
 def tuned(parts: Parts) -> tuple[str, str]:
-    """Name and text of what kernels/ is to hold of this chip; no text without a sweep."""
-    known = facts(parts)
-    rows = [f'"{sizes}": {json.dumps(fields)}' for sizes, fields in sorted(known.get("tuned", {}).items())]
+    """Name and text of what kernels/ is to hold of this chip; no text without a sweep. No way is proved, [1], before
+    every layer is measured."""
+    known, swept = facts(parts), parts.get("sweep", {})
+    lost = {row["id"] for row in swept.get("lost", [])} - {row["id"] for row in swept.get("rows", [])}
+    whole = swept.get("complete") and not lost
+    found = {sizes: fields for sizes, fields in sorted(known.get("tuned", {}).items()) if whole or fields != [1]}
+    rows = [f'"{sizes}": {json.dumps(fields)}' for sizes, fields in found.items()]
     return f"tuned-{known.get('chip', 'unknown')}.json", "{\n" + ",\n".join(rows) + "\n}\n" if rows else ""
 
 

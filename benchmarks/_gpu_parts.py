@@ -31,6 +31,7 @@ from edm_fast.evaluation._targets import TARGETS
 from edm_fast.plan import GpuPlanner, _table
 
 Earlier = dict[str, Any]  # what an earlier process of this part did: "done", ids of rows, and "facts"
+RACED = ((8, 64, 8, 128), (2, 128, 32, 256))  # layers: images, channels, rows and columns, outputs
 
 
 @contextlib.contextmanager
@@ -195,35 +196,66 @@ def counters(args: argparse.Namespace, earlier: Earlier) -> None:
     _gpu_ops.wait(args.device)
 
 
+def races(args: argparse.Namespace, earlier: Earlier) -> None:
+    """The convolution in Gluon on small layers, for Triton's concurrency sanitizer: a race ends this process."""
+    import triton
+
+    from edm_fast.kernels import _conv2d_gluon, conv2d
+
+    tell(facts={"chip": chip_of(args.device)})
+    _conv2d_gluon.SLOTS = 4  # with all of them the sanitizer's code takes minutes to compile
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=args.device))
+    for n, c, size, outputs in RACED:
+        x = torch.randn(n, c, size, size, dtype=torch.float16, device=args.device)
+        weight = torch.randn(outputs, c, 3, 3, dtype=torch.float16, device=args.device)
+        if why := _conv2d_gluon.reason(x, weight, 1):
+            return tell(not_run=why)
+        y = _conv2d_gluon.forward(x, conv2d.pack(weight), padding=1)
+        torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight, padding=1), rtol=1e-2, atol=0.1)
+    _gpu_ops.wait(args.device)
+
+
 def _swept(quick: bool) -> list[_gpu_sweep.Layer]:
     if quick:
         return [_gpu_sweep.Layer(1, 16, 4, 4, 16, 3)]
     return [layer for place in SWEPT for layer in _gpu_sweep.layers(*place)]
 
 
+def chip_of(device: str) -> str:
+    from edm_fast.kernels import _conv2d_tuned
+
+    return _conv2d_tuned.chip(torch.cuda.get_device_name(device) if device == "cuda" else "cpu")
+
+
 def sweep(args: argparse.Namespace, earlier: Earlier) -> None:
+    """Layer by layer. A way that has to be proved may wait for ever, which ends this process: the next one does
+    without that way, and begins with the same layer."""
     from edm_fast.kernels import _conv2d_tuned
 
     known, device = earlier["facts"], torch.device(args.device)
     if "ceilings" not in known:
         known["ceilings"] = _gpu_ops.ceilings(args.device, args.quick)
-        chip = _conv2d_tuned.chip(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
-        tell(facts={"ceilings": known["ceilings"], "chip": chip})
+        tell(facts={"ceilings": known["ceilings"], "chip": chip_of(args.device)})
+    tuned = known.setdefault("tuned", {})
     layers = {layer.name(): layer for layer in _swept(args.quick)}
-    left = [name for name in layers if name not in earlier["done"]]
+    left = [name for name in layers if name not in earlier["done"] or name == known.get("again")]
+
+    def told(way: str, works: bool) -> None:
+        tuned[way] = [int(works)]
+        tell(facts={"tuned": tuned, "again": "" if works else left[0]})
+
+    tell(facts={"again": ""})
     while left:
         name = left[0]
         with watched(name, 60, left):
-            # a kernel that waits for ever ends this process: then the next one does without it
-            tuned = known.get("tuned", {})
-            boxes = tuned.get("boxes") != [0]
-            tell(facts={"tuned": {**tuned, "boxes": [0]}})
-            found = _gpu_sweep.measure(layers[name], device, args.quick, known["ceilings"]["bf16_flops_per_s"], boxes)
-            known["tuned"] = {**tuned, **found.pop("tuned", {})}
+            tried = [way for way in _conv2d_tuned.PROVED if tuned.get(way) != [0]]
+            most = known["ceilings"]["bf16_flops_per_s"]
+            found = _gpu_sweep.measure(layers[name], device, args.quick, most, tried, told)
+            tuned |= found.pop("tuned", {})
             for plan, fault in found.pop("faults").items():
                 tell(candidate=f"{name}, {plan}", fault=fault)
             del left[0]
-            tell(row={**found, "id": name}, facts={"tuned": known["tuned"]}, left=left)
+            tell(row={**found, "id": name}, facts={"tuned": tuned, "again": ""}, left=left)
         next_row(args.device)
 
 
@@ -296,7 +328,8 @@ def main() -> None:
     earlier: Earlier = {"done": [], "facts": {}, **json.loads(sys.stdin.read() or "{}")}
     settings = {**_machine.settings(torch.device(args.device)), "triton": triton_version()}
     tell(facts={"settings": settings, "slug": _machine.slug(settings)})
-    parts: dict[str, Callable[..., None]] = {"ops": ops, "profile": profile, "sweep": sweep, "counters": counters}
+    parts: dict[str, Callable[..., None]] = {"ops": ops, "profile": profile, "sweep": sweep}
+    parts |= {"counters": counters, "races": races}
     parts |= {part: functools.partial(places, part) for part in PLACES}
     parts[args.part](args, earlier)
     print(f"{args.part}: done at {time.strftime('%H:%M:%S')}")

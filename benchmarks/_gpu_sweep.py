@@ -1,5 +1,5 @@
 """Every convolution of the networks, at batch 64 in float16: cuDNN alone, cuDNN and the tail in one pass or several,
-Winograd, the kernel in Gluon, the direct one in many blocks.
+Winograd (with early launches, too), the kernel in Gluon, the direct one in many blocks.
 
 A row has TFLOP/s, and the best blocks, which go to kernels/tuned-CHIP.json. A result that is not cuDNN's within
 rounding has no time.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -91,23 +91,36 @@ def memory(device: torch.device) -> Captured:
     return Captured(functools.partial(torch.zeros, 1, device=device), device)
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, by graphs of several where there are any."""
-    if device.type != "cuda":
-        return min(timing.by_turns({"": call}, 2)[""])
+def timed(call: Callable[[], torch.Tensor], device: torch.device) -> tuple[float, torch.Tensor]:
+    """Seconds of one call, by graphs of several where there are any, and the result of the last one: in a graph kernels
+    follow each other without a gap, as they do in plans."""
+    last: list[torch.Tensor] = []
 
     def several() -> None:
-        for _ in range(CALLS):
-            call()
+        for _ in range(CALLS if device.type == "cuda" else 1):
+            last.clear()  # the next result may come to the same memory
+            last.append(call())
 
+    if device.type != "cuda":
+        return min(timing.by_turns({"": several}, 2)[""]), last[0]
     graph = Captured(several, device, beside=memory(device))
-    return min(timing.gpu_clock(graph, 1) for _ in range(REPLAYS)) / CALLS
+    return min(timing.gpu_clock(graph, 1) for _ in range(REPLAYS)) / CALLS, last[0]
 
 
-def measure(layer: Layer, device: torch.device, quick: bool, ceiling: float, boxes: bool = True) -> dict[str, Any]:
-    """TFLOP/s of each way, the best blocks by their key, faults of blocks; `boxes`: of the kernel in Gluon, too, if it
-    can take the layer."""
+def measure(
+    layer: Layer,
+    device: torch.device,
+    quick: bool,
+    ceiling: float,
+    tried: Collection[str] | None = None,
+    told: Callable[[str, bool], None] = lambda way, works: None,
+) -> dict[str, Any]:
+    """TFLOP/s of each way, the best blocks by their key, faults of blocks; `tried`: of the ways that plans take once
+    they are proved, those to measure (None: all). Of each of these `told` hears before it runs that it does not work,
+    as it may never end, and afterwards whether it does."""
     from edm_fast.kernels import _conv2d_tuned, conv2d
+
+    tried = _conv2d_tuned.PROVED if tried is None else tried
 
     generator = torch.Generator(device).manual_seed(0)
 
@@ -123,28 +136,41 @@ def measure(layer: Layer, device: torch.device, quick: bool, ceiling: float, box
     packed, want = layouts("packed"), backend.ops()["conv2d"].reference(args).float()
     rates, faults = {}, {}
     best: tuple[float, Any] = (0.0, None)
-    rates["cudnn"] = layer.flops() / seconds(functools.partial(F.conv2d, x, weight, padding=padding), device) / 1e12
+    rates["cudnn"] = layer.flops() / timed(functools.partial(F.conv2d, x, weight, padding=padding), device)[0] / 1e12
     calls: dict[str, Callable[[], torch.Tensor]]
     calls = {"cudnn+passes": functools.partial(backend.ops()["conv2d"].reference, args)}
     for way in _gpu_convolutions.ways(args):
-        if way.name not in ("fused", "boxes"):
+        if way.name not in ("fused", *_conv2d_tuned.PROVED):
             calls[way.name] = functools.partial(way.run, lambda weight, layout: layouts(layout), args)
-    if boxes and conv2d.boxes_reason(x, weight, padding, proved=True) is None:
+    if "boxes" in tried and conv2d.boxes_reason(x, weight, padding, proved=True) is None:
         calls["boxes"] = functools.partial(conv2d.in_boxes, x, packed, bias[None], residual, 0.5, padding)
+    if "winograd-early" in tried and "winograd" in calls and conv2d.early_reason(device, proved=True) is None:
+        calls["winograd-early"] = functools.partial(calls["winograd"], early=True)
     plans = {}
     for plan in blocks(layer, quick):
         name = f"{plan.m}x{plan.n}x{plan.k}, {plan.warps} warps, {plan.stages} stages, {plan.splits} parts"
         plans[name] = plan
         calls[name] = functools.partial(conv2d.forward, x, packed, bias[None], residual, 0.5, padding, plan=plan)
+
+    def check(found: torch.Tensor, budget: float) -> None:
+        error = (found.float() - want).abs().max() / want.abs().max()
+        if not error < budget:
+            raise ArithmeticError(f"its error is {error:.1e}")
+
     for name, call in calls.items():
+        if name in _conv2d_tuned.PROVED:
+            told(name, False)
         try:
-            error = (call().float() - want).abs().max() / want.abs().max()
-            if not error < (5e-3 if name in plans else 2e-2):
-                raise ArithmeticError(f"its error is {error:.1e}")
-            rates[name] = layer.flops() / seconds(call, device) / 1e12
+            budget = 5e-3 if name in plans else 2e-2
+            check(call(), budget)
+            time, last = timed(call, device)
+            check(last, budget)
+            rates[name] = layer.flops() / time / 1e12
         except Exception as error:
             faults[name] = bench.failure(error)
             continue
+        if name in _conv2d_tuned.PROVED:
+            told(name, True)
         if name in plans and rates[name] > best[0]:
             best = rates[name], plans[name]
     found: dict[str, Any] = {"tflops": rates, "faults": faults}
@@ -153,6 +179,4 @@ def measure(layer: Layer, device: torch.device, quick: bool, ceiling: float, box
         found |= {"best": f"{best[0]:.0f}", "share": best[0] * 1e12 / ceiling}
         sizes = _conv2d_tuned.key(n * h * w, outputs, c, kernel**2, 1, x.dtype)
         found["tuned"] = {sizes: [plan.m, plan.n, plan.k, plan.warps, plan.stages, plan.splits]}
-    if "boxes" in calls:
-        found["tuned"] = {**found.get("tuned", {}), "boxes": [int("boxes" in rates)]}
     return found

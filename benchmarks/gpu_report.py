@@ -20,7 +20,6 @@ The parts that are chosen unless --parts says otherwise take one call of 570 sec
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -34,91 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import _gpu_pages as pages
+from _gpu_call import BUDGETS, Call, Part, result
 from _gpu_places import WARM_PROCESSES, sweep_jobs, warm_jobs
 from _gpu_process import ROOT, Event, last_words, run
 
 PROGRAM = ROOT / "benchmarks/_gpu_parts.py"
-BUDGETS = {  # seconds
-    "build": 170,
-    "warm": 110,
-    "networks": 180,
-    "tests": 55,
-    "ops": 35,
-    "profile": 30,
-    "training": 40,
-    "sampling": 30,
-    "sanitizer": 20,
-    "sweep": 330,
-    "counters": 60,
-    "autotune": 450,
-}
-ALONE = ("sweep", "counters", "autotune")  # in calls of their own
+ALONE = ("sweep", "races", "counters", "autotune")  # in calls of their own
 MEASURED = ("networks", "ops", "profile", "training", "sampling", "sweep", "autotune")
 GRACE = 10  # seconds that a process has to stop by itself, or to start
-LAST = 6  # seconds for the tables and the archive
 GPU_TESTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_*_triton.py"))
 GPU_TESTS += ["tests/plan/test_gpu.py", "tests/plan/test_replay.py"]
-Part = dict[str, Any]
-
-
-class Call:
-    """One call of this program: its arguments, the parts so far, and what could not be written."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.work, self.outdir = args, Path(args.workdir), Path(args.outdir)
-        self.end = time.monotonic() + args.seconds - LAST
-        self.parts: dict[str, Part] = {}
-        self.faults: list[str] = []
-        self.lock = threading.Lock()
-        for name in BUDGETS if args.resume else ():
-            with contextlib.suppress(OSError, ValueError):
-                self.parts[name] = json.loads((self.work / f"{name}.json").read_text(encoding="utf-8"))
-
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def store(self, path: Path, text: str | bytes) -> None:
-        """Whole or not at all; a disk that is full is a fault to tell of, not an end."""
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(text if isinstance(text, bytes) else text.encode())
-            fresh.replace(path)
-        except OSError as error:
-            self.faults.append(f"{path.name} is not written: {error.strerror or error}")
-            with contextlib.suppress(OSError):
-                fresh.unlink()
-
-    def finish(self, name: str, part: Part, log: str) -> None:
-        """The files as they are after this part."""
-        with self.lock:
-            self._finish(name, part, log)
-
-    def _finish(self, name: str, part: Part, log: str) -> None:
-        self.parts[name] = part
-        self.store(self.work / f"{name}.json", json.dumps(part, indent=1) + "\n")
-        if log:
-            self.store(self.work / f"{name}.log", log[-2_000_000:])
-        self.store(self.outdir / "gpu-report.md", pages.page(self.parts, self.faults))
-        try:
-            self.store(self.outdir / "gpu-report.tar.gz", pages.archive(self.parts, self.work))
-        except OSError as error:
-            self.faults.append(f"there is no archive: {error.strerror or error}")
-
-    def environment(self) -> dict[str, str]:
-        """Of every process: the tree on the path, and caches that last from part to part."""
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        folders = {"EDM_FAST_CACHE_DIR": "cache", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
-        caches = {name: os.environ.get(name) or str(self.work / folder) for name, folder in folders.items()}
-        tools = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
-        return {**os.environ, **caches, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PATH": tools}
-
-
-def result(done: Part, summary: str, **more: Any) -> tuple[Part, str]:
-    """A part and its log, of a command that is all of it."""
-    ended, ok = done["status"] is not None, done["status"] == 0
-    part = {"summary": summary, "ok": ok, "complete": ended, "end_of_output": done["output"][-1500:], **more}
-    return part, done["output"]
 
 
 def state_of_build(call: Call) -> str:
@@ -283,10 +207,34 @@ def sweep(call: Call, seconds: float) -> tuple[Part, str]:
     end = time.monotonic() + seconds
     compiled, log = side_by_side(call, seconds / 3, sweep_jobs(call.args.quick))
     part, more = measured("sweep")(call, end - time.monotonic())
-    name, document = pages.tuned({"sweep": part})
+    serve(call, {"sweep": part, "races": call.parts.get("races", {})})
+    return {**part, "summary": f"{part['summary']}; compiled: {compiled['summary']}"}, log + more
+
+
+def serve(call: Call, parts: pages.Parts) -> None:
+    """What these parts found out about convolutions on this chip is what plans go by from now on."""
+    name, document = pages.tuned(parts)
     if call.args.device == "cuda" and document:
         call.store(ROOT / "kernels" / name, document)
-    return {**part, "summary": f"{part['summary']}; compiled: {compiled['summary']}"}, log + more
+
+
+def races(call: Call, seconds: float) -> tuple[Part, str]:
+    """The convolution in Gluon under Triton's concurrency sanitizer, whose code is another and cached apart. After a
+    race no plan takes it, whatever the sweep says."""
+    mode = {"TRITON_INSTRUMENTATION_MODE": "consan", "TRITON_CACHE_DIR": str(call.work / "triton-races")}
+    command = [sys.executable, str(PROGRAM), "races", f"--device={call.args.device}"]
+    events: list[Event] = []
+    done = run(command, seconds, {**call.environment(), **mode}, "{}", events.append)
+    facts = {key: value for event in events for key, value in event.get("facts", {}).items()}
+    if done["status"] in (0, None):
+        not_run = [f"not run: {event['not_run']}" for event in events if "not_run" in event]
+        return result(done, "out of time" if done["status"] is None else (*not_run, "clean")[0], facts=facts)
+    part, log = result(done, last_words(done["output"]), facts={**facts, "tuned": {"boxes": [0]}})
+    path = ROOT / "kernels" / pages.tuned({"races": part})[0]
+    if path.exists():  # what an earlier call has swept, perhaps
+        found = {"facts": {"tuned": json.loads(path.read_text(encoding="utf-8"))}, "complete": True}
+        serve(call, {"sweep": call.parts.get("sweep", found), "races": part})
+    return part, log
 
 
 def counters(call: Call, seconds: float) -> tuple[Part, str]:
@@ -308,6 +256,7 @@ PARTS: dict[str, Callable[[Call, float], tuple[Part, str]]] = {
     "sanitizer": sanitizer,
     **{name: measured(name) for name in MEASURED},
     "sweep": sweep,
+    "races": races,
     "counters": counters,
 }
 PARTS = {name: PARTS[name] for name in BUDGETS}
@@ -334,7 +283,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         if part not in PARTS or not number.replace(".", "", 1).isdigit():
             parser.error(f"--budget got {text!r}; expected PART=SECONDS")
         args.budgets[part] = float(number)
-    args.chosen = ["build", "sweep", "counters"] if args.sweep else [name.strip() for name in args.parts.split(",")]
+    args.chosen = (
+        ["build", "sweep", "races", "counters"] if args.sweep else [name.strip() for name in args.parts.split(",")]
+    )
     if unknown := [name for name in args.chosen if name not in PARTS]:
         parser.error(f"unknown parts {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
     return args

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edm_fast.errors import UserError
+from edm_fast.sampling import check_network
 
 
 def azula(net: Any, schedule: Any = None) -> Any:
@@ -20,8 +21,10 @@ def azula(net: Any, schedule: Any = None) -> Any:
 
     denoiser(x_t, t, class_labels=None).mean is D(x_t / alpha_t; sigma_t / alpha_t), (B, C, R, R) of the type of x_t;
     t: () or (B,). Any of azula's schedules will do; by default `VESchedule` over the levels of the network, at most
-    from 0.002 to 80. Gradients with respect to x_t are those of `net`. UserError if azula is not installed.
+    from 0.002 to 80. Gradients with respect to x_t are those of `net`. UserError if azula is not installed, or
+    for what is no denoiser.
     """
+    check_network(net)
     denoise, noise = _library("azula.denoise"), _library("azula.noise")
     if schedule is None:
         schedule = noise.VESchedule(max(net.sigma_min, 0.002), min(net.sigma_max, 80.0))
@@ -46,8 +49,9 @@ def deepinv(net: Any) -> Any:
     denoiser(x, sigma, class_labels=None) takes and gives images in [0, 1], as all of deepinv: it is
     (D(2 x - 1; 2 sigma) + 1) / 2, (B, C, H, W) float32; sigma: a number, or a tensor () or (B,). With
     input_in_minus_one_one=True it is D itself. Gradients with respect to x are those of `net`. UserError if deepinv is
-    not installed.
+    not installed, or for what is no denoiser.
     """
+    check_network(net)
     models = _library("deepinv.models")
 
     class EDMDenoiser(models.Denoiser):  # type: ignore[name-defined, misc]
@@ -112,9 +116,10 @@ def diffusers(net: Any) -> Any:
     unet(sample, timestep, class_labels=None).sample is F(sample; c_noise, class_labels), (N, C, R, R) float32.
     sample: (N, C, R, R), what `scheduler.scale_model_input` gives; timestep: one of `scheduler.timesteps`, which are
     c_noise = ln(sigma) / 4; class_labels: (N,) classes by number, or (N, label_dim). Take schedulers with
-    prediction_type="epsilon" and the sigma_data of the network. UserError if diffusers is not installed, or for a
-    network with other preconditioning.
+    prediction_type="epsilon" and the sigma_data of the network. UserError if diffusers is not installed, or for
+    what is no denoiser, or one with other preconditioning.
     """
+    check_network(net)
     library = _library("diffusers")
     if type(net).__name__ not in ("EDMPrecond", "Precond"):
         what = "the EDM schedulers of diffusers precondition as EDMPrecond and EDM2's Precond do"

@@ -18,7 +18,7 @@ IEEE_RATE = 128  # float32 without matrix units
 # (m, n, warps, efficiency): larger tiles read less per product
 TILES = ((128, 256, 8, 1.0), (128, 128, 8, 0.9), (128, 64, 4, 0.75), (64, 64, 4, 0.6))
 IEEE_TILES = ((128, 64, 8, 0.8), (64, 64, 4, 0.7))  # float32 accumulators and operands of all lie in registers
-REDUCE_CLOCKS = 2500  # of a launch inside a graph
+LAUNCH_CLOCKS = 2500  # inside a graph
 REDUCE_BYTES = 2000  # per clock, from the second-level cache
 MAX_SPLITS = 16
 MIN_STEPS = 4  # blocks along K that a split must have: fewer do not fill the pipeline
@@ -54,6 +54,7 @@ def blocks(
     ieee: bool = False,
     phases: int = 1,
     area: int = 0,
+    processors: int = PROCESSORS,
 ) -> Blocks:
     """The cheapest blocks of the model for (phases, pixels, outputs) sums of taps * inputs products.
 
@@ -61,6 +62,23 @@ def blocks(
     registers of 256 outputs, and its factors are a row for all pixels of a tile if that lies in one image, and as large
     as the tile itself if not.
     """
+    return cheapest(pixels, outputs, inputs, taps, dtype, ieee, phases, area, processors)[1]
+
+
+def cheapest(
+    pixels: int,
+    outputs: int,
+    inputs: int,
+    taps: int,
+    dtype: torch.dtype,
+    ieee: bool = False,
+    phases: int = 1,
+    area: int = 0,
+    processors: int = PROCESSORS,
+    most_splits: int = MAX_SPLITS,
+    least_n: int = 0,
+) -> tuple[float, Blocks]:
+    """The clocks of `blocks`, and these; with at most so many splits, and tiles of so many outputs or more."""
     rate = IEEE_RATE if ieee else RATE[dtype.itemsize]
     k = depth(inputs, taps, dtype.itemsize, ieee)
     products = taps * inputs
@@ -73,17 +91,19 @@ def blocks(
         tried = tuple(tile for tile in tried if tile[1] <= 128)
     for m, n, warps, efficiency in tried:
         n = min(n, max(16, triton.next_power_of_2(outputs)))
+        if n < least_n:
+            continue
         tiles = triton.cdiv(pixels, m) * triton.cdiv(outputs, n) * phases
-        for splits in sorted({1, max(1, min(PROCESSORS // max(tiles, 1), steps // MIN_STEPS, MAX_SPLITS))}):
-            waves = triton.cdiv(tiles * splits, PROCESSORS)
+        for splits in sorted({1, max(1, min(processors // max(tiles, 1), steps // MIN_STEPS, most_splits))}):
+            waves = triton.cdiv(tiles * splits, processors)
             clocks = waves * m * n * products / (splits * rate * efficiency)
             if splits > 1:
-                clocks += REDUCE_CLOCKS + phases * pixels * outputs * 8 * splits / REDUCE_BYTES
+                clocks += LAUNCH_CLOCKS + phases * pixels * outputs * 8 * splits / REDUCE_BYTES
             found = Blocks(m, n, k, warps, 2 if area % m else 3 if n == 256 else 4, splits)
             if best is None or clocks < best[0]:
                 best = clocks, found
     assert best is not None
-    return best[1]
+    return best
 
 
 def weight_blocks(pixels: int, outputs: int, inputs: int, taps: int, dtype: torch.dtype, ieee: bool = False) -> Blocks:

@@ -1,6 +1,6 @@
 """3x3 conv2d on Hopper's own units, in Gluon: boxes fetched by TMA, one warp ahead of eight that multiply.
 
-    y = (weight * x + rows + residual) scale                half precision, sums in float32
+    y = (weight * x + rows + residual) scale, within +-clip                half precision, sums in float32
 
 A tile is two rows of pixels, each a box of 128 (32 columns of 4 images, say), by 128 outputs. For each shift to the
 right and 64 channels, four rows of x and three weights are fetched, 16 KB each, for six products: a row serves both
@@ -87,6 +87,8 @@ def forward(
     residual: torch.Tensor | None = None,
     scale: float = 1.0,
     padding: int = 0,
+    *,
+    clip: float | None = None,
 ) -> torch.Tensor:
     """Convolve x (N, C, H, W) with packed (O, 3, 3, C), where there is no `reason` not to."""
     (n, c, h, w), outputs = x.shape, packed.shape[0]
@@ -106,7 +108,7 @@ def forward(
     )
     with on_device(x):
         _conv2d_fwd_boxes[tiles(n, high, wide, outputs),](
-            *described, rows, residual, scale, n, high, wide, c, outputs, padding,
+            *described, rows, residual, scale, clip, n, high, wide, c, outputs, padding,
             SLOTS=SLOTS, num_warps=WARPS, **options(rows, residual),
         )  # fmt: skip
     return y
@@ -179,7 +181,7 @@ def _release(empty, place, pred=True):
 
 @gluon.jit
 def _consume(
-    y_desc, rows_ptr, residual_ptr, tiles, full, empty, scale, image, row, column, o, groups,
+    y_desc, rows_ptr, residual_ptr, tiles, full, empty, scale, clip, image, row, column, o, groups,
     images, height, width, outputs, ROWS: gl.constexpr, RESIDUAL: gl.constexpr,
 ):
     """Multiply for two rows of pixels, the last products in flight, and write them, 64 outputs at a time."""
@@ -210,11 +212,11 @@ def _consume(
     upper, lower = warpgroup_mma_wait(0, deps=(upper, lower))
     _meet()  # all warps: the slots now serve for results
     _write_row(
-        upper, 0, y_desc, rows_ptr, residual_ptr, tiles, scale, image, row, column, o,
+        upper, 0, y_desc, rows_ptr, residual_ptr, tiles, scale, clip, image, row, column, o,
         images, height, width, outputs, ROWS, RESIDUAL,
     )
     _write_row(
-        lower, 2, y_desc, rows_ptr, residual_ptr, tiles, scale, image, row + 1, column, o,
+        lower, 2, y_desc, rows_ptr, residual_ptr, tiles, scale, clip, image, row + 1, column, o,
         images, height, width, outputs, ROWS, RESIDUAL,
     )
     tma.store_wait(0)
@@ -230,23 +232,23 @@ def _halves(total, SIZE: gl.constexpr):
 
 @gluon.jit
 def _write_row(
-    total, SLOT: gl.constexpr, y_desc, rows_ptr, residual_ptr, tiles, scale, image, row, column, o,
+    total, SLOT: gl.constexpr, y_desc, rows_ptr, residual_ptr, tiles, scale, clip, image, row, column, o,
     images, height, width, outputs, ROWS: gl.constexpr, RESIDUAL: gl.constexpr,
 ):
     left, right = _halves(total, 64)
     _write(
-        left, SLOT, y_desc, rows_ptr, residual_ptr, tiles, scale, image, row, column, o,
+        left, SLOT, y_desc, rows_ptr, residual_ptr, tiles, scale, clip, image, row, column, o,
         images, height, width, outputs, ROWS, RESIDUAL,
     )
     _write(
-        right, SLOT + 1, y_desc, rows_ptr, residual_ptr, tiles, scale, image, row, column, o + 64,
+        right, SLOT + 1, y_desc, rows_ptr, residual_ptr, tiles, scale, clip, image, row, column, o + 64,
         images, height, width, outputs, ROWS, RESIDUAL,
     )
 
 
 @gluon.jit
 def _write(
-    total, SLOT: gl.constexpr, y_desc, rows_ptr, residual_ptr, tiles, scale, image, row, column, o,
+    total, SLOT: gl.constexpr, y_desc, rows_ptr, residual_ptr, tiles, scale, clip, image, row, column, o,
     images, height, width, outputs, ROWS: gl.constexpr, RESIDUAL: gl.constexpr,
 ):
     """y of 64 outputs of a row, by way of a slot; TMA leaves out what is no image, no row and no output."""
@@ -267,8 +269,11 @@ def _write(
         offset = (m // WIDE * height * width + m % WIDE) * outputs
         residual = gl.load(residual_ptr + first + (offset[:, None] + n[None, :]), mask=mask, other=0.0)
         total += residual.to(gl.float32)
+    total *= scale
+    if clip is not None:
+        total = gl.where(gl.abs(total) > clip, gl.where(total > 0, clip, -clip), total)
     y_tile = tiles.index(SLOT)
-    y_tile.store((total * scale).to(y_desc.dtype))
+    y_tile.store(total.to(y_desc.dtype))
     fence_async_shared()
     _send(y_desc, [image, row, column, o], y_tile.reshape(y_desc.block_type.shape))
 
@@ -278,7 +283,7 @@ def _conv2d_fwd_boxes(
     y_desc,  # (N, height, width, outputs), as all sizes below
     x_desc,  # (N, height, width, channels), its own height and width
     weight_desc,  # (outputs, 9 channels)
-    rows_ptr, residual_ptr, scale, images, height, width, channels, outputs, padding,
+    rows_ptr, residual_ptr, scale, clip, images, height, width, channels, outputs, padding,
     SLOTS: gl.constexpr, ROWS: gl.constexpr, RESIDUAL: gl.constexpr,
 ):
     IMAGES: gl.constexpr = x_desc.block_shape[0]
@@ -304,7 +309,7 @@ def _conv2d_fwd_boxes(
     gl.warp_specialize(
         [
             (_consume, (
-                y_desc, rows_ptr, residual_ptr, tiles, full, empty, scale, image, row, column, o, groups,
+                y_desc, rows_ptr, residual_ptr, tiles, full, empty, scale, clip, image, row, column, o, groups,
                 images, height, width, outputs, ROWS, RESIDUAL,
             )),
             (_produce, (
@@ -317,7 +322,7 @@ def _conv2d_fwd_boxes(
 # fmt: on
 
 
-def variant(b: Box, dtype: torch.dtype = torch.float16, rows: int = 1) -> Variant:
+def variant(b: Box, dtype: torch.dtype = torch.float16, rows: int = 1, clip: bool = False) -> Variant:
     """The specialisation for these sizes, as the tests compile it."""
     element, (pixels, of_weight) = TYPES[dtype], layouts()
     shape = f"[{b.images}, 1, {b.columns}, {CHANNELS}]"
@@ -325,6 +330,7 @@ def variant(b: Box, dtype: torch.dtype = torch.float16, rows: int = 1) -> Varian
     signature["weight_desc"] = f"tensordesc<{element}[{PIXELS}, {CHANNELS}],{of_weight!r}>"
     signature |= {"rows_ptr": f"*{element}", "residual_ptr": f"*{element}", "scale": "fp32"}
     signature |= dict.fromkeys(("images", "height", "width", "channels", "outputs", "padding"), "i32")
-    constants = {"SLOTS": SLOTS, "ROWS": rows, "RESIDUAL": True}
+    constants = {"SLOTS": SLOTS, "ROWS": rows, "RESIDUAL": True, **({} if clip else {"clip": None})}
+    signature |= {"clip": "fp32"} if clip else {}
     aligned = ("rows_ptr", "residual_ptr", "height", "width", "channels", "outputs")
     return Variant(_conv2d_fwd_boxes, signature, constants, aligned, WARPS, matrix_products=True, chips=("sm_90a",))

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from edm_fast.kernels._conv2d_prologue import _activated, _factors
 from edm_fast.kernels._conv2d_tail import _finish_wide
-from edm_fast.kernels._launch import INTERPRETED
+from edm_fast.kernels._launch import INTERPRETED, in_turn
 
 WIDEN = tl.constexpr(INTERPRETED)  # the interpreter takes bfloat16 for integers when it multiplies matrices
 
@@ -92,12 +92,18 @@ def _operands(
 
 
 @triton.jit
-def _store_part(total, to, pixels, outputs, tile_m, tile_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _store_part(
+    total, partial_ptr, part, pixels, outputs, pitch, tile_m, tile_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
     m = tl.arange(0, BLOCK_M)
     o = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (tile_m * BLOCK_M + m < pixels)[:, None] & (o < outputs)[None, :]
-    to += tl.cast(tile_m * BLOCK_M, tl.int64) * outputs
-    tl.store(to + (m[:, None] * outputs + o[None, :]), total, mask=mask)
+    if pitch is None:
+        pitch = outputs
+    else:
+        tl.debug_barrier()  # all warps have read x, which may lie where this is stored
+    to = partial_ptr + (part * tl.cast(pixels, tl.int64) + tile_m * BLOCK_M) * pitch
+    tl.store(to + (m[:, None] * pitch + o[None, :]), total, mask=mask)
 
 
 # fmt: off
@@ -110,16 +116,16 @@ def _conv2d_fwd(
     affine_ptr,  # (2, N, channels) float32
     factors_ptr,  # (outputs,) float32, of float8; or None
     partial_ptr, sums_ptr, scale, clip, images, height, width,
-    grid_height, grid_width,  # of the pixels summed for, in one phase
-    channels, outputs, padding,
+    grid_height, grid_width, channels, outputs, padding,  # the grid: of the pixels summed for, in one phase
+    x_pitch, pitch,  # from row to row of x and of what is stored, if each phase has an x of its own; else None
     steps,  # along K, of one split
     KERNEL: tl.constexpr, PHASES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, EVEN: tl.constexpr,  # BLOCK_K divides the channels: a step has one tap, and no mask
     ROWS: tl.constexpr, RESIDUAL: tl.constexpr, PART: tl.constexpr,  # see _finish
     AFFINE: tl.constexpr, SILU: tl.constexpr, ONE_IMAGE: tl.constexpr,  # see _factors, _activated
-    PADDED: tl.constexpr, BATCHED: tl.constexpr,  # some taps lie outside; each phase has an x of its own
-    PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,  # some taps lie outside; see _product, in_turn
 ):
+    in_turn(EARLY)
     image_pixels = grid_height * grid_width
     pixels = images * image_pixels
     tile_m, tile_n = _tile(tl.cdiv(pixels, BLOCK_M), tl.cdiv(outputs, BLOCK_N), 8)
@@ -137,13 +143,13 @@ def _conv2d_fwd(
     products = KERNEL * KERNEL * channels
     # 64 bits to where the tile begins; from there on 32 are enough, and take half of the registers
     x_first = tl.cast(tile_m * BLOCK_M // image_pixels, tl.int64) * height * width
-    x_rows = ((image.to(tl.int64) * height + top) * width + left - x_first).to(tl.int32) * channels
-    x_ptr += (x_first + (phase * tl.cast(images * height, tl.int64) * width if BATCHED else 0)) * channels
+    x_pitch = channels if x_pitch is None else x_pitch
+    x_rows = ((image.to(tl.int64) * height + top) * width + left - x_first).to(tl.int32) * x_pitch
+    x_ptr += (x_first + (0 if pitch is None else phase * tl.cast(images * height, tl.int64) * width)) * x_pitch
     weight_rows = o * products
     weight_ptr += phase * tl.cast(outputs, tl.int64) * products
-    step = split * steps
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(step * BLOCK_K, tl.minimum((step + steps) * BLOCK_K, products), BLOCK_K):
+    for first in range(split * steps * BLOCK_K, tl.minimum((split + 1) * steps * BLOCK_K, products), BLOCK_K):
         x, weight, c, inside = _operands(
             x_ptr, x_rows, weight_ptr, weight_rows, bits, first, width, channels, products,
             KERNEL, BLOCK_K, EVEN, PADDED,
@@ -155,8 +161,8 @@ def _conv2d_fwd(
     if factors_ptr is not None:
         total *= tl.load(factors_ptr + o)[None, :]
     if SPLIT:
-        to = partial_ptr + (split * PHASES + phase) * tl.cast(pixels, tl.int64) * outputs
-        _store_part(total, to, pixels, outputs, tile_m, tile_n, BLOCK_M, BLOCK_N)
+        part = split * PHASES + phase
+        _store_part(total, partial_ptr, part, pixels, outputs, pitch, tile_m, tile_n, BLOCK_M, BLOCK_N)
     else:
         _finish_wide(
             total, y_ptr, rows_ptr, residual_ptr, sums_ptr, scale, clip, pixels, image_pixels, grid_width,

@@ -1,7 +1,9 @@
 """Blocks of convolutions that were measured on a chip: tuned-CHIP.json, which the sweep of `make gpu-report` writes.
 
 A file has, by the sizes of a call (`key`), the fields of `Blocks` that were fastest there. Other sizes and chips go by
-the model of `_conv2d_blocks`. "boxes" is [1] where the kernel in Gluon has run on all layers, and rightly.
+the model of `_conv2d_blocks`. Ways of `PROVED` are [1] where they have run on all layers, and rightly: the kernel
+in Gluon, which a plan would wait for for ever if it hung, and kernels launched while those before them end. The former
+is [0] again once a race has been found in it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from edm_fast.kernels._conv2d_blocks import Blocks
 
 FOLDER = Path(__file__).parent
-BOXES = "boxes"
+PROVED = "boxes", "winograd-early"
 
 
 def key(pixels: int, outputs: int, inputs: int, taps: int, phases: int, dtype: torch.dtype) -> str:
@@ -31,14 +33,14 @@ def chip(name: str) -> str:
 
 
 @functools.cache
-def _known(name: str) -> tuple[dict[str, Blocks], bool]:
-    """Of the chip of this name, and whether the kernel in Gluon works; nothing if there is no file that makes sense."""
+def _known(name: str) -> tuple[dict[str, Blocks], frozenset[str]]:
+    """Of the chip of this name, and ways that are proved there; nothing if there is no file that makes sense."""
     try:
         found = json.loads((FOLDER / f"tuned-{chip(name)}.json").read_text())
-        works = found.pop(BOXES, None) == [1]
-        return {str(sizes): Blocks(*map(int, fields)) for sizes, fields in found.items()}, works
+        works = [way for way in PROVED if found.pop(way, None) == [1]]
+        return {str(sizes): Blocks(*map(int, fields)) for sizes, fields in found.items()}, frozenset(works)
     except (OSError, ValueError, TypeError, AttributeError):
-        return {}, False
+        return {}, frozenset()
 
 
 def table(name: str) -> dict[str, Blocks]:
@@ -46,9 +48,11 @@ def table(name: str) -> dict[str, Blocks]:
     return _known(name)[0]
 
 
-def boxes(device: torch.device) -> bool:
-    """Whether the kernel in Gluon is known to work there: if it waited for ever, a plan would, too."""
-    return device.type == "cuda" and _known(_name(device))[1]
+def unproved(way: str, device: torch.device) -> str | None:
+    """Why plans do not take a way that the sweep has not run on a chip, or None if it has."""
+    if device.type == "cuda" and way in _known(_name(device))[1]:
+        return None
+    return "it has not run on this chip: `make gpu-report REPORT=--sweep` tries it"
 
 
 def version(name: str) -> str:

@@ -40,7 +40,7 @@ def _fwd(
     constants: dict[str, Any] = {"KERNEL": kernel, "PHASES": phases, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k}
     constants |= {"SPLIT": split, "EVEN": inputs % b.k == 0, "ROWS": rows, "RESIDUAL": True, "AFFINE": affine}
     constants |= {"PART": b.m if part else 0, "SILU": affine, "ONE_IMAGE": area % b.m == 0, "PADDED": kernel > 1}
-    constants |= {"PRECISION": precision, "BATCHED": False}
+    constants |= {"PRECISION": precision, "EARLY": False, "x_pitch": None, "pitch": None}
     constants |= {} if float8 else {"factors_ptr": None}
     constants |= {} if clip else {"clip": None}
     constants |= {} if affine else {"affine_ptr": None}
@@ -85,43 +85,47 @@ def _weight(pixels: int, outputs: int, inputs: int, dtype: torch.dtype, precisio
     return Variant(kernel, signature, constants, aligned, b.warps, b.stages, not ieee, wide)
 
 
-def _winograd_input(channels: int, affine: bool, dtype: str = "fp16") -> Variant:
+def _chips(early: bool) -> tuple[str, ...]:
+    return ("sm_90a",) if early else EVERY_CHIP
+
+
+def _winograd_input(channels: int, affine: bool, dtype: str = "fp16", early: bool = False) -> Variant:
     m, n = _conv2d_winograd.block_of(channels)
-    ints = ("affine_images", "images", "height", "width", "tiles_high", "tiles_wide", "channels", "padding")
+    ints = ("affine_images", "images", "height", "width", "tiles_high", "tiles_wide", "channels", "pitch", "padding")
     pointers = {"tiles_ptr": "*fp16", "x_ptr": f"*{dtype}", **({"affine_ptr": "*fp32"} if affine else {})}
-    constants: dict[str, Any] = {"SILU": affine, "EVEN": channels % n == 0, "BLOCK_M": m, "BLOCK_N": n}
+    constants: dict[str, Any] = {"SILU": affine, "EVEN": channels % n == 0, "BLOCK_M": m, "BLOCK_N": n, "EARLY": early}
     constants |= {} if affine else {"affine_ptr": None}
-    signature, aligned = {**pointers, **dict.fromkeys(ints, "i32")}, (*pointers, "height", "width", "channels")
+    signature, aligned = {**pointers, **dict.fromkeys(ints, "i32")}, (*pointers, "height", "width", "channels", "pitch")
     kernel = _conv2d_winograd._winograd_input
-    return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=EVERY_CHIP)
+    return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=_chips(early))
 
 
-def _winograd_output(outputs: int, part: bool, dtype: str = "fp16", clip: bool = False) -> Variant:
+def _winograd_output(outputs: int, part: bool, dtype: str = "fp16", clip: bool = False, early: bool = False) -> Variant:
     m, n = _conv2d_winograd.block_of(outputs)
     pointers = {"y_ptr": f"*{dtype}", "products_ptr": "*fp16", "factors_ptr": "*fp32", "rows_ptr": f"*{dtype}"}
     pointers |= {"residual_ptr": f"*{dtype}", "sums_ptr": "*fp32"}
-    ints = ("images", "tiles_high", "tiles_wide", "high", "wide", "outputs")
+    ints = ("images", "tiles_high", "tiles_wide", "high", "wide", "outputs", "pitch")
     signature = {**pointers, "scale": "fp32", **({"clip": "fp32"} if clip else {}), **dict.fromkeys(ints, "i32")}
     constants: dict[str, Any] = {"ROWS": 2, "RESIDUAL": True, "PART": m if part else 0, "BLOCK_M": m, "BLOCK_N": n}
-    constants |= {} if clip else {"clip": None}
-    aligned = (*pointers, "high", "wide", "outputs")
+    constants |= {"EARLY": early} | ({} if clip else {"clip": None})
+    aligned = (*pointers, "high", "wide", "outputs", "pitch")
     kernel = _conv2d_winograd._winograd_output
-    return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=EVERY_CHIP)
+    return Variant(kernel, signature, constants, aligned, wide_loads=False, chips=_chips(early))
 
 
-def _winograd_products(tiles: int, outputs: int, inputs: int) -> Variant:
-    b = blocks(tiles, outputs, inputs, 1, torch.float16, phases=36)
-    ints = ("height", "grid_height", "channels", "outputs", "padding", "steps")
+def _winograd_products(tiles: int, outputs: int, inputs: int, early: bool = False) -> Variant:
+    b = _conv2d_winograd.products(_conv2d_winograd.Chip(), tiles, inputs, outputs, False).blocks
+    ints = ("height", "grid_height", "channels", "outputs", "x_pitch", "pitch", "padding", "steps")
     signature = {"x_ptr": "*fp16", "weight_ptr": "*fp16", "partial_ptr": "*fp16", "scale": "fp32"}
     signature |= dict.fromkeys(ints, "i32")
     absent = ("y_ptr", "rows_ptr", "residual_ptr", "affine_ptr", "factors_ptr", "sums_ptr", "clip")
     constants: dict[str, Any] = {**dict.fromkeys(absent), "images": 1, "width": 1, "grid_width": 1}
     constants |= {"KERNEL": 1, "PHASES": 36, "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k, "SPLIT": True}
     constants |= {"EVEN": inputs % b.k == 0, "ROWS": 0, "RESIDUAL": False, "PART": 0, "AFFINE": False, "SILU": False}
-    constants |= {"ONE_IMAGE": False, "PADDED": False, "BATCHED": True, "PRECISION": "ieee"}
-    aligned = ("x_ptr", "weight_ptr", "partial_ptr", "height", "grid_height", "channels", "outputs")
+    constants |= {"ONE_IMAGE": False, "PADDED": False, "PRECISION": "ieee", "EARLY": early}
+    aligned = ("x_ptr", "weight_ptr", "partial_ptr", *ints[:-2])
     kernel = _conv2d_products._conv2d_fwd
-    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, matrix_products=True, chips=EVERY_CHIP)
+    return Variant(kernel, signature, constants, aligned, b.warps, b.stages, matrix_products=True, chips=_chips(early))
 
 
 def _others() -> dict[str, Variant]:
@@ -183,7 +187,7 @@ def _boxes() -> dict[str, Variant]:
         return {}
     return {
         "boxes_fp16_32": gluon.variant(gluon.Box(4, 32)),
-        "boxes_bf16_64": gluon.variant(gluon.Box(2, 64), dtype=torch.bfloat16, rows=2),
+        "boxes_bf16_64": gluon.variant(gluon.Box(2, 64), dtype=torch.bfloat16, rows=2, clip=True),
     }
 
 
@@ -227,5 +231,8 @@ def variants() -> dict[str, Variant]:
         "winograd_output_bf16_c256_statistics": _winograd_output(256, True, "bf16"),
         "winograd_output_fp32_c256_statistics": _winograd_output(256, True, "fp32"),
         **_others(),
+        "winograd_input_fp16_c256_early": _winograd_input(256, False, early=True),
+        "winograd_products_c256_t832_early": _winograd_products(832, 256, 256, early=True),
+        "winograd_output_fp16_c256_early": _winograd_output(256, False, early=True),
         **_boxes(),
     }

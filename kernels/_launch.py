@@ -9,12 +9,39 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
+from triton.language.extra import cuda
 
 # kernels defined in this process run in Triton's interpreter, on CPU tensors too (TRITON_INTERPRET=1)
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 and TF32 matrix products
 CHIPS = ("sm_80", "sm_90a")  # what kernels are compiled for in the tests: A100, H100 and H200
+EARLY_CAPABILITY = (9, 0)  # launches that begin while the kernel before ends
+_may_begin, _wait = (getattr(cuda, f"gdc_{name}", None) for name in ("launch_dependents", "wait"))  # not in old Triton
 EVERY_CHIP = (*CHIPS, "sm_89", "sm_100a", "sm_120a")  # RTX 40, B200, RTX 50
+
+
+@triton.jit
+def in_turn(EARLY: tl.constexpr):
+    """First of all in a kernel that is launched early, while the one before it ends: the next one may do likewise, and
+    nothing is read or written before all that came before is done. Of compute capability 9.0 or more."""
+    if EARLY:
+        _may_begin()
+        _wait()
+
+
+def early_reason(device: torch.device) -> str | None:
+    """Why kernels are not launched early there, or None."""
+    if _wait is None or INTERPRETED:
+        return "this Triton, or its interpreter, knows no early launches"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < EARLY_CAPABILITY:
+        return "it needs a GPU of compute capability 9.0"
+    return None
+
+
+def started(early: bool, after_ours: bool = True) -> dict[str, Any]:
+    """Options of a launch of a kernel that has `in_turn`; the one before it may be any, or one of ours."""
+    return {"EARLY": early, **({"launch_pdl": True} if early and after_ours else {})}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import triton
 
-from edm_fast.kernels import _conv2d_products, _conv2d_tail, _conv2d_tuned
+from edm_fast.kernels import _conv2d_products, _conv2d_tail, _conv2d_tuned, _launch
 from edm_fast.kernels._conv2d_blocks import Blocks, blocks, weight_blocks
 from edm_fast.kernels._conv2d_prologue import Factor, Prologue, affine_of, images_last
 from edm_fast.kernels._conv2d_tail import Statistics, moments, options
@@ -46,6 +46,7 @@ __all__ = [
     "Prologue",
     "Statistics",
     "boxes_reason",
+    "early_reason",
     "finish",
     "finish_gradients",
     "forward",
@@ -109,7 +110,7 @@ def _plain(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and precision(dtype) == "ieee"
 
 
-def _launch(
+def _run(
     x: torch.Tensor,
     packed: torch.Tensor,  # (phases, O, k, k, C)
     tail: tuple[torch.Tensor | None, torch.Tensor | None, float, float | None],
@@ -147,10 +148,10 @@ def _launch(
         # fmt: off
         _conv2d_products._conv2d_fwd[tiles_m * tiles_n, phases, b.splits](
             y, x, packed, rows, residual, affine, factors, partial, sums, scale, clip,
-            n, h, w, high, wide, c, outputs, padding, steps,
+            n, h, w, high, wide, c, outputs, padding, None, None, steps,
             KERNEL=k, BLOCK_K=b.k, SPLIT=b.splits > 1, EVEN=c % b.k == 0, AFFINE=affine is not None,
             SILU=prologue is not None and prologue.silu, ONE_IMAGE=area % b.m == 0, PADDED=k > 1 or padding > 0,
-            BATCHED=False, PRECISION=precision(x.dtype), num_warps=b.warps, num_stages=b.stages, **finish,
+            PRECISION=precision(x.dtype), EARLY=False, num_warps=b.warps, num_stages=b.stages, **finish,
         )
         if partial is not None:
             _conv2d_tail._conv2d_reduce[tiles_m, tiles_n, phases](
@@ -175,7 +176,7 @@ def forward(
     float8: Float8 | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Convolve x (N, C, H, W) with packed (O, k, k, C); with `statistics` also mean and rstd (2, N, groups) of y."""
-    return _launch(x, packed[None], (rows, residual, scale, clip), padding, prologue, statistics, plan, float8)
+    return _run(x, packed[None], (rows, residual, scale, clip), padding, prologue, statistics, plan, float8)
 
 
 def boxes_reason(x: torch.Tensor, weight: torch.Tensor, padding: int, proved: bool = False) -> str | None:
@@ -186,9 +187,13 @@ def boxes_reason(x: torch.Tensor, weight: torch.Tensor, padding: int, proved: bo
     except (ImportError, AttributeError) as error:
         return f"this Triton has no such Gluon: {error}"
     why = _conv2d_gluon.reason(x, weight, padding)
-    if why is None and not proved and not _conv2d_tuned.boxes(x.device):
-        return "it has not run on this chip: `make gpu-report REPORT=--sweep` tries it"
-    return why
+    return why if why is not None or proved else _conv2d_tuned.unproved("boxes", x.device)
+
+
+def early_reason(device: torch.device, proved: bool = False) -> str | None:
+    """Why `winograd` is not taken with `early` there, or None; `proved` as above."""
+    why = _launch.early_reason(device)
+    return why if why is not None or proved else _conv2d_tuned.unproved("winograd-early", device)
 
 
 def in_boxes(
@@ -198,11 +203,13 @@ def in_boxes(
     residual: torch.Tensor | None = None,
     scale: float = 1.0,
     padding: int = 0,
+    *,
+    clip: float | None = None,
 ) -> torch.Tensor:
     """`forward` in half precision, by TMA and warps of their own for it (`_conv2d_gluon`)."""
     from edm_fast.kernels import _conv2d_gluon
 
-    return _conv2d_gluon.forward(x, packed, rows, residual, scale, padding)
+    return _conv2d_gluon.forward(x, packed, rows, residual, scale, padding, clip=clip)
 
 
 def upsample(
@@ -221,7 +228,7 @@ def upsample(
 
     packed: (4, O, 2, 2, C) of `pack_phases`. A prologue comes before the repetition, with which it commutes.
     """
-    return _launch(x, packed, (rows, residual, scale, clip), 1, prologue, statistics, plan)
+    return _run(x, packed, (rows, residual, scale, clip), 1, prologue, statistics, plan)
 
 
 def finish(

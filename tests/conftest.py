@@ -20,6 +20,9 @@ if not torch.cuda.is_available():
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the hub
 
+# run folders hold the same files whether TensorBoard is installed or not; the tests of it bring a stand-in
+sys.modules["torch.utils.tensorboard"] = None
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers import golden_cases, triton_interpreter  # noqa: E402
@@ -36,6 +39,12 @@ def pytest_addoption(parser):
 def pytest_make_parametrize_id(val):
     """Records are called by their names."""
     return val.name if hasattr(val, "_fields") and "name" in val._fields else None
+
+
+@pytest.fixture
+def plain_float32(monkeypatch):
+    """Of small shapes torch's algorithms may not take TF32 where they could, and could not be compared with."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def force_isa(config):

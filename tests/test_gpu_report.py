@@ -18,6 +18,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import _gpu_call  # noqa: E402
 import _gpu_ops  # noqa: E402
 import _gpu_pages  # noqa: E402
 import _gpu_parts  # noqa: E402
@@ -39,8 +40,10 @@ TRIAL = argparse.Namespace(device="cpu", quick=True)
 def told(monkeypatch):
     """What the parts tell, as the parent has it."""
     part = {"rows": [], "facts": {}, "complete": True, "ok": True, "summary": "done", "cut": [], "begun": []}
+    part["events"] = []
 
     def tell(**event):
+        part["events"].append(event)
         part["rows"] += [event["row"]] if "row" in event else []
         part["facts"].update(event.get("facts", {}))
         part["cut"] = event.get("left", part["cut"])
@@ -110,7 +113,9 @@ def test_plans_take_the_kernel_in_gluon_where_the_sweep_has_proved_it(told, tmp_
         assert ("boxes" in told["rows"][0]["tflops"]) == proved
         (tmp_path / "tuned-cpu.json").write_text(_gpu_pages.tuned({"sweep": told})[1])
         _conv2d_tuned._known.cache_clear()
-        assert _conv2d_tuned.boxes(torch.device("cuda")) == proved and _conv2d_tuned.table("cpu") == {}
+        assert (_conv2d_tuned.unproved("boxes", torch.device("cuda")) is None) == proved and _conv2d_tuned.table(
+            "cpu"
+        ) == {}
 
     def ends(*args):
         raise KeyboardInterrupt
@@ -122,6 +127,134 @@ def test_plans_take_the_kernel_in_gluon_where_the_sweep_has_proved_it(told, tmp_
     assert not told["rows"]
     _gpu_parts.sweep(TRIAL, {"done": [], "facts": told["facts"]})
     assert told["facts"]["tuned"]["boxes"] == [0] and "boxes" not in told["rows"][0]["tflops"]
+
+
+@pytest.mark.parametrize("hangs, serves", [("boxes", "winograd-early"), ("winograd-early", "boxes")])
+def test_a_way_that_never_ends_is_the_one_that_is_not_proved(told, monkeypatch, hangs, serves):
+    """The other has its layers, that one, too, which is begun again; what ends the process later does not count."""
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    from edm_fast.kernels import conv2d
+
+    layers = [_gpu_sweep.Layer(1, 16, 4, 4, outputs, 3) for outputs in (16, 32, 48)]
+    monkeypatch.setattr(_gpu_parts, "_swept", lambda quick: layers)
+    monkeypatch.setattr(_gpu_sweep, "blocks", lambda layer, quick: [])
+    monkeypatch.setattr(conv2d, "boxes_reason", lambda *args, proved=False: None)
+    monkeypatch.setattr(conv2d, "early_reason", lambda *args, proved=False: None)
+    winograd, finish, planted = conv2d.winograd, conv2d.finish, {hangs: 32}
+
+    def ends(way, outputs):
+        if planted.get(way) == outputs:
+            raise KeyboardInterrupt
+
+    def in_boxes(x, packed, *args):
+        ends("boxes", packed.shape[0])
+        return conv2d.forward(x, packed, *args)
+
+    def early(x, packed, *args, early=False, **kwargs):
+        ends("winograd-early" if early else "", packed[0].shape[1])
+        return winograd(x, packed, *args, **kwargs)
+
+    def tail(y, *args, **kwargs):
+        ends("tail", y.shape[1])
+        return finish(y, *args, **kwargs)
+
+    for name, function in (("in_boxes", in_boxes), ("winograd", early), ("finish", tail)):
+        monkeypatch.setattr(conv2d, name, function)
+
+    def process():
+        """One that goes on where the last one ended, as the parent has it."""
+        begun, told["rows"] = [row["id"] for row in told["rows"]], [*told["rows"]]
+        done = [*begun, *(row["id"] for row in told.get("lost", []))]
+        try:
+            _gpu_parts.sweep(TRIAL, {"done": done, "facts": json.loads(json.dumps(told["facts"]))})
+        except KeyboardInterrupt:
+            told.setdefault("lost", []).append({"id": told["begun"][-1]})
+
+    process()
+    assert [row["id"] for row in told["lost"]] == [layers[1].name()] and len(told["rows"]) == 1
+    planted["tail"] = 48
+    process()
+    assert [row["id"] for row in told["lost"]] == [layer.name() for layer in layers[1:]]
+    process()
+    assert [row["id"] for row in told["rows"]] == [layer.name() for layer in layers[:2]]
+    assert [serves in row["tflops"] for row in told["rows"]] == [True] * 2
+    assert told["facts"]["tuned"] == {hangs: [0], serves: [1]}
+
+    def served(**changes):
+        return json.loads(_gpu_pages.tuned({"sweep": {**told, **changes}})[1])
+
+    assert served() == {hangs: [0]}  # a layer has not been measured
+    assert served(lost=told["lost"][:1]) == {hangs: [0], serves: [1]}
+    assert served(lost=told["lost"][:1], complete=False) == {hangs: [0]}
+
+
+def test_what_a_graph_computes_is_compared_as_well(told, monkeypatch):
+    """Early launches overlap there: calls one by one may be right where these are not."""
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    from edm_fast.kernels import conv2d
+
+    monkeypatch.setattr(_gpu_sweep, "blocks", lambda layer, quick: [])
+    monkeypatch.setattr(conv2d, "early_reason", lambda *args, proved=False: None)
+    winograd, calls = conv2d.winograd, []
+
+    def wrong_after_the_first(*args, early=False, **kwargs):
+        calls.extend([early] * early)
+        return winograd(*args, **kwargs) * (2.0 if early and len(calls) > 1 else 1.0)
+
+    monkeypatch.setattr(conv2d, "winograd", wrong_after_the_first)
+    _gpu_parts.sweep(TRIAL, {"done": [], "facts": {}})
+    assert told["facts"]["tuned"]["winograd-early"] == [0] and "winograd-early" not in told["rows"][0]["tflops"]
+    assert "winograd" in told["rows"][0]["tflops"]
+    faults = [event for event in told["events"] if "winograd-early" in event.get("candidate", "")]
+    assert len(faults) == 1 and "its error is" in faults[0]["fault"]
+
+
+def test_the_result_of_a_graph_is_that_of_its_last_replay(monkeypatch):
+    class Graph:
+        """Its replays write where its result lies."""
+
+        def __init__(self, function, device, beside=None):
+            self.function = function
+            self.function()
+
+        def __call__(self):
+            y.add_(1)
+
+    y = torch.zeros(1)
+    monkeypatch.setattr(_gpu_sweep, "Captured", Graph)
+    monkeypatch.setattr(_gpu_sweep, "memory", lambda device: None)
+    monkeypatch.setattr(_gpu_sweep.timing, "gpu_clock", lambda call, repeats: call() or 10.0)
+    seconds, last = _gpu_sweep.timed(lambda: y, torch.device("cuda"))
+    assert seconds == 10.0 / _gpu_sweep.CALLS and last is y and y == _gpu_sweep.REPLAYS
+
+
+def test_plans_launch_early_where_the_sweep_has_proved_it(told, tmp_path, monkeypatch):
+    """It stays unproved when one layer had another result."""
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    from edm_fast.kernels import _conv2d_tuned, conv2d
+
+    layers = [_gpu_sweep.Layer(1, 16, 4, 4, outputs, 3) for outputs in (16, 32)]
+    monkeypatch.setattr(_gpu_parts, "_swept", lambda quick: layers)
+    monkeypatch.setattr(_gpu_sweep, "blocks", lambda layer, quick: [])
+    monkeypatch.setattr(_conv2d_tuned, "FOLDER", tmp_path)
+    monkeypatch.setattr(_conv2d_tuned, "_name", lambda device: "cpu")
+    monkeypatch.setattr(conv2d, "early_reason", lambda *args, proved=False: None if proved else "not yet")
+    winograd = conv2d.winograd
+    for wrong in (None, 16, 32):
+
+        def early(x, packed, *args, early=False, wrong=wrong, **kwargs):
+            return (2.0 if early and packed[0].shape[1] == wrong else 1.0) * winograd(x, packed, *args, **kwargs)
+
+        monkeypatch.setattr(conv2d, "winograd", early)
+        told |= {"rows": [], "facts": {}}
+        _gpu_parts.sweep(TRIAL, {"done": [], "facts": {}})
+        (tmp_path / "tuned-cpu.json").write_text(_gpu_pages.tuned({"sweep": told})[1])
+        _conv2d_tuned._known.cache_clear()
+        assert (_conv2d_tuned.unproved("winograd-early", torch.device("cuda")) is None) == (wrong is None)
+        assert ("winograd-early" in told["rows"][0]["tflops"]) == (wrong != 16)
 
 
 def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, monkeypatch):
@@ -148,7 +281,7 @@ def test_the_sweep_finds_blocks_that_convolutions_then_go_by(told, tmp_path, mon
     assert _conv2d_tuned.tuned(x, *sizes) == plan and _conv2d_tuned.version("NVIDIA H200") != "model"
     assert _conv2d_tuned.tuned(x, 17, *sizes[1:]) is None and _conv2d_tuned.version("NVIDIA L4") == "model"
     (tmp_path / "tuned-nvidia-l40.json").write_text('{"1 2": [1]}')
-    assert _conv2d_tuned.table("NVIDIA L40") == {} and not _conv2d_tuned.boxes(torch.device("cuda"))
+    assert _conv2d_tuned.table("NVIDIA L40") == {} and _conv2d_tuned.unproved("boxes", torch.device("cuda"))
 
     seen = []
     monkeypatch.setattr(conv2d, "tuned", lambda x, *found: seen.append(found) or plan)
@@ -272,10 +405,10 @@ def test_the_usual_parts_fit_into_a_call(tmp_path):
     call = call_of(tmp_path)
     chosen = [name for name in call.args.chosen if name != "warm"]  # beside the build
     assert set(gpu_report.PARTS) - set(call.args.chosen) == {*gpu_report.ALONE} and chosen[-1] == "sanitizer"
-    assert sum(gpu_report.BUDGETS[name] for name in chosen) < call.args.seconds - gpu_report.LAST < 600
+    assert sum(gpu_report.BUDGETS[name] for name in chosen) < call.args.seconds - _gpu_call.LAST < 600
     args = gpu_report.arguments(["--budget=networks=7.5", "--parts=ops, networks"])
     assert args.budgets["networks"] == 7.5 and args.chosen == ["ops", "networks"]
-    assert gpu_report.arguments(["--sweep"]).chosen == ["build", "sweep", "counters"]
+    assert gpu_report.arguments(["--sweep"]).chosen == ["build", "sweep", "races", "counters"]
     for wrong in ("--parts=nope", "--budget=nope=1", "--budget=ops=x"):
         with pytest.raises(SystemExit):
             gpu_report.arguments([wrong])
@@ -382,6 +515,76 @@ def test_the_tables_on_the_terminal_are_short():
     )
     assert len(text) <= 10_000 and "net0" in text and "lines more in the page" in text and text.endswith("full")
     assert all(f"\n{title}\n" in text for title in ("ops, us", "sweep, TFLOP/s", "not measured", "networks"))
+
+
+def races(tmp_path, monkeypatch, status, *events, parts=None):
+    """The part and where it looked, as its process ends so after it has told these events."""
+    ran = []
+
+    def run(command, seconds, environment, text, heard):
+        ran.append((command, environment))
+        for event in events:
+            heard(event)
+        return {"status": status, "output": "a race"}
+
+    monkeypatch.setattr(gpu_report, "run", run)
+    call = call_of(tmp_path, "--device=cuda")
+    call.parts |= parts or {}
+    return gpu_report.races(call, 60)[0], *ran[0]
+
+
+def test_races_are_looked_for_in_code_of_their_own(tmp_path, monkeypatch):
+    found = [races(tmp_path, monkeypatch, status)[0] for status in (0, 1, None)]
+    assert [part["summary"] for part in found] == ["clean", "a race", "out of time"]
+    assert [part["ok"] for part in found] == [True, False, False]
+    _, command, environment = races(tmp_path, monkeypatch, 0)
+    assert "races" in command and environment["TRITON_INSTRUMENTATION_MODE"] == "consan"
+    assert environment["TRITON_CACHE_DIR"] != call_of(tmp_path).environment()["TRITON_CACHE_DIR"]
+
+
+def test_where_the_kernel_in_gluon_does_not_run_there_is_no_fault_and_nothing_is_clean(told, tmp_path, monkeypatch):
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    from edm_fast.kernels import _conv2d_gluon
+
+    monkeypatch.setattr(_conv2d_gluon, "SLOTS", _conv2d_gluon.SLOTS)
+    _gpu_parts.races(TRIAL, {"done": [], "facts": {}})
+    part, *_ = races(tmp_path, monkeypatch, 0, *told["events"])
+    assert part["ok"] and part["complete"] and part["summary"].startswith("not run: ")
+    assert part["facts"] == {"chip": "cpu"}
+
+
+def test_the_layers_looked_at_for_races_are_some_that_the_kernel_takes():
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    from edm_fast.kernels import _conv2d_gluon
+
+    for n, c, size, outputs in _gpu_parts.RACED:
+        assert _conv2d_gluon.shape_reason((n, c, size, size), (outputs, c, 3, 3), 1) is None
+
+
+@pytest.mark.parametrize("same_call", [True, False])
+def test_after_a_race_plans_do_without_the_kernel(tmp_path, monkeypatch, same_call):
+    """Also when the sweep goes on later."""
+    root, known = tmp_path / "tree", {"64 128 64 9 1 2": [64, 64, 64, 4, 4, 1], "boxes": [1], "winograd-early": [1]}
+    file = root / "kernels/tuned-nvidia-h200.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(known))
+    monkeypatch.setattr(gpu_report, "ROOT", root)
+    facts = {"chip": "nvidia-h200"}
+    sweep = {"complete": True, "rows": [], "summary": "", "facts": {**facts, "tuned": known}}
+    parts = {"sweep": sweep} if same_call else {}
+    for status in (0, None):
+        races(tmp_path, monkeypatch, status, {"facts": facts}, parts=parts)
+        assert json.loads(file.read_text()) == known
+    part, *_ = races(tmp_path, monkeypatch, 1, {"facts": facts}, parts=parts)
+    assert json.loads(file.read_text()) == {**known, "boxes": [0]}
+    call = call_of(tmp_path, "--device=cuda")
+    call.parts["races"] = part
+    monkeypatch.setattr(gpu_report, "side_by_side", lambda *args: ({"summary": ""}, ""))
+    monkeypatch.setattr(gpu_report, "measured", lambda name: lambda *args: (sweep, ""))
+    gpu_report.sweep(call, 60)
+    assert json.loads(file.read_text()) == {**known, "boxes": [0]}
 
 
 @needs_native

@@ -25,6 +25,13 @@ def latents():
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("adapter", [interop.azula, interop.deepinv, interop.diffusers])
+@pytest.mark.parametrize("wrong", [5, torch.nn.Linear(2, 2), "demo"])
+def test_what_is_no_denoiser(adapter, wrong):
+    with pytest.raises(UserError, match="net is of type .*; expected a denoiser"):
+        adapter(wrong)
+
+
 def test_azula(net):
     peers.expect("azula")
     from azula.noise import VPSchedule

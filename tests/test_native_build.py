@@ -1,6 +1,5 @@
 """The native build on sources of a few lines: what is compiled again, what is said, and that it goes on."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -11,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.scripts import load
+
 ROOT = Path(__file__).parents[1]
-native_build = importlib.util.module_from_spec(
-    spec := importlib.util.spec_from_file_location("native_build", ROOT / "native_build.py")
-)
-sys.modules[spec.name] = native_build  # for the types of its records
-spec.loader.exec_module(native_build)
+native_build = load(ROOT / "native_build.py")
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler"),
@@ -106,11 +103,13 @@ def test_a_failure_that_must_not_be(project):
 
 
 def test_an_interrupted_build_goes_on(tmp_path):
-    """The second of two steps waits; what the first made stays, and nothing of the second looks finished."""
+    """Killed while the second of two steps waits: what the first made stays, and nothing of the second looks finished."""
     (tmp_path / "in").write_text("")
     wait = tmp_path / "wait"
     wait.write_text("")
-    program = f"echo run >>{tmp_path}/log; echo half >$0; while [ -e {wait} ]; do sleep 0.05; done; echo whole >$0"
+    pid = tmp_path / "pid"
+    waiting = f"while [ -e {wait} ]; do sleep 0.05; done"
+    program = f"echo $$ >{pid}; echo run >>{tmp_path}/log; echo half >$0; {waiting}; echo whole >$0"
 
     def steps():
         first, second, last = (str(tmp_path / "build" / name) for name in ("first", "second", "last"))
@@ -133,6 +132,7 @@ def test_an_interrupted_build_goes_on(tmp_path):
     while not (second.exists() and second.read_text() == "half\n") and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(child, signal.SIGKILL)
+    os.kill(int(pid.read_text()), signal.SIGKILL)  # ninja gives each command a group of its own
     os.waitpid(child, 0)
     wait.unlink()
     native_build.build(steps(), str(tmp_path / "build"), 2)

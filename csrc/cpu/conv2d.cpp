@@ -23,7 +23,7 @@ int64_t scratch_floats(const Conv2d& s, int64_t block) {
     const int64_t pitch = row_pitch(s.in), q = int16_pitch(s.in) / 2;
     if (!algorithm.transforms()) {
         if (algorithm.int16()) return block * (kPanel + 1 + q);
-        return 16 * kPanel + (algorithm.paired() ? block * (tile_pitch(algorithm, s.in) + 1) : 0);
+        return kMostPixels * kPanel + (algorithm.paired() ? block * (tile_pitch(algorithm, s.in) + 1) : 0);
     }
     const int64_t count = algorithm.planes(s.kernel);
     const int64_t sums = count * spread(block * kPanel);

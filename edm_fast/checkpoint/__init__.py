@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import os
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from edm_fast.checkpoint import _hub
-from edm_fast.checkpoint._card import CARD_NAME, SAMPLER_NAME, hub_files
+from edm_fast.checkpoint._card import CARD_NAME, SAMPLER_NAME, hub_files, is_outdated, left_untold
 from edm_fast.checkpoint._digest import add_weights, weights_digest
 from edm_fast.checkpoint._notes import CheckpointWarning, other_attributes
 from edm_fast.checkpoint._rebuild import rebuild
@@ -51,6 +52,7 @@ __all__ = [
     "from_pretrained",
     "hub_files",
     "inspect",
+    "left_untold",
     "load",
     "load_state_file",
     "load_tensors",
@@ -75,11 +77,12 @@ def load(
 ) -> _Precond:
     """Load a network: eval mode, no gradients, float32; half-precision weights of EDM2 stay so, as they are defined.
 
-    `path_or_url`: "demo" for the digits model inside the package, a published snapshot (.pkl), a training state (with
-    key="net" for the trained weights), a safetensors file or folder of `save`, a state_dict of torch.save or
-    safetensors, also of guided-diffusion, score_sde or deepinv (with `preset`, the name of the published model whose
-    weights they are, see networks.PRESETS, or a .json file with class_name and init_kwargs as in config.json), the
-    http(s) address of a file, or USER/REPO or USER/REPO@REVISION on the Hugging Face hub. Recognised by content.
+    `path_or_url`: "demo" or "demo-solids", the models of digits and of solids inside the package, a published snapshot
+    (.pkl), a training state (with key="net" for the trained weights), a safetensors file or folder of `save`, a
+    state_dict of torch.save or safetensors, also of guided-diffusion, score_sde or deepinv (with `preset`, the name of
+    the published model whose weights they are, see networks.PRESETS, or a .json file with class_name and init_kwargs as
+    in config.json), the http(s) address of a file, or USER/REPO or USER/REPO@REVISION on the Hugging Face hub.
+    Recognised by content.
     `key`: which network of a file that holds several.
     CheckpointWarning if the network may not be the one its author had.
     """
@@ -105,15 +108,16 @@ def load(
 
 
 DEMO = "demo"
-"""Names the demo model wherever a network is named, whatever the folder holds. A file of that name is "./demo" or a
-Path."""
+DEMOS = {DEMO: "demo-mnist.safetensors", "demo-solids": "demo-solids.safetensors"}
+"""Names of the models inside the package wherever a network is named, whatever the folder holds, and their files: MNIST
+digits and solids in colour, both 32x32. A file of such a name is "./demo" or a Path."""
 
 
-def demo_path() -> Path:
-    """The demo checkpoint inside the package: MNIST digits, 32x32."""
-    path = Path(str(importlib.resources.files("edm_fast"))) / "assets" / "demo-mnist.safetensors"
+def demo_path(name: str = DEMO) -> Path:
+    """The checkpoint of a demo model inside the package. `name`: one of DEMOS."""
+    path = Path(str(importlib.resources.files("edm_fast"))) / "assets" / DEMOS[name]
     if not path.is_file():
-        raise UserError("this installation has no demo model; expected --network=PATH or URL")
+        raise UserError(f"this installation has no {name} model; expected --network=PATH or URL")
     return path
 
 
@@ -139,15 +143,23 @@ def push_to_hub(
 ) -> str:
     """Write a network to a repository of the Hugging Face hub, USER/REPO, as one commit; its address.
 
-    The repository is made if it is new. A model card goes with the network if the repository has none: license is an
-    identifier of the hub's, training what training_options.json holds, sampler what `load_sampler` gave for it; its
-    file goes along, for `load_sampler(repo)`. UserError before anything is sent for what `save` refuses.
+    The repository is made if it is new. A model card goes with the network if the repository has none, or one that
+    names other weights or another sampler; of what a card that stays does not tell there is a warning. license is an
+    identifier of the hub's, training what training_options.json holds, sampler what `load_sampler` gave for the
+    network; its file goes along, for `load_sampler(repo)`, and one of other weights is removed.
+    UserError before anything is sent for what `save` refuses.
     """
     plain = plain_copy(net)
     others = hub_files(plain, repo.partition("@")[0], license, training, sampler)
     with tempfile.TemporaryDirectory() as folder:
         save_native(plain, Path(folder) / "net", True, others)
-        return _hub.upload(repo, Path(folder) / "net", private, message, once=[CARD_NAME])
+        beside = {CARD_NAME: True, SAMPLER_NAME: False}
+        stale = functools.partial(is_outdated, digest=weights_digest(plain), others=others)
+        address, cards = _hub.upload(repo, Path(folder) / "net", private, message, beside, stale)
+    for untold in (", ".join(left_untold(card, license, training, sampler)) for card in cards):
+        if untold:
+            warnings.warn(f"{repo}: the model card there stays, without {untold}", CheckpointWarning, stacklevel=2)
+    return address
 
 
 def save(net: torch.nn.Module, path: PathLike, others: Mapping[str, str] | None = None) -> None:
@@ -253,9 +265,12 @@ def inspect(path_or_url: PathLike, sha256: str | None = None) -> dict[str, Any]:
 
 
 def find_sampler(name: PathLike) -> Path:
-    """The sampler file of "demo", of a repository of the Hugging Face hub, or at a path."""
-    if name == DEMO:
-        return demo_path().with_suffix(".sampler.json")
+    """The sampler file of a demo model, of a repository of the Hugging Face hub, or at a path."""
+    if name in DEMOS:
+        found = demo_path(str(name)).with_suffix(".sampler.json")
+        if not found.is_file():
+            raise UserError(f"no sampler has been tuned to {name}; expected {DEMO} or a file of edm-fast tune")
+        return found
     path = user_path(name)
     return _hub.download(path, (SAMPLER_NAME,)) / SAMPLER_NAME if _hub.is_repository(path) else Path(path)
 
@@ -270,8 +285,9 @@ def _open(path: Path) -> PublishedFile | NativeFile:
 
 
 def _locate(path_or_url: PathLike, sha256: str | None) -> tuple[Path, str]:
-    if path_or_url == DEMO:
-        return fetch(demo_path(), sha256=sha256), DEMO
+    if path_or_url in DEMOS:
+        name = str(path_or_url)
+        return fetch(demo_path(name), sha256=sha256), name
     try:
         name = user_path(path_or_url, url=True)
     except UserError as error:

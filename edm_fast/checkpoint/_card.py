@@ -14,9 +14,34 @@ CARD_NAME = "README.md"
 SAMPLER_NAME = "model.sampler.json"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # the hub's identifiers: apache-2.0, cc-by-nc-sa-4.0, other
 DIGEST = re.compile(r'\| digest of the weights \| (\w+) \||"digest":\s*"(\w+)"')  # in a card, in a sampler file
+SECTION = re.compile(r"^## Sampler$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 # of the options of a training run: places and habits of one machine, and what the architecture says already
 LEFT_OUT = re.compile(r"(^|_)(path|dir|class_name|dump|pkl|ticks?|benchmark|images)$|^(network|data_loader)_kwargs$")
 ERRORS = {"mean": "mean", "median": "median", "p95": "95th percentile", "worst": "worst"}
+
+
+def is_outdated(text: str, digest: str, others: Mapping[str, str]) -> bool:
+    """Whether a card or a sampler would tell what is not true, beside weights of this digest and the texts `others`: it
+    names the digest of other weights, or it is a card that tells of another sampler than comes now, or of none."""
+    found = DIGEST.search(text)
+    if found is None:
+        return False  # somebody's own
+    new = others.get(CARD_NAME, text) if SAMPLER_NAME in others else text
+    before, now = SECTION.search(text), SECTION.search(new)
+    return digest not in found.groups() or (before is not None and now is not None and before[0] != now[0])
+
+
+def left_untold(
+    card: str, license: str | None = None, training: Mapping[str, Any] | None = None, sampler: Any = None
+) -> list[str]:
+    """Which of the keywords that were given to `hub_files` a card, perhaps an older one, does not tell."""
+    lines = {
+        "license": [f"license: {license}"] if license else [],
+        "training": _table(dict(_flat(training))) if training else [],
+        "sampler": _sampler(sampler) if sampler is not None else [],
+    }
+    there = {*card.splitlines()}
+    return [name for name, wanted in lines.items() if not there.issuperset(wanted)]
 
 
 def hub_files(

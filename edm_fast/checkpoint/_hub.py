@@ -1,6 +1,7 @@
 """Repositories of the Hugging Face hub, through huggingface_hub (the extra [hub]).
 
-Only safetensors and JSON are ever asked for: whatever else a repository holds is neither fetched nor read.
+Only safetensors and JSON are ever asked for: whatever else a repository holds is neither fetched nor read, but for the
+model card of one that is written to.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +52,47 @@ def download(name: str, files: Collection[str]) -> Path:
     return folder
 
 
-def upload(name: str, folder: Path, private: bool | None, message: str, once: Collection[str] = ()) -> str:
-    """Make the repository if it is new, and put the files of a folder into it as one commit; those called `once` only
-    if it has none of that name. The address of the commit.
+def upload(
+    name: str,
+    folder: Path,
+    private: bool | None,
+    message: str,
+    beside: Mapping[str, bool],
+    stale: Callable[[str], bool],
+) -> tuple[str, list[str]]:
+    """Make the repository if it is new, and put the files of a folder into it as one commit: the address of the commit,
+    and the texts that stay.
+
+    beside: names of texts, and whether one that is there stays; but those that are stale are replaced or removed (the
+    commits before it keep them). Refused if another commit comes in between.
     """
     repo, revision = _parts(name)
     library = _library(name)
     api = library.HfApi(library_name="edm-fast")
+    kept: dict[str, str] = {}
+    gone = []
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        kept = [file for file in once if api.file_exists(repo, file, revision=revision)]
+        head = api.model_info(repo, revision=revision).sha
+        for file in (file for file in beside if api.file_exists(repo, file, revision=head)):
+            path = Path(library.hf_hub_download(repo, file, revision=head))
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if stale(text):
+                gone += [] if (folder / file).exists() else [file]
+            elif beside[file]:
+                kept[file] = text
         done = api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, commit_message=message, ignore_patterns=kept
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            commit_message=message,
+            parent_commit=head,
+            ignore_patterns=[*kept] or None,
+            delete_patterns=gone or None,  # even an empty list would be compared with all files there
         )
     except BROKEN as error:
         raise UserError(f"{name}: cannot be written to the Hugging Face hub ({one_line(error)[:200]})") from None
-    return str(getattr(done, "commit_url", done))
+    return str(getattr(done, "commit_url", done)), [*kept.values()]
 
 
 def _parts(name: str) -> tuple[str, str | None]:

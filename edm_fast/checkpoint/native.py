@@ -7,6 +7,7 @@ A single file (`NAME.safetensors`, the JSON in its metadata) or a folder in the 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import safetensors
 import torch
 
 from edm_fast import __version__
-from edm_fast.checkpoint._card import CARD_NAME, DIGEST, SAMPLER_NAME
+from edm_fast.checkpoint._card import CARD_NAME, SAMPLER_NAME, is_outdated
 from edm_fast.checkpoint._digest import weights_digest
 from edm_fast.checkpoint._rebuild import StoredNetwork
 from edm_fast.checkpoint._records import CheckpointError, quote
@@ -53,14 +54,22 @@ def save_native(net: torch.nn.Module, path: Path, folder: bool, others: Mapping[
     if not folder:
         with atomic_write(path, kind="safetensors") as file:
             write_safetensors(file, net.state_dict(), metadata)
+        if path.name == WEIGHTS_NAME:  # as if the folder had been named
+            if (path.parent / CONFIG_NAME).exists() and _is_own_folder(path.parent):
+                _write_config(path.parent, config)
+            _set_aside(path.parent, weights_digest(net), {})
         return
-    with whole_folder(path, net) as inside:
+    with whole_folder(path, net, others or {}) as inside:
         with atomic_write(inside / WEIGHTS_NAME) as file:
             write_safetensors(file, net.state_dict(), metadata)
-        with atomic_write(inside / CONFIG_NAME, "w") as file:
-            file.write(json.dumps(config, indent=2) + "\n")
+        _write_config(inside, config)
         for name, text in (others or {}).items():
             (inside / name).write_text(text, encoding="utf-8")
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    with atomic_write(folder / CONFIG_NAME, "w") as file:
+        file.write(json.dumps(config, indent=2) + "\n")
 
 
 def save_state_file(path: Path, net: torch.nn.Module, state: Mapping[str, Any]) -> None:
@@ -84,7 +93,7 @@ def read_state(path: Path, tensors: bool = True) -> Any:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, net: torch.nn.Module) -> Iterator[Path]:
+def whole_folder(path: Path, net: torch.nn.Module, others: Mapping[str, str]) -> Iterator[Path]:
     """A folder to write into. At the end it becomes `path`, or its files take their places there. The rest stays, and
     so does a model card, which somebody may have written; see `_set_aside`."""
     if path.exists() and not path.is_dir():
@@ -103,19 +112,19 @@ def whole_folder(path: Path, net: torch.nn.Module) -> Iterator[Path]:
                 os.replace(inside, target)
                 return
         with _alone_in(target):
-            _set_aside(target, weights_digest(net))
+            _set_aside(target, weights_digest(net), others)
             for new in inside.iterdir():
                 if new.name != CARD_NAME or not (target / CARD_NAME).exists():
                     os.replace(new, target / new.name)
 
 
-def _set_aside(folder: Path, digest: str) -> None:
-    """A card and a sampler that name the digest of other weights become NAME.old: they would tell of these."""
+def _set_aside(folder: Path, digest: str, others: Mapping[str, str]) -> None:
+    """A card and a sampler that would tell what is not true become NAME.old, or NAME.old2 where that is taken."""
     for name in (CARD_NAME, SAMPLER_NAME):
         with contextlib.suppress(OSError):
-            named = DIGEST.search((folder / name).read_text(encoding="utf-8", errors="replace"))
-            if named and digest not in named.groups():
-                os.replace(folder / name, folder / f"{name}.old")
+            if is_outdated((folder / name).read_text(encoding="utf-8", errors="replace"), digest, others):
+                names = (folder / f"{name}.old{number if number > 1 else ''}" for number in itertools.count(1))
+                os.replace(folder / name, next(old for old in names if not os.path.lexists(old)))
 
 
 @contextlib.contextmanager

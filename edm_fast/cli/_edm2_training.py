@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from edm_fast.cli._options import Count
@@ -11,9 +11,9 @@ from edm_fast.errors import UserError
 from edm_fast.networks.presets import edm2_training
 
 KI = 1024
-# as published, where they are not typed; tick, snap and dump are 128 Ki, 8 Mi and 128 Mi images
+# as published, where they are not typed; tick, snap and dump are the INTERVALS
 DEFAULTS = {"cond": True, "seed": 0, "tick": 128, "snap": 64, "dump": 1024}
-INTERVALS = ("status", "snapshot", "checkpoint")
+INTERVALS = {"status": 128 * KI, "snapshot": 8 * KI * KI, "checkpoint": 128 * KI * KI}  # in images
 ONLY_EDM2 = ("preset", "decay", "P_mean", "P_std", "ema_std", *INTERVALS)
 NAMES = {"precond": "--precond", "augment": "--augment", "ema": "--ema"}  # what EDM2 has nothing for
 
@@ -48,8 +48,14 @@ def _ticks(opts: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
         raise UserError(f"--{name} does not go with --status, --snapshot and --checkpoint; expected one or the other")
     usual = (opts["tick"] * KI, opts["tick"] * KI * opts["snap"], opts["tick"] * KI * opts["dump"])
     status, snapshot, checkpoint = (opts[name] if name in typed else n for name, n in zip(INTERVALS, usual))
-    tick = math.gcd(status, snapshot, checkpoint) or total_images(opts["duration"])
-    return {"tick": tick / KI, "snap": snapshot // tick, "dump": checkpoint // tick}
+    tick, snap, dump = common_tick([status, snapshot, checkpoint], total_images(opts["duration"]))
+    return {"tick": tick / KI, "snap": snap, "dump": dump}
+
+
+def common_tick(intervals: Sequence[int], total: int) -> tuple[int, int, int]:
+    """(images of a tick, ticks between snapshots, ticks between states) of INTERVALS in images, 0 for none."""
+    tick = math.gcd(*intervals) or total
+    return tick, intervals[1] // tick, intervals[2] // tick
 
 
 def total_images(duration: float) -> int:

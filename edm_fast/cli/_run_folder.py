@@ -11,22 +11,36 @@ import click
 
 from edm_fast import distributed
 from edm_fast.errors import UserError
-from edm_fast.training import ImageFolderDataset, run_results
+from edm_fast.networks import ARCHITECTURES
+from edm_fast.training import ImageFolderDataset, is_edm2, run_results
 
 RUN_NAME = re.compile(r"(\d+)-?(.*)")
 
 
-def run_name(opts: dict[str, Any], dataset: ImageFolderDataset) -> str:
+def run_name(settings: dict[str, Any], dataset: ImageFolderDataset, desc: str | None) -> str:
     """The run folder's name without its number."""
-    kind = "cond" if opts["cond"] else "uncond"
-    precision = "fp16" if opts["fp16"] else opts["precision"]
-    name = f"{dataset.name}-{kind}-{opts['arch']}-{opts['precond']}"
-    name += f"-gpus{distributed.world_size()}-batch{opts['batch']}-{precision}"
-    if opts["desc"] is None:
+    network = settings["network_kwargs"]
+    kind = "cond" if settings["dataset_kwargs"].get("use_labels") else "uncond"
+    precision = "fp16" if network.get("use_fp16") else settings.get("precision", "fp32")
+    precond = network["class_name"].rpartition(".")[2].removesuffix("Precond").lower()
+    name = f"{dataset.name}-{kind}-{_architecture(network)}-{precond or 'edm'}"
+    name += f"-gpus{distributed.world_size()}-batch{settings['batch_size']}-{precision}"
+    if desc is None:
         return name
-    if "/" in opts["desc"] or os.sep in opts["desc"]:
-        raise UserError(f"--desc={opts['desc']} has a slash; expected text that may stand in a folder's name")
-    return f"{name}-{opts['desc']}"
+    if "/" in desc or os.sep in desc:
+        raise UserError(f"--desc={desc} has a slash; expected text that may stand in a folder's name")
+    return f"{name}-{desc}"
+
+
+def _architecture(network: dict[str, Any]) -> str:
+    """What --arch calls it, or the name of its class if --arch has none of its kind."""
+    if is_edm2(network):
+        return "edm2"
+    kinds = ("model_type", "embedding_type", "encoder_type", "decoder_type")
+    for name, kwargs in ARCHITECTURES.items():
+        if all(network.get(kind) == kwargs.get(kind) for kind in kinds):
+            return name
+    return str(network.get("model_type", network["class_name"].rpartition(".")[2])).lower()
 
 
 def numbered_runs(outdir: str) -> list[tuple[int, str, str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ import click
 from edm_fast import checkpoint
 from edm_fast.checkpoint.native import WEIGHTS_NAME
 from edm_fast.cli import _options as opt
+from edm_fast.cli._options_file import OPTIONS_NAME, read_json
 from edm_fast.errors import UserError
 from edm_fast.files import same_file
 from edm_fast.sampling import load_sampler
@@ -39,7 +40,7 @@ MAX_LINE = 1000
 @click.option("--license", help="Of the model card, as the hub calls it: apache-2.0  [default: none]", metavar="ID")
 @click.option(
     "--training-options",
-    help="Of the run, for the model card  [default: training_options.json beside SRC]",
+    help=f"Of the run, for the model card  [default: {OPTIONS_NAME} beside SRC]",
     metavar="FILE",
     type=opt.INPUT_PATH,
 )
@@ -98,6 +99,10 @@ def command(
         tuned = None if sampler is None else load_sampler(sampler, net)
         others = checkpoint.hub_files(net, f"USER/{os.path.basename(os.path.abspath(dest))}", license, training, tuned)
         checkpoint.save(net, dest, others)
+        card = Path(dest, "README.md").read_text(encoding="utf-8", errors="replace")
+        untold = checkpoint.left_untold(card, license, training if training_options else None, tuned)
+        if untold:
+            click.echo(f"Warning: the model card in {dest} stays, without {', '.join(untold)}", err=True)
     else:
         checkpoint.save(net, dest)
     click.echo(f"wrote {dest}")
@@ -108,23 +113,16 @@ def read_options(source: str, path: str | None) -> dict[str, Any] | None:
 
     What lies beside it was not asked for: a file that cannot be read is left out after one line.
     """
-    beside = os.path.join(os.path.dirname(source), "training_options.json")
+    beside = os.path.join(os.path.dirname(source), OPTIONS_NAME)
     if path is None and not (os.path.exists(source) and os.path.isfile(beside)):
         return None
-    fault = "holds no JSON object; expected the options of a training run"
     try:
-        with open(path or beside, encoding="utf-8") as file:
-            found = json.load(file)
-        if isinstance(found, dict):
-            return found
-    except OSError as error:
-        fault = f"cannot be read ({error.strerror or error})"
-    except (ValueError, RecursionError):
-        pass
-    if path is not None:
-        raise UserError(f"{path} {fault}")
-    click.echo(f"Warning: {beside} {fault}; the model card goes without them", err=True)
-    return None
+        return read_json(path or beside)
+    except UserError as error:
+        if path is not None:
+            raise
+        click.echo(f"Warning: {error}; the model card goes without them", err=True)
+        return None
 
 
 def default_key(networks: Mapping[str, Any]) -> str:

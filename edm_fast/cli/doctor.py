@@ -195,7 +195,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for path, part in found["tables"].items():
         lines.append(f"measured kernels: {path}")
         lines.append(f"  {part['summary']}")
-        lines += [f"  dropped: {key}: {fault}" for key, fault in part["dropped"].items()]
+        for fault, number in collections.Counter(part["dropped"].values()).items():
+            first = next(key for key, other in part["dropped"].items() if other == fault)
+            more = f" and {number - 1} more" if number > 1 else ""
+            lines.append(f"  dropped: {first}{more}: {fault}")
     if found["requested_backend"]:
         lines.append(f"EDM_FAST_BACKEND={found['requested_backend']}")
     lines.append("ops:")

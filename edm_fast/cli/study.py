@@ -10,7 +10,7 @@ import click
 from edm_fast.checkpoint import DEMO
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
-from edm_fast.errors import UserError
+from edm_fast.errors import UserError, near
 from edm_fast.studies import Option, Session, Study, registry, run_study
 
 UNRECORDED = {"outdir", "resume"}  # of the command; they change no number
@@ -48,7 +48,10 @@ class Studies(click.Group):
         return sorted(registry())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return _command(registry()[cmd_name]) if cmd_name in registry() else None
+        if cmd_name in registry():
+            return _command(registry()[cmd_name])
+        known = self.list_commands(ctx)
+        raise UserError(f"no study is called {cmd_name!r}{near(cmd_name, known)}; expected one of {', '.join(known)}")
 
 
 @click.group(cls=Studies)

@@ -12,7 +12,6 @@ import torch
 import tqdm
 
 import edm_fast
-from edm_fast.checkpoint import DEMO
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
 from edm_fast.cli._outputs import expect_output
@@ -113,7 +112,7 @@ def command(network: str, out: str | None, check: str | None, device: str, **opt
             f"{task.max_error:g} levels; expected a larger --max-error or --nfe"
         )
         raise SystemExit(1)
-    tuned = tuning.tuned_sampler(task, found, truth, apart, network if network == DEMO else os.path.basename(network))
+    tuned = tuning.tuned_sampler(task, found, truth, apart, os.path.basename(network))
     save_sampler(path, tuned)
     tuning.save_pairs(picture, task, found, measured)
     click.echo(f"{tuned.describe()}\n{path} and {picture} written after {time.perf_counter() - start:.0f} s")
@@ -121,7 +120,7 @@ def command(network: str, out: str | None, check: str | None, device: str, **opt
 
 def default_name(network: str) -> str:
     """Beside a file, or in the current folder for what is none."""
-    if network == DEMO or is_url(network):
+    if is_url(network):
         network = os.path.basename(network.rstrip("/"))
     stem, ending = os.path.splitext(network.rstrip(os.sep))
     return (stem if ending in (".safetensors", ".pkl", ".pt") else network.rstrip(os.sep)) + SUFFIX

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from edm_fast.checkpoint import DEMO
 from edm_fast.checkpoint.native import CONFIG_NAME
 from edm_fast.cli import _options as opt
 from edm_fast.cli._device import resolve_device
@@ -24,7 +25,7 @@ from edm_fast.files import atomic_write
     "--network",
     metavar="PATH|URL|PRESET",
     type=opt.INPUT_PATH_OR_URL,
-    default=_networks.DEMO,
+    default=DEMO,
     show_default=True,
     help="What to check.",
 )

@@ -8,6 +8,7 @@ Karras et al. 2022, Table 1 and Section 5; that of EDM2: Karras et al. 2024.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,8 @@ class EDMLoss:
     """ln sigma ~ N(P_mean, P_std^2), lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
 
     def __init__(self, P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5) -> None:
+        if not 0 <= P_std < math.inf:
+            raise UserError(f"P_std {P_std}; expected a finite number, at least 0")
         self.P_mean = P_mean
         self.P_std = P_std
         self.sigma_data = sigma_data

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from edm_fast.backend import use_backend
-from edm_fast.checkpoint import DEMO, load
+from edm_fast.checkpoint import DEMOS, load
 from edm_fast.errors import UserError, near
 from edm_fast.files import is_url
 from edm_fast.networks import PRESETS, preset
@@ -29,16 +29,16 @@ class Inputs(NamedTuple):
 
 
 def check_name(name: str) -> None:
-    """UserError unless `name` may be a network: "demo", a preset, an address, or something on the disk."""
-    if name not in PRESETS and name != DEMO and not is_url(name) and not (name and Path(name).exists()):
+    """UserError unless `name` may be a network: a demo model, a preset, an address, or something on the disk."""
+    if name not in PRESETS and name not in DEMOS and not is_url(name) and not (name and Path(name).exists()):
         raise UserError(
-            f"network {name!r} is no file{near(name, [DEMO, *PRESETS])}; expected a checkpoint, {DEMO}, or one of "
-            f"{', '.join(PRESETS)}"
+            f"network {name!r} is no file{near(name, [*DEMOS, *PRESETS])}; expected a checkpoint, or one of "
+            f"{', '.join([*DEMOS, *PRESETS])}"
         )
 
 
 def open_network(name: str, device: torch.device | str = "cpu") -> Any:
-    """A network in float32 and eval mode: "demo", a preset with fresh weights, or a checkpoint's path or address."""
+    """A network in float32 and eval mode: a demo model, a preset with fresh weights, or a checkpoint."""
     check_name(name)
     if name in PRESETS:
         with torch.random.fork_rng(devices=[]):

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from edm_fast.checkpoint import DEMO
 from edm_fast.evaluation import _peers
-from edm_fast.evaluation._networks import DEMO, accelerated, half
+from edm_fast.evaluation._networks import accelerated, half
 from edm_fast.evaluation._peers import Subject
 from edm_fast.sampling import load_sampler
 

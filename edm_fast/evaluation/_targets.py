@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from edm_fast.backend import use_backend
-from edm_fast.checkpoint import save
+from edm_fast.checkpoint import DEMO, save
 from edm_fast.diffusion.loss import EDM2Loss, EDMLoss
 from edm_fast.errors import UserError
-from edm_fast.evaluation._networks import DEMO
 from edm_fast.evaluation._peers import Subject
 from edm_fast.evaluation._rows import ROWS, Row, names
 from edm_fast.networks import Precond
@@ -115,7 +114,7 @@ def process(row: Row, subject: Subject) -> Callable[[], Results]:
 def training(row: Row, subject: Subject) -> Callable[[], Results]:
     """Forward, backward and Adam on a batch of noise; returns the gradients.
 
-    Without dropout: a mask is drawn in memory order, so that rows of another layout would have another.
+    Without dropout: GPUs draw a mask in memory order, so that rows of another layout would have another.
     """
     if not row.trains:
         able = ", ".join(name for name, other in ROWS.items() if other.trains and other.device in ("any", row.device))
@@ -127,7 +126,8 @@ def training(row: Row, subject: Subject) -> Callable[[], Results]:
     if row.memory_format == "channels_last":
         net = net.to(memory_format=torch.channels_last)
     run = net if row.compile == "none" else torch.compile(net, dynamic=False)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    fused = True if row.backend != "reference" and subject.device.type == "cpu" else None  # as in training
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=fused)
     loss_fn = EDM2Loss() if isinstance(net, Precond) else EDMLoss()
     images = subject.example.x.clamp(-1, 1)
     labels, gpus = subject.example.labels, [subject.device] if subject.device.type == "cuda" else []

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from edm_fast.networks._layers import Conv2d, GroupNorm, Linear
+from edm_fast.networks._layers import Conv2d, GroupNorm, Linear, drop_values
 from edm_fast.ops import attention as attention_op
 
 
@@ -83,7 +82,7 @@ class UNetBlock(torch.nn.Module):
             h = self.norm1(self.conv0(h), scale, shift, silu=True)
         else:
             h = self.norm1(self.conv0(h, emb=params), silu=True)
-        h = F.dropout(h, p=self.dropout, training=self.training)
+        h = drop_values(h, self.dropout, self.training)
         h = self.conv1(h, residual=x if self.skip is None else self.skip(x), scale=self.skip_scale)
         if self.num_heads:
             a = attention_op(self.qkv(self.norm2(h)), self.num_heads)

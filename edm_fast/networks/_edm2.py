@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from edm_fast.errors import UserError
 from edm_fast.networks._inputs import check_size
+from edm_fast.networks._layers import drop_values
 from edm_fast.ops import attention as attention_op
 from edm_fast.ops import conv2d, pixel_norm, upfirdn
 
@@ -176,7 +177,7 @@ class Block(torch.nn.Module):
         y = self.conv_res0(pixel_norm(x, norm=False, silu=True), gain=1 / SILU)
         c = self.emb_linear(emb, gain=self.emb_gain) + 1
         y = pixel_norm(y, c, norm=False, silu=True)
-        y = F.dropout(y, p=self.dropout, training=self.training)
+        y = drop_values(y, self.dropout, self.training)
         if self.flavor == "dec" and self.conv_skip is not None:
             x = self.conv_skip(x)
         x = self.conv_res1.added_to(x, y, self.res_balance, gain=1 / SILU)

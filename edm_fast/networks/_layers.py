@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
+from edm_fast.backend import transformed
 from edm_fast.errors import UserError
 from edm_fast.ops import conv2d, group_norm_silu, upfirdn
 
@@ -192,6 +194,19 @@ class FourierEmbedding(torch.nn.Module):
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         return _waves(t, 2 * math.pi * self.freqs)
+
+
+def drop_values(x: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
+    """torch's dropout of x (N, C, H, W), on CPUs with one mask for each seed, however the memory of x is laid out.
+
+    torch draws in the order of memory. Kernels leave images channels last, the published code channels first: the mask
+    is drawn in that order, as bits, and laid out as x. Under torch.func, which has no order of memory, torch draws.
+    """
+    draws = training and 0 < probability < 1 and x.device.type == "cpu"
+    if not draws or transformed() or x.is_contiguous():
+        return F.dropout(x, p=probability, training=training)
+    keep = torch.empty_like(x, dtype=torch.bool, memory_format=torch.contiguous_format).bernoulli_(1 - probability)
+    return x * torch.empty_like(x).copy_(keep).div_(1 - probability)
 
 
 def drop_labels(labels: torch.Tensor, probability: float, batch: int) -> torch.Tensor:

@@ -152,15 +152,11 @@ def _hooks_of_all() -> Iterator[Any]:
 
 def _untraced(method: Callable[..., Any]) -> Callable[..., Any]:
     """As torch.compiler.disable, without its long import of torch's compiler where nothing is compiled."""
-    disabled: list[Callable[..., Any]] = []
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            return method(*args, **kwargs)
-        if not disabled:
-            disabled.append(torch.compiler.disable(method))
-        return disabled[0](*args, **kwargs)
+        run = torch.compiler.disable(method) if torch.compiler.is_compiling() else method
+        return run(*args, **kwargs)
 
     return call
 

@@ -57,7 +57,10 @@ def ways(args: Conv2dArgs, norm: GroupNormSiluArgs | None = None) -> list[Way]:
         found.append(Way("winograd", _winograd, "merged-winograd", whole))
         by_library = functools.partial(_winograd, library=True)
         found.append(Way("winograd-bmm", by_library, "merged-winograd-bmm", whole))
-    if args.clip is None and kernels().boxes_reason(args.x, args.weight, args.pad()) is None:
+        if kernels().early_reason(args.x.device) is None:
+            early = functools.partial(_winograd, early=True)
+            found.append(Way("winograd-early", early, "merged-winograd-early", whole))
+    if kernels().boxes_reason(args.x, args.weight, args.pad()) is None:
         found.append(Way("boxes", _in_boxes, leaves_statistics=False))
     return found
 
@@ -77,9 +80,8 @@ def _direct(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:
 
 
 def _in_boxes(packed: Pack, args: Conv2dArgs, statistics: None = None) -> Any:
-    """The same in Gluon, which does not clip."""
-    terms = rows(args), args.residual, float(args.scale)
-    return kernels().in_boxes(args.x, packed(args.weight, "packed"), *terms, args.pad())
+    """The same in Gluon."""
+    return kernels().in_boxes(args.x, packed(args.weight, "packed"), padding=args.pad(), **tail(args))
 
 
 def _winograd(packed: Pack, args: Conv2dArgs, **more: Any) -> Any:

@@ -151,7 +151,7 @@ def trace(
     recorder = Recorder({metas[name]: tensor for name, tensor in real.items()}, device)
     inputs = {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
     values = {name: recorder.value(tensor, name) for name, tensor in inputs.items()}
-    positional = [inputs.pop(name) for name in POSITIONAL if name in inputs]
+    positional = _positional(inputs)
     try:
         # a copy around the meta tensors, not these put in place for a moment: other threads may be using the module
         twin = copy.deepcopy(module, {id(tensor): metas[name] for name, tensor in own.items()})
@@ -165,6 +165,7 @@ def trace(
     except UserError as error:
         raise UserError(f"accelerate() cannot follow this network: {error}") from error
     except Exception as error:
+        _check_takes(module, shapes, device)
         raise UserError(
             f"accelerate() cannot follow this network, whose layers, hooks and replaced methods may compute anything "
             f"but not read numbers of tensors ({type(error).__name__}: {one_line(error)}); expected the network itself"
@@ -179,6 +180,25 @@ def trace(
                 "expected the network itself"
             )
     return Graph(values, nodes, output)
+
+
+def _positional(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Those that are passed by position, taken out of `inputs`."""
+    return [inputs.pop(name) for name in POSITIONAL if name in inputs]
+
+
+def _check_takes(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
+    """UserError if the module itself takes no inputs of these shapes."""
+    inputs = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+    positional = _positional(inputs)
+    try:
+        with torch.no_grad():
+            module(*positional, **inputs)
+    except Exception as error:
+        given = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise UserError(
+            f"the network itself takes no inputs of these shapes: {given} ({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def _weights(args: Any) -> list[Any]:

@@ -42,7 +42,7 @@ GPU_TURN = 1e-3  # seconds: shorter calls on a GPU are repeated
 RECORDED = 10  # of them as one graph: Python takes longer to launch some calls than the GPU to run them
 TOO_SLOW = 2.0  # times the fastest, by two replays: not worth more rounds
 SLACK = 2.0  # times the budget of an op, which is for the inputs of its tests
-ALGORITHM_VERSION, GPU_VERSION = 9, 4  # of the kernels: another one makes old measurements void
+ALGORITHM_VERSION, GPU_VERSION = 11, 5  # of the kernels: another one makes old measurements void
 
 FACTORS = {1: 2.0, 2: 2.0, 4: 8.0, 8: 40.0}  # times torch's error: of tiles by their columns
 
@@ -109,7 +109,7 @@ def algorithm_table(folder: Path | None) -> Table:
 def _processor() -> str:
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = [line.partition(":") for line in open("/proc/cpuinfo")]
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
         found = {key.strip(): value.strip() for key, _, value in lines}
         name = "-".join(found[key] for key in ("vendor_id", "cpu family", "model", "stepping") if key in found) or name
     return file_name(name)

@@ -1,5 +1,6 @@
 """Samplers and solvers, per-image random streams, and pictures of the results."""
 
+from edm_fast.sampling._arguments import check_network
 from edm_fast.sampling._guidance import Guidance
 from edm_fast.sampling._optimised import optimised_levels
 from edm_fast.sampling.images import arrange, save_grid, save_png, to_uint8
@@ -32,6 +33,7 @@ __all__ = [
     "ablation_sampler",
     "arrange",
     "check_class",
+    "check_network",
     "deal_missing",
     "deal_seeds",
     "edm2_sampler",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edm_fast.errors import UserError
 from edm_fast.training import _color as color
 from edm_fast.training import _warp as geo
 
@@ -53,6 +54,10 @@ class AugmentPipe:
     contrast_std: float = 0.5
     hue_max: float = 1
     saturation_std: float = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise UserError(f"p {self.p} of the augmentation; expected a probability, from 0 to 1")
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         labels = [images.new_zeros([images.shape[0], 0], dtype=torch.float32)]

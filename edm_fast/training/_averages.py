@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from edm_fast.diffusion.ema import half_life_beta, power_beta
+from edm_fast.diffusion.ema import gamma_of_std, half_life_beta, power_beta
+from edm_fast.errors import UserError
 
 
 @torch.no_grad()
@@ -48,6 +49,10 @@ class PowerFunctionEMA(_Averages):
     """One average for each width of `stds`."""
 
     def __init__(self, net: torch.nn.Module, stds: Sequence[float] = (0.05, 0.1)) -> None:
+        for std in stds:
+            gamma_of_std(std)  # complains of a width that no average has
+        if len(stds) == 0:
+            raise UserError("no width of an average (stds); expected at least one")
         super().__init__(net, len(stds))
         self.stds = list(stds)
 

@@ -20,9 +20,14 @@ def run_results(run_dir: str | Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if RESULTS.fullmatch(entry.name)) if folder.is_dir() else []
 
 
+def is_inside(state: str | Path, run_dir: str | Path) -> bool:
+    """Whether a training state is one of the run in this folder."""
+    return Path(state).resolve().parent == Path(run_dir).resolve()
+
+
 def check_free(run_dir: str | Path, resume_state_dump: str | Path | None = None) -> None:
     """Refuse to mix a run with the results of another: the folder has none, or the state that the run goes on from."""
-    inside = resume_state_dump is not None and Path(resume_state_dump).resolve().parent == Path(run_dir).resolve()
+    inside = resume_state_dump is not None and is_inside(resume_state_dump, run_dir)
     found = [] if inside or distributed.rank() != 0 else run_results(run_dir)
     found = distributed.broadcast_object(found)  # rank 0 may soon write here
     if found:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,29 @@ import torch
 from edm_fast.backend import use_backend
 from edm_fast.data import ImageFolderDataset
 from edm_fast.errors import count
-from edm_fast.training._build import build_network
+from edm_fast.training._build import build_network, split
+from edm_fast.training._recipes import EdmRecipe, recipe_for
+from edm_fast.training._run import Options
 
 BACKWARD = 2  # gradients of inputs and of weights, each as much work as the evaluation
 MOMENTS = {"Adam": 2, "AdamW": 2}  # tensors that an optimizer keeps for each parameter
 
 
-def forecast(settings: Mapping[str, Any], dataset: ImageFolderDataset, run_dir: str) -> list[str]:
-    """Lines about a run with these keywords of training_loop. Nothing is allocated and no random number is drawn."""
+def forecast(options: Options, dataset: ImageFolderDataset, run_dir: str) -> list[str]:
+    """Lines about a run with these options, of `check_settings`. Nothing is allocated and no random number is drawn."""
     with torch.device("meta"):
-        net = build_network(settings["network_kwargs"], dataset)
-    images = settings["total_kimg"] * 1000
+        net = build_network(options.network_kwargs, dataset)
+    recipe = recipe_for(options)
+    recipe.start_average(net)
+    images = options.total_kimg * 1000
     work = _flops(net)
     trained = work * (1 + BACKWARD)
     lines = [
         f"Work: {_with_unit(work, 'FLOP')} for an image, with gradients {_with_unit(trained, 'FLOP')}; "
         f"in all {_with_unit(trained * images, 'FLOP')}"
     ]
-    snapshots, states = _files(settings)
-    average, state = _sizes(settings, net)
+    snapshots, states = _files(options, recipe)
+    average, state = _sizes(options, recipe, net)
     parts = [f"{count(snapshots, 'snapshot')} of {_with_unit(average, 'B')}"] * bool(snapshots)
     parts += [f"up to {count(states, 'training state')} of {_with_unit(state, 'B')}"] * bool(states)
     needed, free = snapshots * average + states * state, _free(run_dir)
@@ -54,20 +57,22 @@ def _flops(net: Any) -> int:
     return counter.get_total_flops()
 
 
-def _files(settings: Mapping[str, Any]) -> tuple[int, int]:
+def _files(options: Options, recipe: EdmRecipe) -> tuple[int, int]:
     """(snapshots, training states) that the run leaves: those of the first and of the last tick count, too."""
-    ticks = math.ceil(round(settings["total_kimg"] * 1000) / round(settings["kimg_per_tick"] * 1000))
-    snap, dump = settings["snapshot_ticks"], settings["state_dump_ticks"]
+    steps = math.ceil(round(options.total_kimg * 1000) / options.batch_size)
+    tick = max(math.ceil(round(options.kimg_per_tick * 1000) / options.batch_size), 1)  # in steps
+    ticks = max(math.ceil((steps - (recipe.first_tick == 0)) / tick), 0)  # after the first one
+    snap, dump = options.snapshot_ticks, options.state_dump_ticks
     snapshots = 1 + math.ceil(ticks / snap) if snap else 0
-    kept = settings.get("keep_states", 2) if settings.get("dump_minutes", 10) else 0
+    kept = options.keep_states if options.dump_minutes else 0
     return snapshots, (math.ceil(ticks / dump) if dump else 0) + kept
 
 
-def _sizes(settings: Mapping[str, Any], net: torch.nn.Module) -> tuple[float, float]:
+def _sizes(options: Options, recipe: EdmRecipe, net: torch.nn.Module) -> tuple[float, float]:
     """Bytes of (the files of one snapshot, a training state)."""
     values = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
-    averages = len(settings.get("ema_kwargs", {}).get("stds", ()))
-    optimizer = MOMENTS.get(settings["optimizer_kwargs"]["class_name"].rpartition(".")[2], 0)
+    averages = 0 if recipe.averages is None else len(recipe.averages.averages)
+    optimizer = MOMENTS.get(split(options.optimizer_kwargs, "optimizer", "Adam")[0], 0)
     snapshot = values / 2 * averages if averages else values  # those of EDM2 are in half precision
     return snapshot, values * (2 + averages + optimizer)
 

@@ -16,8 +16,9 @@ import torch
 from edm_fast import distributed
 from edm_fast.data import EpochSampler, InfiniteSampler, mixed_seed
 from edm_fast.errors import UserError
-from edm_fast.training import _schedule
 from edm_fast.training._averages import PowerFunctionEMA, TraditionalEMA, update_ema
+from edm_fast.training._build import build, split
+from edm_fast.training._schedule import ema_beta, inverse_sqrt_rate, learning_rate
 
 Run = Any  # that of _run, which builds on this file
 Options = Any
@@ -59,12 +60,12 @@ class EdmRecipe:
         pass
 
     def rate(self, run: Run) -> float:
-        return _schedule.learning_rate(run.cur_nimg, run.base_lr, run.options.lr_rampup_kimg)
+        return learning_rate(run.cur_nimg, run.base_lr, run.options.lr_rampup_kimg)
 
     def follow(self, run: Run) -> None:
         """The average after a step; cur_nimg is still that of its start."""
         options, nimg = run.options, run.cur_nimg
-        beta = _schedule.ema_beta(nimg, options.batch_size, options.ema_halflife_kimg, options.ema_rampup_ratio)
+        beta = ema_beta(nimg, options.batch_size, options.ema_halflife_kimg, options.ema_rampup_ratio)
         update_ema(run.ema, run.net, beta)
 
     def start_average(self, net: torch.nn.Module) -> torch.nn.Module:
@@ -89,6 +90,8 @@ class Edm2Recipe(EdmRecipe):
     def __init__(self, options: Options) -> None:
         self.lr_kwargs = {k: v for k, v in (options.lr_kwargs or {}).items() if k != "func_name"}
         self.ema_kwargs = dict(options.ema_kwargs or {"class_name": "PowerFunctionEMA"})
+        named = {"class_name": (options.lr_kwargs or {}).get("func_name", "learning_rate_schedule"), **self.lr_kwargs}
+        build({"learning_rate_schedule": inverse_sqrt_rate}, named, "learning rate", "", 0, 1)  # complains, if need be
         self.seed_of_run = options.seed
         tick = options.kimg_per_tick * 1000
         if tick % IMAGES_OF_A_NAME or (tick / options.batch_size) % 1:
@@ -119,7 +122,7 @@ class Edm2Recipe(EdmRecipe):
         self._mix(self.seed_of_run, distributed.rank(), run.cur_nimg)
 
     def rate(self, run: Run) -> float:
-        lr = _schedule.inverse_sqrt_rate(run.cur_nimg, run.options.batch_size, **self.lr_kwargs)
+        lr = inverse_sqrt_rate(run.cur_nimg, run.options.batch_size, **self.lr_kwargs)
         run.stats.report("Loss/learning_rate", lr)
         return lr
 
@@ -127,11 +130,7 @@ class Edm2Recipe(EdmRecipe):
         self.averages.update(run.cur_nimg + run.options.batch_size, run.options.batch_size)
 
     def start_average(self, net: torch.nn.Module) -> torch.nn.Module:
-        kwargs = dict(self.ema_kwargs)
-        name = str(kwargs.pop("class_name", "PowerFunctionEMA")).rpartition(".")[2]
-        if name not in AVERAGES:
-            raise UserError(f"unknown average {name}; expected one of {', '.join(AVERAGES)}")
-        self.averages = AVERAGES[name](net, **kwargs)
+        self.averages = build(AVERAGES, self.ema_kwargs, "average", "PowerFunctionEMA", net)
         return self.averages.averages[0]
 
     def snapshots(self, run: Run) -> Iterator[tuple[torch.nn.Module, str]]:
@@ -139,7 +138,25 @@ class Edm2Recipe(EdmRecipe):
             yield copy.deepcopy(average).half(), suffix
 
 
+def is_edm2(network_kwargs: Mapping[str, Any]) -> bool:
+    """Whether a network is one of EDM2, by its class."""
+    return str(network_kwargs.get("class_name", "")).rpartition(".")[2] == "Precond"
+
+
+def check_parts(options: Options) -> None:
+    """UserError for a loss or an augmentation that the network cannot take."""
+    edm2, (loss, _) = is_edm2(options.network_kwargs), split(options.loss_kwargs, "loss", "EDMLoss")
+    if (loss == "EDM2Loss") != edm2:
+        kind = "of EDM2 (class Precond)" if edm2 else "of EDM"
+        raise UserError(f"loss {loss} for a network {kind}; expected EDM2Loss for those of EDM2 and no others")
+    if edm2 and options.augment_kwargs is not None:
+        raise UserError("EDM2's networks know no augmentation; expected no augment_kwargs")
+
+
 def recipe_for(options: Options) -> EdmRecipe:
     """That of the network's class."""
-    name = str(options.network_kwargs.get("class_name", "")).rpartition(".")[2]
-    return Edm2Recipe(options) if name == "Precond" else EdmRecipe()
+    if is_edm2(options.network_kwargs):
+        return Edm2Recipe(options)
+    for name in (name for name in ("lr_kwargs", "ema_kwargs") if getattr(options, name) is not None):
+        raise UserError(f"{name} are settings of EDM2's networks; expected none, or a network of the class Precond")
+    return EdmRecipe()

@@ -14,6 +14,7 @@ import torch
 from edm_fast import checkpoint, distributed
 from edm_fast.errors import UserError, one_line
 from edm_fast.training._averages import TraditionalEMA
+from edm_fast.training._build import load_optimizer
 from edm_fast.training._run import Run
 from edm_fast.training._state import State, read_state, restore
 
@@ -44,7 +45,6 @@ def resume(
     published: State | None,
     resume_pkl: str | None,
     resume_state_dump: str | None,
-    resume_kimg: int,
 ) -> None:
     """Fill `run` from whatever there is to go on from."""
     if stored is not None:
@@ -62,7 +62,7 @@ def resume(
             tick = round(run.options.kimg_per_tick * 1000)
             run.cur_nimg, run.tick, run.tick_start_nimg = seen, seen // tick + 1, seen // tick * tick
             return
-    run.cur_nimg = run.tick_start_nimg = resume_kimg * 1000
+    run.cur_nimg = run.tick_start_nimg = run.options.resume_kimg * 1000
 
 
 def fill_averages(run: Run, averages: dict[str, State], where: str) -> None:
@@ -113,6 +113,6 @@ def fill_from_published(run: Run, state: dict[str, Any], where: str) -> None:
     """net and optimizer from a training state of the published code."""
     fill_by_name(run.net, state["net"], where, complete=True)
     try:
-        run.optimizer.load_state_dict(state["optimizer_state"])
+        load_optimizer(run.optimizer, state["optimizer_state"], run.options.optimizer_kwargs)
     except (ValueError, KeyError) as error:
         raise UserError(f"{where}: the optimizer state does not fit the network: {error}") from error

@@ -26,7 +26,8 @@ from edm_fast.training._stop import outlive_signals
 Batch = tuple[Tensor, Tensor]
 
 LOWEST = {"seed": 0, "batch_size": 1, "total_kimg": 0, "ema_halflife_kimg": 0, "lr_rampup_kimg": 0, "kimg_per_tick": 0}
-LOWEST |= {"preview_images": 0, "dump_minutes": 0, "keep_states": 1}
+LOWEST |= {"preview_images": 0, "dump_minutes": 0, "keep_states": 1, "resume_kimg": 0}
+LOWEST_OR_NONE = {"batch_gpu": 0, "snapshot_ticks": 0, "state_dump_ticks": 0}
 
 
 def deal_batch(batch_size: int, batch_gpu: int | None) -> tuple[int, int]:
@@ -74,13 +75,20 @@ class Options:
     precision: str = "fp32"
     log_to: str | None = None
     measure: Callable[[torch.nn.Module], Mapping[str, float]] | None = None
+    resume_kimg: int = 0
 
     def __post_init__(self) -> None:
         self.run_dir = Path(user_path(self.run_dir))
-        for name, low in LOWEST.items():
+        for name, low in (LOWEST | LOWEST_OR_NONE).items():
             value = getattr(self, name)
+            if value is None and name in LOWEST_OR_NONE:
+                continue
             if not isinstance(value, numbers.Real) or not low <= float(value) < float("inf"):
-                raise UserError(f"{name} {value}; expected a finite number, at least {low}")
+                raise UserError(f"{name} {value!r}; expected a finite number, at least {low}")
+        if self.seed >= 1 << 32:
+            raise UserError(f"seed {self.seed}; expected an integer below 2^32")
+        if not 0 < self.loss_scaling < float("inf"):
+            raise UserError(f"loss_scaling {self.loss_scaling}; expected a finite number above 0")
         for name in ("dataset_kwargs", "data_loader_kwargs", "network_kwargs", "loss_kwargs", "optimizer_kwargs"):
             setattr(self, name, dict(getattr(self, name) or {}))
 
@@ -126,24 +134,40 @@ class Run:
         return self.cur_nimg >= self.options.total_kimg * 1000
 
 
-def endless_batches(
-    dataset: ImageFolderDataset, options: Options, recipe: EdmRecipe, device: torch.device, start: int
-) -> Iterator[Batch]:
-    """Batches of the index stream from place `start` on."""
-    sampler = recipe.order(dataset, options.seed, start)
+def _loader_kinds(
+    num_workers: int,
+    prefetch_factor: int | None,
+    timeout: float,
+    pin_memory: bool,
+    persistent_workers: bool,
+    drop_last: bool,
+    collate_fn: Callable[..., Any] | None,
+    worker_init_fn: Callable[..., Any] | None,
+) -> None:
+    """Keywords of torch's loader, which reads some only when it starts."""
+
+
+def make_loader(dataset: Any, sampler: Any, options: Options, device: torch.device) -> Any:
+    """torch's loader of rounds of the items of `dataset` that `sampler` names."""
     kwargs = dict(options.data_loader_kwargs)
     kwargs.pop("class_name", None)
+    _build.check_kinds(_loader_kinds, kwargs)
     kwargs["pin_memory"] = bool(kwargs.get("pin_memory", False)) and device.type == "cuda"
     if kwargs.get("num_workers", 0) == 0:
         kwargs.pop("prefetch_factor", None)
     kwargs["worker_init_fn"] = functools.partial(start_loader_process, kwargs.get("worker_init_fn"))
     # a generator of its own, and the draw made here: how often a loader draws is torch's business and may change
-    try:
-        loader = torch.utils.data.DataLoader(
+    with _build.as_user_error("data loader"):
+        return torch.utils.data.DataLoader(
             dataset, sampler=sampler, batch_size=options.rounds()[0], generator=torch.Generator(), **kwargs
         )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"data loader: {error}") from error
+
+
+def endless_batches(
+    dataset: ImageFolderDataset, options: Options, recipe: EdmRecipe, device: torch.device, start: int
+) -> Iterator[Batch]:
+    """Batches of the index stream from place `start` on."""
+    loader = make_loader(dataset, recipe.order(dataset, options.seed, start), options, device)
     recipe.loader_draws()
     return _with_short_errors(loader)
 

@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 from edm_fast import checkpoint, distributed
 from edm_fast.errors import UserError, UserOSError
+from edm_fast.training._build import load_optimizer
+from edm_fast.training._folder import is_inside
 from edm_fast.training._run import Run
 
 FORMAT = "edm-fast training state 1"
@@ -188,7 +190,7 @@ def restore(run: Run, state: State, path: str | Path) -> None:
         if run.recipe.averages is not None:
             run.recipe.averages.load_state_dict(state["averages"])
             run.ema = run.averages[0]
-        run.optimizer.load_state_dict(state["optimizer_state"])
+        load_optimizer(run.optimizer, state["optimizer_state"], run.options.optimizer_kwargs)
         if state.get("scaler") and run.precision.scaler.is_enabled():
             run.precision.scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
@@ -198,7 +200,7 @@ def restore(run: Run, state: State, path: str | Path) -> None:
     run.tick = state["tick"]
     run.tick_start_nimg = state["tick_start_nimg"]
     run.elapsed_sec, run.tick_sec = state["elapsed_sec"], state.get("tick_sec", 0.0)
-    if Path(path).resolve().parent == run.options.run_dir.resolve():
+    if is_inside(path, run.options.run_dir):
         run.automatic_states = automatic_states(run.options.run_dir)
     stats = state.get("stats", [])
     if len(state["rng"]) == distributed.world_size():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Any
 import torch
 
 from edm_fast import distributed
-from edm_fast.errors import UserError
-from edm_fast.training import _stop
+from edm_fast.errors import UserError, near
+from edm_fast.training import _build, _stop
 from edm_fast.training._boards import Logger
 from edm_fast.training._folder import check_free
+from edm_fast.training._precision import Precision
 from edm_fast.training._progress import Progress
+from edm_fast.training._recipes import check_parts, recipe_for
 from edm_fast.training._resume import data_position, read_dump, resume
-from edm_fast.training._run import Options, Run, start_run
+from edm_fast.training._run import Options, Run, make_loader, start_run
 from edm_fast.training._stats import StatsWriter
 from edm_fast.training._step import train_step
 from edm_fast.training._tick import (
@@ -83,19 +86,44 @@ def training_loop(
     keep_states stay. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, to any rank, write one after the next step on all ranks and
     raise SystemExit(0), for Ctrl-C KeyboardInterrupt. A run_dir that holds another run's results is refused.
     """
-    arguments = dict(locals())
-    check_options(snapshot_format)
+    settings = {name: value for name, value in locals().items() if name != "device"}
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options = check_settings(device, **settings)
     stored, published = read_dump(resume_state_dump)
-    arguments |= {name: value for name, value in (stored or {}).items() if name in ("seed", "ema_rampup_ratio")}
-    options = Options(**{field.name: arguments[field.name] for field in dataclasses.fields(Options)})
+    kept = {name: value for name, value in (stored or {}).items() if name in ("seed", "ema_rampup_ratio")}
+    options = dataclasses.replace(options, **kept)
     set_numerics(cudnn_benchmark, tf32=precision == "tf32")
     with _stop.Signals() as signals, one_line_for_lost_ranks():
         run = start_run(options, device, data_position=data_position(stored, published))
-        resume(run, stored, published, resume_pkl, resume_state_dump, resume_kimg)
+        resume(run, stored, published, resume_pkl, resume_state_dump)
         check_free(options.run_dir, resume_state_dump)
         train(run, signals, stats_lines=stored["stats_lines"] if stored else None)
     return run
+
+
+def check_settings(device: torch.device | None = None, **settings: Any) -> Options:
+    """The options of a run with these keywords of training_loop. UserError for those that it does not take, with a near
+    one, and for values that it would refuse later. Nothing is read; `device`, if given, is asked for the precision and
+    for a step of the optimizer.
+    """
+    known = inspect.signature(training_loop).parameters
+    for name in (name for name in settings if name not in known):
+        raise UserError(f"{name} is no setting of a training run{near(name, known)}")
+    _build.check_kinds(training_loop, settings)
+    arguments = {name: parameter.default for name, parameter in known.items()} | settings
+    options = Options(**{field.name: arguments[field.name] for field in dataclasses.fields(Options)})
+    check_options(options.snapshot_format)
+    make_loader([0], [0], options, torch.device("cpu"))
+    weight = torch.zeros(1, device="meta", requires_grad=True)
+    recipe_for(options).start_average(torch.nn.ParameterList([weight]))
+    _build.build_loss(options.loss_kwargs)
+    check_parts(options)
+    _build.build_augment(options.augment_kwargs)
+    _build.build_optimizer(options.optimizer_kwargs, [weight])
+    if device is not None:
+        Precision(options.precision, device, bool(options.network_kwargs.get("use_fp16")))
+        _build.try_optimizer(options.optimizer_kwargs, device)
+    return options
 
 
 def set_numerics(cudnn_benchmark: bool, tf32: bool) -> None:

@@ -1,4 +1,4 @@
-"""The name "demo", wherever a network is named."""
+"""The names of the demo models, wherever a network is named."""
 
 import pytest
 import torch
@@ -23,6 +23,19 @@ def test_the_name_is_the_model():
         edm_fast.load("demo", sha256="0" * 64)
     with pytest.raises(edm_fast.UserError, match="demo"):
         checkpoint.load_training_state("demo")
+
+
+def test_the_solids():
+    net = _networks.open_network("demo-solids")
+    assert (net.label_dim, net.img_channels, net.img_resolution) == (8, 3, 32)
+    path = checkpoint.demo_path("demo-solids")
+    assert checkpoint.inspect("demo-solids") == checkpoint.inspect(path) and path.stat().st_size < 10e6
+    with pytest.raises(edm_fast.UserError, match="near names: demo-solids.*one of demo, demo-solids"):
+        _networks.check_name("demo-solid")
+    with pytest.raises(edm_fast.UserError, match="no sampler has been tuned to demo-solids; expected demo or a file"):
+        edm_fast.sampling.load_sampler("demo-solids")
+    images = dict(edm_fast.generate(edm_fast.accelerate(net), range(4), num_steps=4, class_idx=0))
+    assert all(image.std() > 0.1 for image in images.values())
 
 
 def test_files_of_that_name(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def test_there_and_back(hub, capsys):
     assert told.endswith("first") and hub.made == [("ann/net", True)]
     commit = hub.head("ann/net").name
     (hub.head("ann/net") / "README.md").write_text("by hand")
-    edm_fast.push_to_hub(second, "ann/net", sampler=tuned_for(second))
+    with pytest.warns(checkpoint.CheckpointWarning, match="ann/net: the model card there stays, without sampler$"):
+        edm_fast.push_to_hub(second, "ann/net", sampler=tuned_for(second))
     assert {path.name for path in hub.head("ann/net").iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "model.sampler.json")
     }
@@ -50,6 +52,83 @@ def test_there_and_back(hub, capsys):
     assert edm_fast.load_sampler("ann/net", second).settings == edm_fast.load_sampler("demo").settings
     assert run("convert", "ann/net", "mine").exit_code == 0
     assert same(edm_fast.load("mine"), second)
+
+
+def test_a_commit_of_other_weights_takes_their_card_along(hub):
+    """What was written by hand stays, as does a card of the same weights; the commits before have what is replaced."""
+    first, second = tiny(), tiny(num_blocks=2)
+    edm_fast.push_to_hub(first, "ann/net", license="mit", sampler=tuned_for(first))
+    before = hub.head("ann/net")
+    (before / "README.md").write_text((before / "README.md").read_text() + "and by hand")
+    with pytest.warns(checkpoint.CheckpointWarning, match="card there stays, without license, training$"):
+        given = {"license": "apache-2.0", "training": {"batch_size": 7}, "sampler": tuned_for(first)}
+        edm_fast.push_to_hub(first, "ann/net", **given)
+    assert (hub.head("ann/net") / "README.md").read_text().endswith("and by hand")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        edm_fast.push_to_hub(first, "ann/net", license="mit")
+    assert (hub.head("ann/net") / "model.sampler.json").exists()
+    edm_fast.push_to_hub(second, "ann/net", license="apache-2.0")
+    card = (hub.head("ann/net") / "README.md").read_text()
+    assert checkpoint.weights_digest(second) in card and "license: apache-2.0" in card and "by hand" not in card
+    assert not (hub.head("ann/net") / "model.sampler.json").exists()
+    assert (before / "model.sampler.json").exists()
+    edm_fast.push_to_hub(first, "ann/net", sampler=tuned_for(first))
+    assert edm_fast.load_sampler("ann/net", first).settings == edm_fast.load_sampler("demo").settings
+
+
+def test_a_card_of_another_sampler_is_outdated(hub, tmp_path):
+    """Of none, too; on the hub it is replaced, in a folder set aside."""
+    net = tiny()
+    tuned = tuned_for(net)
+    faster = dataclasses.replace(tuned, error={**tuned.error, "worst": 77.7})
+    for number, sampler in enumerate([None, tuned, faster]):
+        edm_fast.push_to_hub(net, "ann/net", license="mit", sampler=sampler)
+        checkpoint.save(net, tmp_path / "net", checkpoint.hub_files(net, license="mit", sampler=sampler))
+        for card in (hub.head("ann/net") / "README.md", tmp_path / "net/README.md"):
+            assert checkpoint.left_untold(card.read_text(), "mit", None, sampler) == []
+        assert len([*(tmp_path / "net").glob("README.md.old*")]) == number  # none is lost
+    assert "77.7" not in (tmp_path / "net/README.md.old2").read_text()
+    edm_fast.push_to_hub(net, "ann/net")
+    assert "77.7" in (hub.head("ann/net") / "README.md").read_text()
+
+
+def test_a_commit_in_between_is_not_lost(hub, monkeypatch):
+    first = tiny()
+    edm_fast.push_to_hub(first, "ann/net")
+
+    def slow(text, **kwargs):
+        hub.upload_folder("ann/net", hub.head("ann/net"))
+        return False
+
+    monkeypatch.setattr(checkpoint, "is_outdated", slow)
+    with pytest.raises(edm_fast.UserError, match="cannot be written to the Hugging Face hub .a commit has happened"):
+        edm_fast.push_to_hub(first, "ann/net")
+
+
+def test_weights_of_another_network_written_into_a_folder(tmp_path):
+    """Their configuration goes along; that of another program stays."""
+    checkpoint.save(tiny(), tmp_path / "net")
+    second = tiny(num_blocks=2)
+    checkpoint.save(second, tmp_path / "net/model.safetensors")
+    assert same(edm_fast.load(tmp_path / "net"), second)
+    (tmp_path / "net/config.json").write_text('{"architectures": []}')
+    checkpoint.save(second, tmp_path / "net/model.safetensors")
+    assert (tmp_path / "net/config.json").read_text() == '{"architectures": []}'
+
+
+def test_weights_written_into_a_folder_set_its_card_aside(tmp_path):
+    """By the name of the file in it, too."""
+    first = tiny()
+    checkpoint.save(first, tmp_path / "net", checkpoint.hub_files(first, sampler=tuned_for(first)))
+    checkpoint.save(first, tmp_path / "net/model.safetensors")
+    assert (tmp_path / "net/README.md").exists()
+    second = tiny()
+    torch.nn.init.normal_(next(second.parameters()))
+    checkpoint.save(second, tmp_path / "net/model.safetensors")
+    names = {path.name for path in (tmp_path / "net").iterdir()}
+    assert names == {"README.md.old", "config.json", "model.safetensors", "model.sampler.json.old"}
+    assert same(edm_fast.load(tmp_path / "net"), second)
 
 
 def test_what_a_card_says(hub, tmp_path):
@@ -73,7 +152,11 @@ def test_what_a_card_says(hub, tmp_path):
     assert (tmp_path / "shapes/model.sampler.json").read_text() == tuned.text()
     # a card that is there may have been written by somebody
     (tmp_path / "shapes/README.md").write_text("by hand")
-    assert run("convert", "--overwrite", "run/snapshot.pkl", "shapes").exit_code == 0
+    done = run("convert", "--overwrite", "run/snapshot.pkl", "shapes")
+    assert done.exit_code == 0 and done.stderr == ""
+    done = run("convert", "--overwrite", "--license=mit", words[1], "run/snapshot.pkl", "shapes")
+    assert done.exit_code == 0
+    assert done.stderr == "Warning: the model card in shapes stays, without license, sampler\n"
     assert (tmp_path / "shapes/README.md").read_text() == "by hand"
     assert (tmp_path / "shapes/model.sampler.json").read_text() == tuned.text()
     # but one that names other weights makes room, as does their sampler
@@ -90,7 +173,7 @@ def test_what_a_card_says(hub, tmp_path):
     (tmp_path / "run/training_options.json").write_text("{")
     done = run("convert", "run/snapshot.pkl", "again")
     assert done.exit_code == 0 and done.stderr.count("\n") == 1
-    assert "Warning: run/training_options.json holds no JSON object" in done.stderr
+    assert "Warning: run/training_options.json is not valid JSON" in done.stderr
     # the code of a card runs as it stands
     edm_fast.push_to_hub(edm_fast.load("demo"), "ann/digits", sampler=edm_fast.load_sampler("demo"))
     code = (hub.head("ann/digits") / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -114,7 +197,7 @@ def test_refusals(hub, tmp_path, monkeypatch):
         ("--license=MY OWN", "net.safetensors", "x"): "expected an identifier of the hub such as apache-2.0",
         ("--license=mit", "net.safetensors", "x.safetensors"): "--license goes into a folder",
         ("--sampler=demo.json", "--inspect", "net.safetensors"): "--sampler goes into a folder",
-        ("--training-options=net.safetensors", "net.safetensors", "x"): "holds no JSON object",
+        ("--training-options=net.safetensors", "net.safetensors", "x"): "net.safetensors is not valid JSON",
         ("--training-options=none", "net.safetensors", "x"): "none cannot be read (No such file",
         ("bob/net", "x"): "bob/net: no such file or folder, and no repository of the Hugging Face hub that can be read",
         ("b" * 300 + "/net", "x"): "no repository of the Hugging Face hub that can be read",

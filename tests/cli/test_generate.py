@@ -209,7 +209,7 @@ def test_grid(gray, tmp_path):
 
 
 def test_the_demo_model_is_used_and_named(gray, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "demo_path", lambda: gray)
+    monkeypatch.setattr(checkpoint, "demo_path", lambda name: gray)
     result = succeed(f"--outdir={tmp_path / 'unnamed'}", "--seeds=0", "--steps=2")
     assert "demo model" in result.output.splitlines()[0]
     succeed("--network=demo", f"--outdir={tmp_path / 'named'}", "--seeds=0", "--steps=2")

@@ -24,7 +24,7 @@ from helpers.tiny_training import write_dataset
 PATHS = {
     "generate": ["--network", "--gnet", "--solver", "--sampler", "--outdir", "--grid", "--html", "--trajectory"],
     "tune": ["network", "--out", "--check"],
-    "train": ["--outdir", "--data", "--transfer", "--resume"],
+    "train": ["--outdir", "--data", "--options", "--transfer", "--resume"],
     "fid calc": ["--images", "--sums", "--ref", "--detector"],
     "fid ref": ["--data", "--dest", "--detector"],
     "fid sums": ["--images", "--dest", "--detector"],

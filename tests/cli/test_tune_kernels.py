@@ -70,6 +70,13 @@ def test_doctor_shows_the_tables(folder):
     assert f"measured kernels: {folder}/conv2d-7-here.json\n  {SUMMARY}\n  dropped: winograd4 conv2d 1: its" in text
 
 
+def test_doctor_tells_one_fault_of_many_entries_once(folder):
+    fault = ROWS["winograd4_conv2d_1"]
+    store(folder, **ROWS, winograd4_conv2d_2=fault, winograd4_conv2d_3=fault)
+    text = CliRunner().invoke(doctor.command).output
+    assert text.count("dropped: ") == 1 and f"  dropped: winograd4 conv2d 1 and 2 more: {fault.fault}\n" in text
+
+
 @needs_native
 def test_a_network_is_measured_until_times_agree(folder, tmp_path, monkeypatch):
     spreads, calls = iter([0.5, 0.4, 0.0]), []

@@ -134,7 +134,9 @@ def test_open_network(tmp_path):
     assert not first.use_fp16 and not first.training
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     assert _networks.open_network("demo").img_channels == 1
-    with pytest.raises(UserError, match="demo, or one of .*edm-cifar10-32x32-cond-vp"):
+    with pytest.raises(
+        UserError, match="expected a checkpoint, or one of demo, demo-solids, .*edm-cifar10-32x32-cond-vp"
+    ):
         _networks.open_network("edm-cifar10")
 
 

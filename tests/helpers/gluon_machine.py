@@ -196,6 +196,7 @@ class Language:
         language.warp_specialize = lambda partitions, warps, registers: self.machine.run(partitions)
         language.zeros = lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype)
         language.arange = lambda start, end, layout: torch.arange(start, end)
+        language.where, language.abs = torch.where, torch.abs
         language.load = lambda pointer, mask, other: pointer.load(mask, other)
         language.split, language.convert_layout = lambda pair: pair.unbind(-1), lambda values, layout: values
         language.barrier = self.barrier

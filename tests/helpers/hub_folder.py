@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face hub: its cache on disk, which huggingface_hub itself reads, and what writes to it."""
 
 import shutil
+import types
 from pathlib import Path
 
 from helpers import peers
@@ -16,7 +17,7 @@ class Hub:
         self.folder, self.made = folder, []
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        for name in ("create_repo", "file_exists", "upload_folder"):
+        for name in ("create_repo", "file_exists", "model_info", "upload_folder"):
             monkeypatch.setattr(HfApi, name, staticmethod(getattr(self, name)))
 
     def head(self, repo, revision=None):
@@ -29,18 +30,34 @@ class Hub:
         self.made.append((repo, private))
 
     def file_exists(self, repo, file, revision=None):
-        return (self.head(repo, revision) / file).exists()
+        return (self.head(repo).with_name(revision) / file).exists()
 
-    def upload_folder(self, repo_id, folder_path, revision=None, commit_message=None, ignore_patterns=()):
+    def model_info(self, repo, revision=None):
+        return types.SimpleNamespace(sha=self.head(repo, revision).name)
+
+    def upload_folder(
+        self,
+        repo_id,
+        folder_path,
+        revision=None,
+        commit_message=None,
+        parent_commit=None,
+        ignore_patterns=None,
+        delete_patterns=None,
+    ):
         before = self.head(repo_id, revision)
+        if parent_commit not in (None, before.name):
+            raise ValueError("a commit has happened since")
         commit = f"{len([*before.parent.glob('*')]) + 1:040x}"
         after = before.with_name(commit)
         if before.exists():
             shutil.copytree(before, after)
         for path in Path(folder_path).iterdir():
-            if path.name not in ignore_patterns:
+            if path.name not in (ignore_patterns or ()):
                 after.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, after)
+        for name in delete_patterns or ():
+            (after / name).unlink()
         ref = after.parents[1] / "refs" / (revision or "main")
         ref.parent.mkdir(exist_ok=True)
         ref.write_text(commit)

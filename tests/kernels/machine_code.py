@@ -29,6 +29,7 @@ CLASSES = {
 }
 PATTERNS = {name: re.compile(rf"(?:{pattern})\b") for name, pattern in CLASSES.items()}
 LINE = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+WAIT = "ACQBULK"  # for all that was launched before: griddepcontrol.wait
 LABEL = re.compile(r"\s*(\.L_x_\d+):")
 BRANCH = re.compile(r"`\((\.L_x_\d+)\)")
 
@@ -51,6 +52,13 @@ def instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
         elif (match := LINE.match(line)) and match[1] != "NOP":
             found.append(Instruction(match[1], match[2]))
     return found, labels
+
+
+def before_wait(text: str) -> int:
+    """Accesses to global memory that come before a kernel waits for those before it: all of them if it never does."""
+    program, _ = instructions(text)
+    end = next((place for place, i in enumerate(program) if i.name.startswith(WAIT)), len(program))
+    return sum(i.kind() in ("global", "copies") for i in program[:end])
 
 
 def main_loop(program: list[Instruction], labels: dict[str, int]) -> list[Instruction]:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from edm_fast.kernels._launch import Variant
+from edm_fast.kernels._launch import Variant, in_turn
 
 
 @triton.jit
@@ -30,6 +30,15 @@ def _product(y_ptr, x_ptr, SIZE: tl.constexpr, WIDEN: tl.constexpr = False):
 
 
 @triton.jit
+def _early(y_ptr, x_ptr, BLOCK: tl.constexpr, EARLY: tl.constexpr, FIRST: tl.constexpr, LATE: tl.constexpr):
+    in_turn(EARLY and FIRST)
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i)
+    in_turn(LATE)
+    tl.store(y_ptr + i, x)
+
+
+@triton.jit
 def _misspelt(y_ptr, x_ptr, BLOCK: tl.constexpr):
     tl.store(y_ptr + tl.arange(0, BLOCK), no_such_name)  # noqa: F821
 
@@ -39,7 +48,12 @@ def variants():
     scaled, aligned = {**pointers, "factor": "fp32"}, ("y_ptr", "x_ptr")
     small, half, eighth = {"BLOCK": 512}, {**pointers, "x_ptr": "*fp16"}, {**pointers, "x_ptr": "*fp8e4nv"}
     size, wide = {"SIZE": 64, "WIDEN": False}, {"SIZE": 64, "WIDEN": True}
+    early = {**small, "EARLY": True, "FIRST": False, "LATE": False}
+    hopper = {"aligned": aligned, "chips": ("sm_90a",)}
     return {
+        "early": Variant(_early, pointers, early | {"FIRST": True}, **hopper),
+        "never_waits": Variant(_early, pointers, early, **hopper),
+        "waits_late": Variant(_early, pointers, early | {"LATE": True}, **hopper),
         "fine": Variant(_scaled, scaled, small, aligned),
         "spills": Variant(_centred, pointers, {"BLOCK": 16384}, aligned, num_warps=1),
         "no_products": Variant(_scaled, scaled, small, aligned, matrix_products=True),

@@ -161,6 +161,7 @@ def read(kernel: Any, capability: int) -> dict[str, Any]:
         "stack": stack,
         "spills": len(SPILLS.findall(code)),
         "fused_in_ptx": len(FUSED.findall(kernel.asm["ptx"])),
+        "before_wait": machine_code.before_wait(code),
         **machine_code.model(code, capability),
     }
 
@@ -174,6 +175,7 @@ def measure(job: tuple[str, str, str]) -> dict[str, Any]:
     except Exception as error:  # one broken kernel must not hide the others
         found = {"error": f"{type(error).__name__}: {error}"[:2000]}
     rules = {key: getattr(variant, key) for key in ("matrix_products", "wide_loads", "float8", "fused_multiply_add")}
+    rules["early"] = variant.constants.get("EARLY", False)
     return {"variant": name, "chip": chip, "rules": rules, **found}
 
 
@@ -194,6 +196,8 @@ def faults(found: dict[str, Any], expected: dict[str, int] | None, exact: bool) 
         wrong.append("no 16-byte loads")
     if not rules["fused_multiply_add"] and found["fused_in_ptx"]:
         wrong.append(f"{found['fused_in_ptx']} products and sums were fused")
+    if rules["early"] and found["before_wait"]:
+        wrong.append(f"{found['before_wait']} accesses to memory before the wait for the kernel before")
     if expected is None:
         return [*wrong, "not in the table"]
     if exact:

@@ -1,15 +1,14 @@
 """The model of main loops: of small programs in the text of nvdisasm, and what the table has of real ones."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from helpers.scripts import load
+
 HERE = Path(__file__).parent
-spec = importlib.util.spec_from_file_location("machine_code", HERE / "machine_code.py")
-machine_code = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(machine_code)
+machine_code = load(HERE / "machine_code.py")
 
 PRODUCT = "HGMMA.64x256x16.F32 R24, gdesc[UR4], R24"
 
@@ -73,6 +72,13 @@ def test_the_loop_with_most_products_and_of_two_the_inner_one():
     longest = machine_code.model(loop("FADD R1, R2, R3"), 90)["loop"]
     assert longest["other"] == 41 and "bound" not in longest
     assert "loop" not in machine_code.model(program("FADD R1, R2, R3", "EXIT", ".L_x_2", "BRA `(.L_x_2)"), 90)
+
+
+def test_accesses_before_the_wait():
+    lines = ["LDC R1, c[0x0][0x28]", "LDG.E R2, desc[UR4][R2.64]", "LDGSTS.E.BYPASS.128 [R1], desc[UR2][R4.64]", "EXIT"]
+    for place, count in enumerate((0, 0, 1, 2)):
+        assert machine_code.before_wait(program(*lines[:place], "ACQBULK", *lines[place:])) == count
+    assert machine_code.before_wait(program(*lines)) == 2
 
 
 def test_what_the_table_has_of_convolutions():

@@ -3,7 +3,6 @@
 Compilation needs no GPU but the compiler in place of the interpreter, so it happens in a process of its own.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,14 +13,15 @@ import pytest
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).with_name("resources.py")
-spec = importlib.util.spec_from_file_location("kernel_resources", SCRIPT)
-resources = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(resources)
+from helpers.scripts import load
 
-RULES = {"matrix_products": True, "wide_loads": True, "float8": False, "fused_multiply_add": False}
+SCRIPT = Path(__file__).with_name("resources.py")
+resources = load(SCRIPT)
+
+RULES = {"matrix_products": True, "wide_loads": True, "float8": False, "fused_multiply_add": False, "early": False}
 FINE = {"registers": 40, "shared": 1000, "wide_loads": 2, "matrix_products": 8, "stack": 0, "spills": 0}
 FINE |= {"fused_in_ptx": 0, "float8_products": 0, "rules": RULES, "chip": "sm_89", "slots": 9, "special": 0}
+FINE["before_wait"] = 1
 
 
 def measured(*sources):
@@ -73,7 +73,7 @@ def test_planted_faults_are_found():
     for row in measured(planted)["ops"][planted]:
         row["rules"]["fused_multiply_add"] = row["variant"] != "fused"
         found.setdefault(row["variant"], []).append(resources.faults(row, row, True))
-    assert found["fine"] == found["products"] == [[], []] and found["float8"] == [[]]
+    assert found["fine"] == found["products"] == [[], []] and found["float8"] == found["early"] == [[]]
     for name, text in {
         "spills": "accesses to spilled registers",
         "no_products": "no matrix instructions",
@@ -81,6 +81,8 @@ def test_planted_faults_are_found():
         "widened": "matrix instructions of wider types",
         "fused": "products and sums were fused",
         "misspelt": "no_such_name",
+        "never_waits": "2 accesses to memory before the wait",
+        "waits_late": "1 accesses to memory before the wait",
     }.items():
         assert all(len(faults) == 1 and text in faults[0] for faults in found[name]), (name, found[name])
 

@@ -259,15 +259,22 @@ def test_weight_gradient(sizes, isa):
 
 
 @needs_native
-def test_weight_gradient_of_more_tiles_than_a_chunk_on_any_number_of_threads():
-    before, tiles = torch.get_num_threads(), 40 * 64
-    sizes = dict(n=40, h=32, w=32, inputs=96, outputs=64, padding=1)
-    assert native.lib.conv2d_bwd_workspace(**sizes) < 36 * tiles * (96 + 64)  # not all at once
-    results = []
+@pytest.mark.parametrize(
+    ("sizes", "several"),
+    [((40, 96, 64, 32, 32, 1), True), ((2, 200, 40, 16, 13, 1), False)],
+    ids=["more tiles than a chunk", "more threads than panels"],
+)
+def test_weight_gradient_on_any_number_of_threads(sizes, several):
+    n, inputs, outputs, h, w, padding = sizes
+    workspace = native.lib.conv2d_bwd_workspace(n=n, h=h, w=w, inputs=inputs, outputs=outputs, padding=padding)
+    tiles = n * -(-h // 4) * -(-w // 4)
+    assert (workspace < 36 * tiles * inputs) == several  # images in chunks
+    before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            found, exact = weight_gradient(40, 96, 64, 32, 32, 1)
+            with testing.poisoned():
+                found, exact = weight_gradient(*sizes)
             results.append(found)
     finally:
         torch.set_num_threads(before)

@@ -18,13 +18,9 @@ if (reason := _triton.reason(torch.ones(1, device=DEVICE))) is not None:
 from edm_fast.kernels import conv2d as kernels  # noqa: E402
 from edm_fast.kernels._conv2d_blocks import Blocks  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("plain_float32")
 reference = op_checks.forced("conv2d", "reference")
 CLIP, SCALE = 0.75, math.sqrt(0.5)
-
-
-@pytest.fixture(autouse=True)
-def plain_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def ways():

@@ -14,14 +14,10 @@ if (reason := _triton.reason(torch.ones(1, device=DEVICE))) is not None:
 
 from edm_fast.kernels import conv2d as kernels  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("plain_float32")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 run, reference = op_checks.forced("conv2d", "cuda"), op_checks.forced("conv2d", "reference")
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def plain_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def inputs(*args, **kwargs):

@@ -22,17 +22,12 @@ from edm_fast.kernels._conv2d_blocks import Blocks  # noqa: E402
 conv2d_reference = op_checks.forced("conv2d", "reference")
 group_norm_silu_reference = op_checks.forced("group_norm_silu", "reference")
 upfirdn_reference = op_checks.forced("upfirdn", "reference")
+pytestmark = pytest.mark.usefixtures("plain_float32")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF = math.sqrt(0.5)
 run = op_checks.forced("conv2d", "triton")
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 single_and_half = pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)  # bfloat16 differs in its conversions alone
-
-
-@pytest.fixture(autouse=True)
-def plain_float32(monkeypatch):
-    """Of small shapes torch's algorithms may not take TF32 where they could, and could not be compared with."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def inputs(*args, **kwargs):

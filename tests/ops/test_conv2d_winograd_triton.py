@@ -16,6 +16,7 @@ DEVICE = op_checks.BACKENDS["triton"]
 if (reason := _triton.reason(torch.ones(1, device=DEVICE))) is not None:
     pytest.skip(reason, allow_module_level=True)
 
+from edm_fast.kernels import _conv2d_blocks  # noqa: E402
 from edm_fast.kernels import _conv2d_winograd as winograd  # noqa: E402
 from edm_fast.kernels import conv2d as kernels  # noqa: E402
 
@@ -83,14 +84,112 @@ def test_between_norms_with_some_images_at_a_time(at_once, monkeypatch):
 
 
 def test_images_at_once(monkeypatch):
-    """Equal parts that fit 5/8 of the second-level cache, and one image where none does."""
-    properties = types.SimpleNamespace(L2_cache_size=2**20)
+    """They fit 5/8 of the second-level cache, or are one; of those that do, they leave least of the chip idle."""
+    properties = types.SimpleNamespace(L2_cache_size=2**20, multi_processor_count=50)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    for cache, device in ((winograd.CACHE_BYTES, None), (5 * 2**17, torch.device("cuda"))):
-        most = cache // (36 * 2 * 40 * 2)  # images of 2 tiles and 40 channels
-        assert winograd.images_at_once(most, 2, 40, device) == most
-        assert winograd.images_at_once(most + 1, 2, 40, device) == (most + 2) // 2
-        assert winograd.images_at_once(3, cache, 1, device) == 1
+    chip = winograd.Chip.of(torch.device("cuda"))
+    assert chip == (5 * 2**17, 50) and winograd.Chip.of(torch.device("cpu")) == winograd.Chip()
+    for outputs, library in ((48, False), (48, True), (300, False)):
+        in_place = outputs == 48 and not library
+        width = max(16, outputs) if in_place else 16 + outputs
+        most = chip.cache // (36 * width * 2)  # images of one tile
+        found = winograd.images_at_once(chip, most, 1, 16, outputs, library)
+        assert found <= most and winograd.products(chip, most, 16, outputs, library).in_place == in_place
+        assert winograd.images_at_once(chip, most + 1, 1, 16, outputs, library) <= most
+    assert winograd.images_at_once(chip, 3, 2**15, 16, 48, False) == 1
+    # 36 places of 512 tiles, 8 images, would be 144 blocks of 128 for 132 multiprocessors, which take two turns
+    chip = winograd.Chip(32 * 2**20, 132)
+    images = winograd.images_at_once(chip, 64, 64, 512, 256, False)
+    b = winograd.products(chip, images * 64, 512, 256, False).blocks
+    blocks = 36 * math.ceil(images * 64 / b.m) * math.ceil(256 / b.n)
+    assert blocks / (132 * math.ceil(blocks / 132)) > 0.9
+
+
+@pytest.mark.parametrize("channels, outputs", [(16, 40), (40, 16), (32, 32)])
+def test_products_where_tiles_were(channels, outputs, monkeypatch):
+    """The same bits as beside them, and no tensor of products; not where two programs would read the same tiles."""
+    (x, weight, _, rows, residual), _ = inputs((2, channels, 9, 8), outputs, dtype=torch.float16, emb=2)
+    packed, whole, pointers = kernels.pack_winograd(weight), winograd.products, []
+
+    def multiply(tiles, *args, multiply=winograd._multiply):
+        result = multiply(tiles, *args)
+        pointers.append(result.data_ptr() == tiles.data_ptr())
+        return result
+
+    monkeypatch.setattr(winograd, "_multiply", multiply)
+    in_place = kernels.winograd(x, packed, rows, residual)
+    pitches = {"pitch": 16 * math.ceil(channels / 16), "result_pitch": 16 * math.ceil(outputs / 16)}
+    monkeypatch.setattr(winograd, "products", lambda *args: whole(*args)._replace(in_place=False, **pitches))
+    beside = kernels.winograd(x, packed, rows, residual)
+    assert pointers == [True, False] and torch.equal(in_place, beside)
+    for how in (whole(winograd.Chip(), 4096, 16, outputs, False) for outputs in (256, 257)):
+        assert how.in_place == (how.blocks.n >= 256 and how.pitch == 256)
+
+
+@pytest.mark.parametrize("c, outputs", [(64, 72), (72, 64), (64, 264), (72, 264)])
+def test_rows_of_tiles_and_products_begin_at_multiples_of_16(c, outputs):
+    """Kernels are compiled for that, and read and write 16 bytes at a time; the library has no such rows."""
+    how = winograd.products(winograd.Chip(), 4096, c, outputs, False)
+    assert how.in_place == (outputs < 256) == (how.pitch == how.result_pitch)
+    assert how.pitch % 16 == how.result_pitch % 16 == 0 and how.pitch >= c and how.result_pitch >= outputs
+    assert how.size == 36 * 4096 * 2 * (how.pitch + how.result_pitch * (outputs > 256))
+    by_library = winograd.products(winograd.Chip(), 4096, c, outputs, True)
+    assert (by_library.pitch, by_library.result_pitch) == (c, outputs)
+
+
+def test_products_are_of_one_part():
+    """As they are launched, also where the model would rather split the sums of few tiles."""
+    clocks, blocks = _conv2d_blocks.cheapest(4, 64, 2048, 1, torch.float16, phases=36)
+    how = winograd.products(winograd.Chip(), 4, 2048, 64, False)
+    assert blocks.splits > 1 and how.blocks.splits == 1 and how.clocks > clocks
+
+
+def test_the_rest_of_the_images_fits_the_cache_too():
+    """Smaller blocks would have its products beside the tiles."""
+    chip, sizes = winograd.Chip(25 * 2**20, 108), (64, 256, False)
+    small = _conv2d_blocks.cheapest(80 * 16, 256, 64, 1, torch.float16, phases=36, processors=108)[1]
+    whole, rest = (winograd.products(chip, images * 16, *sizes) for images in (88, 80))
+    assert small.n < 256 and whole.in_place and rest.in_place and rest.size < whole.size <= chip.cache
+    for c, outputs, tiles, n in ((64, 256, 16, 256), (32, 256, 64, 64), (128, 192, 16, 256), (512, 512, 16, 64)):
+        images = winograd.images_at_once(chip, n, tiles, c, outputs, False)
+        parts = {images, n % images or images}
+        assert max(winograd.products(chip, part * tiles, c, outputs, False).size for part in parts) <= chip.cache
+
+
+def test_early_launches(monkeypatch):
+    """Every kernel waits for the one before it, and is launched early where that is one of ours."""
+    launches, own = [], {}
+
+    class Recorded:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def launch(*args, EARLY, launch_pdl=False, **kwargs):
+                launches.append((self.kernel.fn.__name__, EARLY, launch_pdl))
+                self.kernel[grid](*args, EARLY=False, **kwargs)
+
+            return launch
+
+    for module, name in (
+        (winograd, "_winograd_input"),
+        (winograd._conv2d_products, "_conv2d_fwd"),
+        (winograd, "_winograd_output"),
+    ):
+        own[name] = getattr(module, name)
+        monkeypatch.setattr(module, name, Recorded(own[name]))
+    monkeypatch.setattr(winograd, "images_at_once", lambda *args: 2)
+    (x, weight, _, rows, _), _ = inputs((3, 16, 8, 4), 24, dtype=torch.float16, emb=3)
+    packed = kernels.pack_winograd(weight)
+    found = kernels.winograd(x, packed, rows, early=True)
+    assert launches == [(name, True, i > 0) for i, name in enumerate([*own] * 2)]
+    launches.clear()
+    assert torch.equal(found, kernels.winograd(x, packed, rows)) and {launch[1:] for launch in launches} == {
+        (False, False)
+    }
+    with pytest.raises(ValueError, match="library"):
+        kernels.winograd(x, packed, rows, early=True, library=True)
+    assert kernels.early_reason(torch.device("cpu")) is not None
 
 
 def test_error_at_256_channels():

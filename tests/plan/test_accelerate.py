@@ -343,6 +343,19 @@ def test_a_compiled_accelerated_network_runs_its_plans():
     assert 0 < len(graphs) <= 6  # what is before and after the plan, for one image, for two, for any number
 
 
+def test_calls_of_one_shape_compile_an_accelerated_network_once():
+    net = tiny()
+    fast, frames = accelerate(net), []
+    found = inputs(net, 1, 0.7)
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        compiled = torch.compile(fast, backend="eager")
+        for _ in range(10):
+            compiled(*found)
+            frames.append(torch._dynamo.utils.counters["frames"]["total"])
+    assert len({*frames[1:]}) == 1
+
+
 def test_explain_tells_of_plans():
     net = tiny()
     fast = accelerate(net)

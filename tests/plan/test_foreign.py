@@ -68,6 +68,15 @@ def inputs(n=2):
     return x, torch.linspace(0.5, 3, n), torch.eye(3)[[2, 0, 1][:n]]
 
 
+def test_inputs_that_the_network_itself_does_not_take():
+    net = made()
+    fast = accelerate(net)
+    x, t, y = inputs()
+    with pytest.raises(UserError, match=r"itself takes no inputs of these shapes: .*x \(2, 2, 8, 8\) \(RuntimeError"):
+        fast(x[:, :2], t, y)
+    torch.testing.assert_close(fast(x, t, y), net(x, t, y), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("precision", ["exact", "fp32"])
 def test_hand_written(precision):
     net = made()

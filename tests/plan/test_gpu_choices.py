@@ -110,6 +110,22 @@ def test_pairs_take_the_time_of_their_halves():
     assert measured == [*both, ["torch+torch", "merged"], *both]
 
 
+def test_early_launches_are_a_way_once_they_are_proved(monkeypatch):
+    if (reason := _triton.reason(torch.ones(1))) is not None:
+        pytest.skip(reason)
+    kernels, given = _gpu_convolutions.kernels(), []
+    x, weight = torch.randn(1, 16, 4, 4).half(), torch.randn(16, 16, 3, 3).half() / 12
+    args = Conv2dArgs(x, weight)
+    assert kernels.early_reason(x.device) is not None
+    assert "winograd-early" not in {way.name for way in _gpu_convolutions.ways(args)}
+    monkeypatch.setattr(kernels, "early_reason", lambda *args: None)
+    monkeypatch.setattr(kernels, "winograd", lambda *args, **kwargs: given.append(kwargs))
+    (way,) = [way for way in _gpu_convolutions.ways(args) if way.name == "winograd-early"]
+    assert way.leaves_statistics and way.merged == "merged-winograd-early"
+    way.run(lambda weight, layout: _gpu_convolutions.pack(weight, layout, weight.dtype), args)
+    assert given[0]["early"]
+
+
 def test_the_kernel_in_gluon_is_a_way_once_it_is_proved(monkeypatch):
     if (reason := _triton.reason(torch.ones(1))) is not None:
         pytest.skip(reason)

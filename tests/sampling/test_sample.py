@@ -89,6 +89,7 @@ def test_levels_as_a_list():
     [
         ({"solver": "huen"}, "near names: heun"),
         ({"solver": "heun", "order": 2}, "no option order; expected none"),
+        ({"solver": "heun", "steps": 2}, r"no option steps \(near names: num_steps\); expected none"),
         ({"solver": "adams", "eta": 1}, "no option eta; expected order"),
         ({"num_steps": 5, "nfe": 9}, "expected one of them"),
         ({"nfe": 0}, "nfe is 0"),

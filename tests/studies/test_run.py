@@ -127,3 +127,9 @@ def test_registry():
     for name, study in studies.registry().items():
         assert study.name == name and not study.summary.endswith(".")
     assert _study.Study is studies.Study
+
+
+def test_an_unknown_study_is_told_which_there_are():
+    result = run("trunkation")
+    assert result.exit_code == 2
+    assert "'trunkation' (near names: truncation); expected one of design, ema, precision, " in result.output

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import types
 import zipfile
+from collections import UserList
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ import edm_fast
 from edm_fast import training, use_backend
 from edm_fast.cli._errors import error_line
 from edm_fast.errors import UserError
-from edm_fast.training import _averages, _stats, _step, _tick
+from edm_fast.training import _averages, _build, _stats, _step, _tick
 from helpers import tiny_training as tiny
 from helpers.devices import DEVICES
 
@@ -45,6 +48,10 @@ for name, settings, plain in json.loads(sys.argv[2]):
         torch.save({{"net": run.net.state_dict(), "ema": run.ema.state_dict()}}, name)
 distributed.shutdown()
 """
+
+
+EDM2 = {"loss_kwargs": {"class_name": "EDM2Loss"}, "batch_size": 64, "kimg_per_tick": 1.024, "network_kwargs": {}}
+EDM2["network_kwargs"] |= {"class_name": "Precond", "model_channels": 8, "channel_mult": [1]}
 
 
 def settings(data, run_dir, **changes):
@@ -259,11 +266,45 @@ def test_format_time(seconds, text):
         ({"dataset_kwargs": {"path": "/nowhere.zip"}}, "does not exist"),
         ({"network_kwargs": {**tiny.NETWORK, "channel_mult": [1, 1, 1, 1]}}, "4x4 .* multiples of 8"),
         ({"seed": -1}, "seed -1"),
+        ({"seed": 1 << 32}, "seed 4294967296; expected an integer below"),
+        ({"seed": 1.5}, "seed is 1.5; expected int"),
+        ({"cudnn_benchmark": "no"}, "cudnn_benchmark is 'no'; expected bool"),
+        ({"loss_scaling": "1"}, "loss_scaling is '1'; expected float"),
+        ({"loss_scaling": 0}, "loss_scaling 0; expected a finite number above 0"),
+        ({"loss_scaling": float("nan")}, "loss_scaling nan; expected"),
+        ({"resume_kimg": -1}, "resume_kimg -1; expected"),
+        ({"dataset_kwargs": 3}, r"dataset_kwargs is 3; expected an object \(dict\) or nothing"),
+        ({"loss_kwargs": {"P_std": -1}}, "P_std -1; expected"),
+        ({"loss_kwargs": {"class_name": "EDM2Loss"}}, "loss EDM2Loss for a network of EDM; expected"),
+        ({**EDM2, "loss_kwargs": {}}, "loss EDMLoss for a network of EDM2 .*; expected EDM2Loss"),
+        ({**EDM2, "augment_kwargs": {"p": 0.1}}, "EDM2's networks know no augmentation"),
+        ({**EDM2, "ema_kwargs": {"stds": []}}, r"no width of an average \(stds\)"),
+        ({**EDM2, "ema_kwargs": {"stds": [0.5]}}, "the width of an average is 0.5; expected"),
+        ({"augment_kwargs": {"p": 7}}, "p 7 of the augmentation; expected a probability"),
+        ({"optimizer_kwargs": {"betas": [0.9]}}, "optimizer Adam: .*index"),
+        ({"optimizer_kwargs": {"betas": [0.9, 0.99, 0.999]}}, "optimizer: too many values"),
+        ({"optimizer_kwargs": {"betas": {"a": 1}}}, "optimizer Adam: "),
+        ({"optimizer_kwargs": {"fused": True, "foreach": True}}, "optimizer Adam: `fused` and `foreach`"),
+        ({"optimizer_kwargs": {"differentiable": True}}, "optimizer: a leaf Variable"),
     ],
 )
 def test_bad_settings(data, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         training.training_loop(**settings(data, tmp_path / "run", **changes), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_lists_of_any_kind():
+    """A list in settings may be any sequence, such as one of a configuration, or an array; and Any takes all."""
+
+    def stub(stds: Sequence[float], other: Any) -> None:
+        pass
+
+    for good in ([0.1], (0.1,), UserList([0.1]), np.array([0.1])):
+        _build.check_kinds(stub, {"stds": good, "other": object()})
+    for bad in ("0.1", b"1", 0.1, ["0.1"], {0.1: 1}):
+        with pytest.raises(UserError, match="expected a list of float"):
+            _build.check_kinds(stub, {"stds": bad})
 
 
 def test_damaged_image_found_by_a_loader_process_is_one_line(tmp_path):
@@ -302,3 +343,19 @@ def test_loader_processes_start_with_the_first_batch(data, tmp_path):
     with pytest.raises(UserError) as caught:
         training.training_loop(**options, device="cpu")
     assert set(multiprocessing.active_children()) == before and caught.tb is not None
+
+
+@pytest.mark.parametrize("name", ["torch.optim.Adam", "AdamW"])
+def test_adam_on_cpus_is_fused_but_where_the_published_code_is_asked_for(name):
+    def stepped(backend, **choice):
+        parameter = torch.nn.Parameter(torch.linspace(-1, 1, 999))
+        with use_backend(backend):
+            optimizer = _build.build_optimizer({"class_name": name, "lr": 1e-2, **choice}, iter([parameter]))
+        for step in range(3):
+            parameter.grad = torch.cos(parameter.detach() * (step + 5))
+            optimizer.step()
+        return parameter.detach(), optimizer.param_groups[0]["fused"]
+
+    (ours, own), (theirs, plain) = stepped("auto"), stepped("reference")
+    assert own is True and not plain and (ours - theirs).abs().max() < 1e-6
+    assert torch.equal(stepped("auto", foreach=False)[0], theirs)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from edm_fast import use_backend
 from edm_fast.errors import UserError
 from edm_fast.training import Precision, _step
 from helpers import tiny_training as tiny
@@ -33,6 +34,19 @@ def test_a_run_that_goes_on_ends_in_the_same_bits(tmp_path, data, precision):
     assert 0 < (ours - exact).norm() / exact.norm() < 0.02
     losses = [[row["mean"] for _, row in tiny.losses(tmp_path / name)] for name in ("whole", "plain")]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_state_does_not_say_how_adam_is_computed(tmp_path, data, precision):
+    """That is the choice of the run that goes on: the state may come from a GPU, or from another backend."""
+    last, before = None, "auto"
+    for kimg, backend in enumerate(["reference", "auto", "reference"], 1):
+        with use_backend(backend):
+            more = {"precision": precision, "total_kimg": 0.02 * kimg, "state_dump_ticks": 1, "kimg_per_tick": 0.01}
+            last = tiny.run_loop(data, tmp_path / str(kimg), resume_state_dump=last, **more)
+            (group,) = last.optimizer.param_groups
+        assert bool(group["fused"]) == (backend != "reference"), (before, backend)
+        before, last = backend, str(tmp_path / str(kimg) / "training-state-000000.safetensors")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -11,7 +11,7 @@ import types
 import pytest
 import torch
 
-from edm_fast.training import _build, _forecast, _progress, _stats, forecast
+from edm_fast.training import _build, _forecast, _progress, _stats, check_settings, forecast
 from helpers import tiny_training as tiny
 
 
@@ -133,39 +133,49 @@ def test_describing_a_network_takes_no_random_numbers(tmp_path):
 @pytest.mark.parametrize("name", ["total_kimg", "batch_size", "keep_states", "dump_minutes", "kimg_per_tick"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "2"])
 def test_numbers_that_make_no_sense(tmp_path, name, value):
-    with pytest.raises(ValueError, match=f"{name} .*expected a finite number"):
+    with pytest.raises(ValueError, match=f"{name} .*expected (a finite number|int|float)"):
         tiny.run_loop(tmp_path / "none.zip", tmp_path, **{name: value})
 
 
-def test_loader_settings_that_torch_refuses(tmp_path):
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"num_workers": 0, "persistent_workers": True}, "data loader: .*persistent_workers"),
+        ({"num_workers": 1.5}, "num_workers is 1.5; expected int"),
+        ({"num_workers": 1, "prefetch_factor": "2"}, "prefetch_factor is '2'; expected int or nothing"),
+    ],
+)
+def test_loader_settings_that_torch_refuses(tmp_path, kwargs, message):
     data = tiny.write_dataset(tmp_path / "d.zip")
-    with pytest.raises(ValueError, match="data loader: .*persistent_workers"):
-        tiny.run_loop(data, tmp_path / "run", data_loader_kwargs={"num_workers": 0, "persistent_workers": True})
+    with pytest.raises(ValueError, match=message):
+        tiny.run_loop(data, tmp_path / "run", data_loader_kwargs=kwargs)
+    assert not (tmp_path / "run").exists()
 
 
-def test_what_a_run_will_take(tmp_path):
+@pytest.mark.parametrize("tick", [1, 0.7, 0.1])
+def test_what_a_run_will_take(tmp_path, tick):
     """Its work against a count by hand, and its files against those that it leaves."""
     data = tiny.write_dataset(tmp_path / "d.zip")
     dataset = _build.build_dataset({"path": data, "use_labels": True})
     network = {**tiny.NETWORK, "model_type": "SongUNet"}
     settings = {
         "network_kwargs": network,
-        "optimizer_kwargs": {"class_name": "torch.optim.Adam"},
+        "batch_size": 500,
         "total_kimg": 5,
-        "kimg_per_tick": 1,
+        "kimg_per_tick": tick,
         "snapshot_ticks": 2,
         "state_dump_ticks": 3,
         "dump_minutes": 0,
     }
     before = torch.get_rng_state()
-    work, disk = forecast(settings, dataset, str(tmp_path / "none/run"))
+    work, disk = forecast(check_settings(**settings), dataset, str(tmp_path / "none/run"))
     assert torch.equal(before, torch.get_rng_state())
     one, three = re.search(r"Work: (\S+) kFLOP for an image, with gradients (\S+) kFLOP; in all", work).groups()
     assert float(three) == pytest.approx(3 * float(one), rel=0.01)
     # at least the convolutions from and to the images, and those of the first block, 4 x 4 pixels each
     assert 2 * 16 * 9 * (4 + 4 + 2 * 16) / 1000 < float(one) < 500
-    settings = {name: settings[name] for name in ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_dump_ticks")}
-    tiny.run_loop(data, tmp_path / "run", batch_size=500, dump_minutes=0, **settings)
+    del settings["network_kwargs"]
+    tiny.run_loop(data, tmp_path / "run", **settings)
     for kind, files in (("snapshots", "network-*"), ("training states", "training-*")):
         sizes = [path.stat().st_size / 1000 for path in (tmp_path / "run").glob(f"{files}.safetensors")]
         number, size = re.search(rf"(\d+) {kind} of (\S+) kB", disk).groups()
@@ -176,6 +186,23 @@ def test_what_a_run_will_take(tmp_path):
 def test_a_full_disk_is_foretold(tmp_path, monkeypatch):
     dataset = _build.build_dataset({"path": tiny.write_dataset(tmp_path / "d.zip")})
     monkeypatch.setattr(_forecast, "_free", lambda folder: 1000)
-    settings = {"network_kwargs": tiny.NETWORK, "optimizer_kwargs": {"class_name": "Adam"}, "total_kimg": 1}
+    settings = {"network_kwargs": tiny.NETWORK, "total_kimg": 1, "batch_size": 10}
     settings |= {"kimg_per_tick": 1, "snapshot_ticks": 1, "state_dump_ticks": None}
-    assert "Warning: the results need more than what is free" in forecast(settings, dataset, str(tmp_path))[-1]
+    assert (
+        "Warning: the results need more than what is free"
+        in forecast(check_settings(**settings), dataset, str(tmp_path))[-1]
+    )
+
+
+@pytest.mark.parametrize("ema, files", [(None, 2), ({"stds": [0.1]}, 1), ({"class_name": "TraditionalEMA"}, 1)])
+def test_averages_of_edm2_are_counted(tmp_path, ema, files):
+    """In half precision in each snapshot; in a state beside network, first average and two moments."""
+    dataset = _build.build_dataset({"path": tiny.write_dataset(tmp_path / "d.zip", size=8, channels=3)})
+    network = {"class_name": "Precond", "model_channels": 8, "channel_mult": [1, 1]}
+    settings = {"network_kwargs": network, "loss_kwargs": {"class_name": "EDM2Loss"}, "ema_kwargs": ema}
+    options = check_settings(**settings, batch_size=1024, kimg_per_tick=1.024, total_kimg=1.024)
+    _, disk = forecast(options, dataset, str(tmp_path))
+    values = 4 * sum(tensor.numel() for tensor in _build.build_network(network, dataset).state_dict().values())
+    snapshot, state = (float(size) * 1000 for size in re.findall(r"of (\S+) kB", disk))
+    assert snapshot == pytest.approx(values / 2 * files, rel=0.01)
+    assert state == pytest.approx(values * (4 + files), rel=0.01)

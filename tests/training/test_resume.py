@@ -227,6 +227,7 @@ def test_published_state(entry, tmp_path):
     same_state(dict(run.net.state_dict()), dict(stored["net"]))
     same_state(dict(run.ema.state_dict()), dict(average.state_dict()))
     assert sorted(run.optimizer.state_dict()["state"]) == config["params_with_state"]
+    assert run.optimizer.param_groups[0]["fused"] is True  # as of a run that begins here
 
     run = run_loop(data, tmp_path / "run", **settings, total_kimg=kimg + 0.02)  # and it trains on
     assert run.cur_nimg == kimg * 1000 + 20
@@ -257,8 +258,12 @@ def test_published_state_of_edm2(tmp_path):
     (ours,), (*_, want) = (tiny.losses(tmp_path / name) for name in ("parts", "whole"))
     assert ours[0] == want[0] == 5 and ours[1]["num"] == want[1]["num"]
     assert ours[1]["mean"] == pytest.approx(want[1]["mean"], rel=1e-4)
-    with pytest.raises(UserError, match="expected the network given by the options"):
+    with pytest.raises(UserError, match="lr_kwargs are settings of EDM2's networks"):
         run_loop(None, tmp_path / "other", **{**settings, "network_kwargs": tiny.NETWORK}, **published)
+    of_edm = {**settings, "network_kwargs": tiny.NETWORK, "resume_state_dump": str(path)}
+    of_edm |= {"lr_kwargs": None, "loss_kwargs": None}
+    with pytest.raises(UserError, match="expected the network given by the options"):
+        run_loop(None, tmp_path / "other", **of_edm)
 
 
 def test_transfer_takes_weights_and_starts_at_zero(data, tmp_path):
@@ -284,3 +289,22 @@ def test_resumed_run_equals_whole_run(data, tmp_path):
         same_state(dict(a.state_dict()), dict(b.state_dict()))
     same_state(whole.optimizer.state_dict(), parts.optimizer.state_dict())
     assert whole.data_position == parts.data_position == 100
+
+
+def test_a_run_goes_on_with_the_settings_of_its_own_optimizer(data, tmp_path, capsys):
+    def adam(**settings):
+        return {"optimizer_kwargs": {"class_name": "Adam", "lr": 1e-3, **settings}}
+
+    run_loop(data, tmp_path / "a", total_kimg=0.05, state_dump_ticks=1, **adam())
+    state = str(tmp_path / "a" / "training-state-000000.safetensors")
+    new = {"betas": [0.8, 0.9], "eps": 1e-6}
+    run = run_loop(data, tmp_path / "b", resume_state_dump=state, **adam(**new))
+    assert "optimizer.betas None -> [0.8, 0.9], optimizer.eps None -> 1e-06" in capsys.readouterr().out
+    group = run.optimizer.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
+    for other, moments in (
+        (adam(amsgrad=True), "exp_avg, exp_avg_sq, max_exp_avg_sq, step"),
+        ({"optimizer_kwargs": {"class_name": "SGD", "lr": 1e-3, "momentum": 0.9}}, "momentum_buffer"),
+    ):
+        with pytest.raises(UserError, match=f"its moments are exp_avg, exp_avg_sq, step; .* are {moments}$"):
+            run_loop(data, tmp_path / "c", resume_state_dump=state, **other)

@@ -25,14 +25,10 @@ constexpr int64_t kManyChannels = 256;
 
 // m (count, kPanel) of one plane: rows v, `pitch` floats apart, times a packed panel
 static void multiply_plane(const float* v, int64_t pitch, int64_t count, int64_t depth, const float* u, float* m) {
-    for (int64_t i = 0; i < count; i += kRows) {
-        const int few = int(std::min<int64_t>(kRows, count - i));
-        // the weights of a layer with so many channels do not stay in the caches; the first rows fetch them
-        const bool far = i == 0 && depth >= kManyChannels;
-        const EvenRows<float> rows{v + i * pitch, pitch};
-        const Product product{depth, u, m + i * kPanel, kPanel};
-        far ? multiply_few<Ahead::kPanel>(few, rows, product) : multiply_few<Ahead::kNothing>(few, rows, product);
-    }
+    const EvenRows<float> rows{v, pitch};
+    const Product product{depth, u, m, kPanel};
+    // the weights of a layer with so many channels do not stay in the caches; the first rows fetch them
+    depth >= kManyChannels ? multiply_rows<Ahead::kPanel>(count, rows, product) : multiply_rows(count, rows, product);
 }
 
 static void multiply_plane_int16(const int16_t* v, const float* factors, int64_t count, int64_t depth, const float* u,
@@ -76,7 +72,8 @@ static void winograd(const Conv2d& s, const Cut& cut, int64_t first, int64_t las
             else multiply_plane(v + plane * pitch, tile, count, depth, u, to);
         }
         for (int64_t t = 0; t < count; ++t)
-            write_tile<Rows, Columns>(s, tail, cut, phase, places[t], panel * kPanel, m + t * kPanel, m_step);
+            write_tile<Rows, Columns>(s, tail, cut, phase, places[t], panel * kPanel, m + t * kPanel, m_step,
+                                      t + 1 < count);
     }
 }
 
@@ -105,7 +102,7 @@ static void pointwise_paired(const Conv2d& s, const Cut& cut, int64_t first, int
                              int64_t last_panel, float* scratch) {
     const int64_t depth = s.in, count = last - first, pitch = tile_pitch(kAlgorithms[s.algorithm], depth);
     const int64_t behind = corrections_at(depth);
-    float *c = scratch, *factors = c + 16 * kPanel, *rows = factors + count;
+    float *c = scratch, *factors = c + kMostPixels * kPanel, *rows = factors + count;
     const Tail tail(s);
     int64_t images[kMostPixels];
     LaneSums corrections;
@@ -125,9 +122,11 @@ static void pointwise_paired(const Conv2d& s, const Cut& cut, int64_t first, int
         const float* u = weight + panel * paired_panel(depth);
         for (int64_t t = 0; t < count; t += kRows) {
             const int few = int(std::min<int64_t>(kRows, count - t));
-            multiply_few<Ahead::kNothing, true>(few, EvenRows<float>{rows + t * pitch, pitch},
-                                                {depth, u, c, kPanel, false, kPairedChunk, nullptr,
-                                                 u + depth * kPanel, behind});
+            const EvenRows<float> of{rows + t * pitch, pitch};
+            const Product product{depth, u, c, kPanel, false, kPairedChunk, nullptr, u + depth * kPanel, behind};
+            expect_rows(tail, first + t, few, panel);
+            if (t == 0 && depth >= kManyChannels) multiply_few<Ahead::kPanel, true>(few, of, product);
+            else multiply_few<Ahead::kNothing, true>(few, of, product);
             write_rows(s, tail, images + t, first + t, few, panel, c, factors + t, balance.back + panel * kPanel);
         }
     }
@@ -153,13 +152,23 @@ static void direct(const Conv2d& s, const Cut& cut, int64_t first, int64_t last,
                 rows[i * s.kernel + j][t] = there ? x + ((at.n * s.h + row) * s.w + column) * s.x_pitch : zeros;
             }
     }
+    // few, so that outputs, perhaps a power of two apart, stay in the first-level cache until they are written
+    constexpr int64_t together = kPartsInTurn ? 4 * kRows : kRows;
+    static_assert(together <= kMostPixels, "the room for their sums");
+    const int64_t first_panel = panel;  // reads the pixels from far
     for (; panel < last_panel; ++panel) {
         const float* u = static_cast<const float*>(s.weight_ptr) + panel * depth * kPanel;
-        for (int64_t t = 0; t < count; t += kRows) {
-            const int few = int(std::min<int64_t>(kRows, count - t));
-            if (pointwise) multiply_few(few, EvenRows<float>{rows[0][t], s.x_pitch}, {depth, u, c, kPanel});
+        for (int64_t t = 0; t < count; t += together) {
+            const int few = int(std::min(together, count - t));
+            expect_rows(tail, first + t, few, panel);
+            if (pointwise) {
+                const EvenRows<float> pixels{rows[0][t], s.x_pitch};
+                const Product product{depth, u, c, kPanel, false, kChunk, pixels.from(few, 0).first};
+                if (kPartsInTurn && panel == first_panel) multiply_rows<Ahead::kRows>(few, pixels, product);
+                else multiply_rows(few, pixels, product);
+            }
             for (int64_t j = 0; j < taps && !pointwise; ++j)
-                multiply_few(few, ListedRows<float>{rows[j] + t}, {s.in, u + j * s.in * kPanel, c, kPanel, j > 0});
+                multiply_rows(few, ListedRows<float>{rows[j] + t}, {s.in, u + j * s.in * kPanel, c, kPanel, j > 0});
             write_rows(s, tail, images + t, first + t, few, panel, c);
         }
     }

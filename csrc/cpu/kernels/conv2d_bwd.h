@@ -42,15 +42,17 @@ static void read_gradient(const Conv2dBwd& s, const Cut& cut, Place at, int64_t 
     }
 }
 
-// tiles [first, last) of the chunk that begins at tile `base`: their transforms, to v and m
-static void transform_chunk(const Conv2dBwd& s, const Conv2d& image, const Cut& cut, int64_t base, int64_t first,
-                            int64_t last, const GradientWorkspace& w) {
+static void transform_images(const Conv2d& image, const Cut& cut, int64_t base, int64_t first, int64_t last, float* v,
+                             const GradientSizes& sizes) {
     for (int64_t t = first; t < last; ++t) {
         const Place at = cut.place(base + t);
-        read_tile<Winograd<4>, Winograd<4>>(image, at.n, at.y, at.x, w.v + t * w.pitch, w.tiles * w.pitch);
-        for (int64_t panel = 0; panel < w.panels; ++panel)
-            read_gradient(s, cut, at, panel, w.m + (panel * w.tiles + t) * kPanel, w.panels * w.tiles * kPanel);
+        read_tile<Winograd<4>, Winograd<4>>(image, at.n, at.y, at.x, v + t * sizes.pitch, sizes.tiles * sizes.pitch);
     }
+}
+
+static void transform_gradient(const Conv2dBwd& s, const Cut& cut, int64_t base, int64_t first, int64_t last,
+                               int64_t panel, float* m, int64_t step) {
+    for (int64_t t = first; t < last; ++t) read_gradient(s, cut, cut.place(base + t), panel, m + t * kPanel, step);
 }
 
 // c (R, kPanel) = or += sum_k a[k, i] b[k, :], rows of a `pitch` apart
@@ -87,40 +89,42 @@ static __attribute__((noinline)) void multiply_columns_fixed(const float* a, int
     }
 }
 
-// one plane and panel of the transformed gradient: (in, kPanel) from `count` tiles
-static void multiply_columns(const GradientWorkspace& w, int64_t in, int64_t plane, int64_t panel, int64_t count,
+static void multiply_columns(const float* a, int64_t pitch, const float* b, int64_t depth, float* c, int64_t count,
                              bool add) {
-    const float* a = w.v + plane * w.tiles * w.pitch;
-    const float* b = w.m + (plane * w.panels + panel) * w.tiles * kPanel;
-    float* c = w.u + (plane * w.panels + panel) * in * kPanel;
-    for (int column = 0; column < kPanel; column += kWide * kLanes) {
+    for (int column = 0; column < kPanel; column += kWide * kLanes, b += kWide * kLanes, c += kWide * kLanes) {
         int64_t i = 0;
-        for (; i + kRows <= in; i += kRows)
-            multiply_columns_fixed<kRows>(a + i, w.pitch, b + column, count, c + i * kPanel + column, add);
-        for (; i + 4 <= in; i += 4)
-            multiply_columns_fixed<4>(a + i, w.pitch, b + column, count, c + i * kPanel + column, add);
-        for (; i < in; ++i) multiply_columns_fixed<1>(a + i, w.pitch, b + column, count, c + i * kPanel + column, add);
+        for (; i + kRows <= count; i += kRows)
+            multiply_columns_fixed<kRows>(a + i, pitch, b, depth, c + i * kPanel, add);
+        for (; i + 4 <= count; i += 4) multiply_columns_fixed<4>(a + i, pitch, b, depth, c + i * kPanel, add);
+        for (; i < count; ++i) multiply_columns_fixed<1>(a + i, pitch, b, depth, c + i * kPanel, add);
     }
 }
 
-// G^T u G of one panel and input channel, to dweight
-static void write_weights(const Conv2dBwd& s, const GradientWorkspace& w, int64_t panel, int64_t i) {
-    const float* u = w.u + (panel * s.in + i) * kPanel;
-    const int64_t step = w.panels * s.in * kPanel;
-    float plane[36 * kPanel], half[3 * 6 * kPanel], g[9 * kPanel];
-    for (int p = 0; p < 36; ++p) std::copy(u + p * step, u + p * step + kPanel, plane + p * kPanel);
-    for (int column = 0; column < 6; ++column)
-        for (int k = 0; k < kPanel; ++k)
-            Winograd<4>::weight_gradient(plane + column * kPanel + k, half + column * kPanel + k, 6 * kPanel);
-    for (int row = 0; row < 3; ++row)
-        for (int k = 0; k < kPanel; ++k)
-            Winograd<4>::weight_gradient(half + row * 6 * kPanel + k, g + row * 3 * kPanel + k, kPanel);
+// G^T u G of one panel and the input channels [first, last), to dweight, whose rows, one for each output channel, lie
+// far apart: written kWritten channels at a time
+static void write_weights(const Conv2dBwd& s, const float* u, int64_t step, int64_t panel, int64_t first,
+                          int64_t last) {
     const int64_t columns = std::min<int64_t>(kPanel, s.out - panel * kPanel);
-    for (int64_t k = 0; k < columns; ++k) {
-        float* to = static_cast<float*>(s.dweight_ptr) + ((panel * kPanel + k) * s.in + i) * 9;
-        for (int j = 0; j < 9; ++j) to[j] = g[j * kPanel + k];
+    float half[3 * 6 * kPanel], g[9 * kPanel], rows[kPanel * kWritten * 9];
+    for (int64_t count; first < last; first += count) {
+        count = std::min(kWritten, last - first);
+        for (int64_t i = 0; i < count; ++i) {
+            const float* plane = u + (first + i) * kPanel;
+            for (int column = 0; column < 6; ++column, plane += step)
+                for (int k = 0; k < kPanel; ++k)
+                    Winograd<4>::weight_gradient(plane + k, half + column * kPanel + k, 6 * step, 6 * kPanel);
+            for (int row = 0; row < 3; ++row)
+                for (int k = 0; k < kPanel; ++k)
+                    Winograd<4>::weight_gradient(half + row * 6 * kPanel + k, g + row * 3 * kPanel + k, kPanel, kPanel);
+            for (int k = 0; k < kPanel; ++k)
+                for (int j = 0; j < 9; ++j) rows[(k * kWritten + i) * 9 + j] = g[j * kPanel + k];
+        }
+        for (int64_t k = 0; k < columns; ++k)
+            std::copy_n(rows + k * kWritten * 9, count * 9,
+                        static_cast<float*>(s.dweight_ptr) + ((panel * kPanel + k) * s.in + first) * 9);
     }
 }
 
-constexpr Conv2dBwdKernels conv2d_bwd_kernels{transform_chunk, multiply_columns, write_weights};
+constexpr Conv2dBwdKernels conv2d_bwd_kernels{transform_images, transform_gradient, multiply_columns,
+                                              write_weights};
 EDM_END

@@ -22,6 +22,13 @@ struct Tail {
         : y(static_cast<float*>(s.y_ptr)), residual(static_cast<const float*>(s.residual_ptr)), y_pitch(s.y_pitch),
           residual_pitch(s.residual_pitch), scale(set1(float(s.scale))), lowest(set1(float(-s.clip))),
           clips(s.clip > 0) {}
+    // asks for where the outputs of a panel of one pixel will be written, and the residual, as they come from far
+    EDM_INLINE void expect(int64_t pixel, int64_t channel) const {
+        for (int64_t c = channel; c < channel + kPanel; c += 16) {
+            prefetch_to_write(y + pixel * y_pitch + c);
+            if (residual) prefetch(residual + pixel * residual_pitch + c);
+        }
+    }
     // factors, bias, residual and scale on one vector of outputs: `left` channels from `channel` on of one pixel of y
     EDM_INLINE void finish(V v, V bias, int64_t pixel, int64_t channel, int64_t left,
                                                       V factor = set1(1)) const {
@@ -39,22 +46,30 @@ static inline V bias_at(const Conv2d& s, int64_t n, int64_t channel) {
     return load_upto(static_cast<const float*>(s.bias_ptr) + row + channel, s.out - channel);
 }
 
-// the outputs of one tile for the channels of one panel from m: P Q rows, `step` floats apart; paired: times `factor`
-// and what takes back the scales of the panel's outputs
+// the outputs of one tile for the channels of one panel from m: P Q rows, `step` floats apart, and `more`: those of the
+// next tile come after it; paired: times `factor` and what takes back the scales of the panel's outputs
 template <class Rows, class Columns>
 static void write_tile(const Conv2d& s, const Tail& to, const Cut& cut, Phase phase, Place at, int64_t channel,
-                       const float* m, int64_t step, float factor = 1, const float* back = nullptr) {
+                       const float* m, int64_t step, bool more, float factor = 1, const float* back = nullptr) {
     constexpr int P = Rows::kPoints, Q = Columns::kPoints, M = Rows::kOutputs, N = Columns::kOutputs;
     const Tail tail = to;
     const int64_t rows = std::min<int64_t>(M, cut.oh - at.y), cols = std::min<int64_t>(N, cut.ow - at.x);
     const int64_t right = phase.step, down = phase.step * phase.step * cut.ow;  // pixels to the next output
-    const int64_t pixel = (at.n * cut.oh + at.y) * down + phase.y * right * cut.ow + at.x * right + phase.x;
+    const auto first_pixel = [&](Place p) {
+        return (p.n * cut.oh + p.y) * down + phase.y * right * cut.ow + p.x * right + phase.x;
+    };
+    const int64_t pixel = first_pixel(at), after = first_pixel(cut.next(at));
+    for (int64_t i = 0; i < M && more; ++i)  // others may be another thread's
+        for (int64_t j = 0; j < N; ++j) tail.expect(after + i * down + j * right, channel);
     for (int64_t c = channel; c < std::min(channel + kPanel, s.out); c += kLanes, m += kLanes) {
         V half[M * Q];
         const auto column = [&](int j) __attribute__((always_inline)) {
             V t[P], y[M];
 #pragma GCC unroll 6
-            for (int i = 0; i < P; ++i) t[i] = load(m + (i * Q + j) * step);
+            for (int i = 0; i < P; ++i) {
+                t[i] = load(m + (i * Q + j) * step);
+                prefetch(m + (i * Q + j) * step + kPanel);  // of the next tile
+            }
             Rows::output(t, y);
 #pragma GCC unroll 4
             for (int i = 0; i < M; ++i) half[i * Q + j] = y[i];
@@ -92,6 +107,11 @@ static void write_tile(const Conv2d& s, const Tail& to, const Cut& cut, Phase ph
             }
         }
     }
+}
+
+// asks for what `few` rows of outputs from pixel p on will need
+static EDM_INLINE void expect_rows(const Tail& tail, int64_t p, int few, int64_t panel) {
+    for (int r = 0; r < few; ++r) tail.expect(p + r, panel * kPanel);
 }
 
 // bias, residual and scale for `few` rows c (few, kPanel) of outputs from pixel p on, of the `images`; perhaps factors

@@ -27,17 +27,6 @@ static constexpr int64_t chunk_of() {
     return Paired ? kPairedChunk : kChunk;
 }
 
-// the same for rows that come from far, the weights being near: p.next are the rows after these
-template <bool Paired>
-static void multiply_far_plane(const float* v, int64_t pitch, int64_t count, Product p) {
-    const float* const next = p.next;
-    for (int64_t i = 0; i < count; i += kRows, p.c += kRows * kPanel) {
-        const EvenRows<float> rows{v + i * pitch, pitch};
-        p.next = i + kRows < count ? rows.first + kRows * pitch : next;
-        multiply_few<Ahead::kRows, Paired>(int(std::min<int64_t>(kRows, count - i)), rows, p);
-    }
-}
-
 // The rows [first, last) of image n, normalised, to their places in `image`
 static void normalise_rows(const Conv2d& s, int64_t n, int64_t first, int64_t last, float* image, int64_t pitch) {
     const float *mean = static_cast<const float*>(s.affine_ptr) + n * 3 * s.in, *a = mean + s.in, *b = a + s.in;
@@ -115,9 +104,11 @@ static void multiply_tiles(const Conv2d& s, const Filters& filters, const Cut& c
                     const float* from = v + plane * chunks.pitch + k;
                     float *weights = u + j * kPlaneStep, *behind = weights + depth * kPanel;
                     if (Paired) correct_columns(weights, depth, chunk, behind);
-                    multiply_far_plane<Paired>(from, chunks.tile, count,
-                                               {depth, weights, m + plane * m_step, kPanel, k > 0, chunk,
-                                                from + chunks.pitch, behind, corrections - k});
+                    // the tiles come from far, the weights are near
+                    float* const to = m + plane * m_step;
+                    const float* const next = from + chunks.pitch;
+                    const Product product{depth, weights, to, kPanel, k > 0, chunk, next, behind, corrections - k};
+                    multiply_rows<Ahead::kRows, Paired>(count, EvenRows<float>{from, chunks.tile}, product);
                 }
             });
             corrections += parts_of(depth, chunk);
@@ -125,7 +116,7 @@ static void multiply_tiles(const Conv2d& s, const Filters& filters, const Cut& c
         Place at = cut.place(base + first);
         for (int64_t t = 0; t < count; ++t, at = cut.next(at)) {
             const float factor = Paired ? v[t * chunks.tile + chunks.pitch - 1] : 1;
-            write_tile<Rows, Columns>(s, tail, cut, phase, at, output, m + t * kPanel, m_step, factor,
+            write_tile<Rows, Columns>(s, tail, cut, phase, at, output, m + t * kPanel, m_step, t + 1 < count, factor,
                                       Paired ? balance.back + output : nullptr);
         }
     });

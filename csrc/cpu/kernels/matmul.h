@@ -69,7 +69,10 @@ static EDM_INLINE void step_in_pairs(Walk& a, const float*& b, const float* line
 #pragma GCC unroll 3
         for (int k = 0; k < 3; ++k)
 #pragma GCC unroll 2
-            for (int j = 0; j < kWide; ++j) w[k][j] = load(b + k * kPanel + j * kLanes);
+            for (int j = 0; j < kWide; ++j) {
+                if constexpr (A == Ahead::kPanel) prefetch(b + (k + kRowsAhead) * kPanel + j * kLanes);
+                w[k][j] = load(b + k * kPanel + j * kLanes);
+            }
 #pragma GCC unroll 16
         for (int first = 0; first < R; first += 2) {
 #pragma GCC unroll 2
@@ -134,14 +137,53 @@ static inline Multiply<Rows> multiply_for(int count, std::integer_sequence<int, 
     return kernels[count - 1];
 }
 
+constexpr int kColumns = kWide * kLanes;  // that are computed at once
+
 // the product of 1...kRows rows
 template <Ahead A = Ahead::kNothing, bool Paired = false, class Rows>
 static void multiply_few(int count, const Rows& rows, Product p) {
-    constexpr int width = kWide * kLanes;
-    const Multiply<Rows> multiply = multiply_for<A, Paired, Rows>(count, std::make_integer_sequence<int, kRows>());
-    for (int column = 0; column < kPanel; column += width, p.panel += width, p.c += width) {
+    // rows are asked for once: by the first columns
+    constexpr Ahead after = A == Ahead::kRows ? Ahead::kNothing : A;
+    constexpr auto counts = std::make_integer_sequence<int, kRows>();
+    multiply_for<A, Paired, Rows>(count, counts)(rows, p);
+    const Multiply<Rows> multiply = multiply_for<after, Paired, Rows>(count, counts);
+    for (int column = kColumns; column < kPanel; column += kColumns) {
+        p.panel += kColumns, p.c += kColumns;
+        if (Paired) p.columns += kColumns;
         multiply(rows, p);
-        if (Paired) p.columns += width;
+    }
+}
+
+// A panel wider than kColumns is read more than once by every few rows, and does not stay in the first-level cache, as
+// a part of it does: there each part of the sums is taken for all rows before the next.
+constexpr bool kPartsInTurn = kPanel > kColumns;
+
+// how many of `left` rows to compute at once: too few of them wait for their own sums
+static inline int rows_at_once(int64_t left) {
+    const bool halves = kPartsInTurn && left > kRows && left < 2 * kRows;
+    return int(halves ? (left + 1) / 2 : std::min<int64_t>(kRows, left));
+}
+
+// The product of any number of rows. Ahead::kPanel: the first few ask for the panel.
+template <Ahead A = Ahead::kNothing, bool Paired = false, class Rows>
+static void multiply_rows(int64_t count, const Rows& rows, const Product& p) {
+    static_assert(kChunk % kShortChunk == 0, "whole parts of sums");
+    const int64_t part = kPartsInTurn && !Paired ? kChunk : p.depth;
+    for (int64_t k = 0; k < p.depth; k += part) {
+        Product some = p;
+        some.depth = std::min(part, p.depth - k), some.panel += k * kPanel, some.add = p.add || k > 0;
+        for (int64_t i = 0; i < count;) {
+            const Rows these = rows.from(i, k);
+            const int few = rows_at_once(count - i);
+            i += few;
+            if constexpr (A == Ahead::kRows) {
+                if (i < count) some.next = rows.from(i, k).first;
+                else some.next = k + part < p.depth ? rows.from(0, k + part).first : p.next;
+            }
+            if (A != Ahead::kPanel || i == few) multiply_few<A, Paired>(few, these, some);
+            else multiply_few<Ahead::kNothing, Paired>(few, these, some);
+            some.c += few * p.pitch;
+        }
     }
 }
 EDM_END

@@ -48,6 +48,8 @@ static EDM_INLINE void read_vectors(const float* const* pixels, int64_t c, int64
 #pragma GCC unroll 10
         for (int j = 0; j < Q; ++j) {
             float* to = v + ((Pass * rows + i) * Q + j) * step + c;
+            // planes are too many streams of stores for the processor to foresee
+            if constexpr (Whole) prefetch_to_write(to + 2 * kLanes);
             Whole ? store(to, line[j]) : store_part(to, line[j], int(left));
         }
     }

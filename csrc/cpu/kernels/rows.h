@@ -24,6 +24,7 @@ template <class T>
 struct EvenRows {
     const T* first;
     int64_t pitch;
+    EvenRows from(int64_t row, int64_t term) const { return {first + row * pitch + term, pitch}; }
 
     // An address is a register plus another times 1, 2, 4 or 8: a base for every four rows and two multiples of the
     // pitch take five registers for twelve rows, where a pointer to each would leave too few.
@@ -49,12 +50,14 @@ struct EvenRows {
 template <class T>
 struct ListedRows {
     const T* const* rows;
+    int64_t first = 0;  // term
+    ListedRows from(int64_t row, int64_t term) const { return {rows + row, first + term}; }
 
     template <int R>
     struct Walk {
         const T* row[R];
-        int64_t at = 0;
-        explicit Walk(const ListedRows& rows) { std::copy(rows.rows, rows.rows + R, row); }
+        int64_t at;
+        explicit Walk(const ListedRows& rows) : at(rows.first) { std::copy(rows.rows, rows.rows + R, row); }
         EDM_INLINE const T* operator[](int i) const { return row[i] + at; }
         EDM_INLINE void advance(int64_t n) { at += n; }
     };

@@ -78,16 +78,16 @@ struct Winograd<4, 3> {
         m[4] = even_b - odd_b;
         m[5] = y[3];
     }
-    // G^T of one line of 6; elements lie `step` apart
-    static inline void weight_gradient(const float* u, float* g, int step) {
+    // G^T of one line of 6; elements lie `from` and `step` apart
+    static inline void weight_gradient(const float* u, float* g, int64_t from, int64_t step) {
         constexpr double qa = double(a) * a, qb = double(b) * b;
         constexpr float sa = float(1 / (2 * qa * (qa - qb))), sb = float(1 / (2 * qb * (qb - qa)));
         constexpr float s0 = float(1 / (qa * qb));
-        const float plus_a = (u[step] + u[2 * step]) * sa, minus_a = (u[step] - u[2 * step]) * sa;
-        const float plus_b = (u[3 * step] + u[4 * step]) * sb, minus_b = (u[3 * step] - u[4 * step]) * sb;
+        const float plus_a = (u[from] + u[2 * from]) * sa, minus_a = (u[from] - u[2 * from]) * sa;
+        const float plus_b = (u[3 * from] + u[4 * from]) * sb, minus_b = (u[3 * from] - u[4 * from]) * sb;
         g[0] = u[0] * s0 + plus_a + plus_b;
         g[step] = minus_a * a + minus_b * b;
-        g[2 * step] = plus_a * a2 + plus_b * b2 + u[5 * step];
+        g[2 * step] = plus_a * a2 + plus_b * b2 + u[5 * from];
     }
     static inline void weights(const V* g, V* u) {
         constexpr double qa = double(a) * a, qb = double(b) * b;

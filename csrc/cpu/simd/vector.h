@@ -26,8 +26,10 @@ static_assert(kRows * kWide + kWide < EDM_ISAS(EDM_REGISTERS_OF), "registers for
 #if defined(__GNUC__)
 // always inline: GCC takes a call that only prefetches for one without effect, and drops it
 static EDM_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+static EDM_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 #else
 static inline void prefetch(const void*) {}
+static inline void prefetch_to_write(const void*) {}
 #endif
 
 static inline float sum_of(V v) {

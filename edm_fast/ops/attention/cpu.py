@@ -13,6 +13,7 @@ import torch
 
 from edm_fast import native
 from edm_fast.backend import Implementation
+from edm_fast.ops import _cpu
 from edm_fast.ops.attention import _kernel
 from edm_fast.ops.attention.reference import AttentionArgs
 
@@ -67,13 +68,7 @@ def _backward(da: torch.Tensor, a: torch.Tensor, stats: torch.Tensor, args: Atte
 
 
 def reason(args: AttentionArgs) -> str | None:
-    if args.qkv.device.type != "cpu":
-        return "it needs CPU tensors"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast wants another dtype"
-    if args.qkv.dtype != torch.float32:
-        return f"it takes float32, not {args.qkv.dtype}"
-    return native.cpu_reason()
+    return _cpu.float32_reason(args.qkv) or native.cpu_reason()
 
 
 forward = _kernel.on_kernel("cpu", "cpu", _forward, _backward)

@@ -16,7 +16,7 @@ from edm_fast.ops.conv2d.reference import Conv2dArgs, fresh
 
 # of a convolution: of image and weight, and whether it is the adjoint
 Choose = Callable[[torch.Tensor, torch.Tensor, bool], native.Algorithm]
-FEW_TILES = 64  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
+FEW_TILES = 16  # of 4x4 outputs: fewer do not repay the transform of the weights, which is taken at every call
 
 
 def pack(weight: torch.Tensor, algorithm: native.Algorithm, transposed: bool = False) -> torch.Tensor:

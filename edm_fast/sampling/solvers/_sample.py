@@ -115,7 +115,8 @@ def on_levels(name: str, order: int | None, options: dict[str, Any]) -> Callable
     options = options if order is None else {**options, "order": order}
     for option in options:
         if option not in known:
-            raise UserError(f"solver {name} has no option {option}; expected {', '.join(known) or 'none'}")
+            hint = near(option, {*known, *inspect.signature(sample).parameters} - {"order"})
+            raise UserError(f"solver {name} has no option {option}{hint}; expected {', '.join(known) or 'none'}")
     return functools.partial(family, **options)
 
 

@@ -95,7 +95,7 @@ FIELDS: dict[str, dict[str, type]] = {
 
 
 def load_sampler(path: str | os.PathLike[str], net: Any = None) -> TunedSampler:
-    """Read a sampler file; "demo" names that of the demo model, USER/REPO that of a network on the Hugging Face hub.
+    """Read a sampler file; the name of a demo model names its own, USER/REPO that of a network on the Hugging Face hub.
 
     UserError for a damaged file or, with `net`, for one that was made for other weights.
     """
