@@ -115,4 +115,4 @@ def fill_from_published(run: Run, state: dict[str, Any], where: str) -> None:
     try:
         load_optimizer(run.optimizer, state["optimizer_state"], run.options.optimizer_kwargs)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{where}: the optimizer state does not fit the network: {error}") from error
+        raise UserError(f"{where}: the optimizer state does not fit this run: {error}") from error
