@@ -103,7 +103,7 @@ def test_a_failure_that_must_not_be(project):
 
 
 def test_an_interrupted_build_goes_on(tmp_path):
-    """Killed while the second of two steps waits: what the first made stays, and nothing of the second looks finished."""
+    """Killed while the second of two steps waits: the first stays, and nothing of the second looks finished."""
     (tmp_path / "in").write_text("")
     wait = tmp_path / "wait"
     wait.write_text("")
